@@ -1,0 +1,145 @@
+"""The dataset schema that every site of a study agrees on, and the encoding of one patient's record.
+
+A schema holds names, types, units, ranges and scaling constants. The constants come from a clinical data
+dictionary, never from the study's own patients: a statistic of the data would have to be paid for
+(design: scaling comes from sources outside the study's data).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from protocol.identifiers import ColumnName, Frozen, SiteName
+
+Value = float | int | str | None
+CLIP_DEVIATIONS = 3.0
+MAX_FEATURES = 4096
+SCHEMA_VERSION = 1
+
+
+class Feature(Frozen):
+    """One input column.
+
+    number, integer: `minimum <= value <= maximum` in `unit`; encoded as clip((v - center) / scale, +-3).
+    category: `levels` in order; encoded one-hot, one input per level.
+    `impute` replaces a missing value; without it a missing value is a bad value.
+    """
+
+    name: ColumnName
+    kind: Literal["number", "integer", "category"]
+    unit: Annotated[str, StringConstraints(max_length=40)] = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    levels: tuple[int | str, ...] = ()
+    center: float = 0.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    impute: float | int | str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Feature:
+        if self.kind == "category":
+            if not 2 <= len(self.levels) <= 256 or len(set(self.levels)) != len(self.levels):
+                raise ValueError(f"column {self.name}: a category needs 2 to 256 distinct levels")
+        else:
+            if self.minimum is None or self.maximum is None or not self.minimum < self.maximum:
+                raise ValueError(f"column {self.name}: a number needs a range with minimum < maximum")
+            if self.levels:
+                raise ValueError(f"column {self.name}: levels belong to a category")
+        if self.impute is not None and not self.admits(self.impute):
+            raise ValueError(f"column {self.name}: the imputation constant lies outside the allowed values")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Encoded inputs of this column: one, or one per level."""
+        return len(self.levels) if self.kind == "category" else 1
+
+    def admits(self, value: Value) -> bool:
+        """Whether a present value lies within the range or levels."""
+        if self.kind == "category":
+            return value in self.levels and not isinstance(value, bool)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        if self.kind == "integer" and value != int(value):
+            return False
+        assert self.minimum is not None
+        assert self.maximum is not None
+        return self.minimum <= value <= self.maximum
+
+
+class LabelRule(Frozen):
+    """The binary outcome: true where `column operator value`, e.g. num > 0."""
+
+    name: ColumnName
+    column: ColumnName
+    operator: Literal[">", ">=", "<", "<=", "==", "!="]
+    value: float | int | str
+
+    def of(self, value: float | int | str) -> int:
+        """1 where the rule holds for a present value of the column, else 0. TypeError never: kinds differ -> 0/1 by
+        equality only."""
+        if isinstance(value, str) or isinstance(self.value, str):
+            same = str(value) == str(self.value)
+            return int(same if self.operator == "==" else not same if self.operator == "!=" else False)
+        match self.operator:
+            case ">":
+                return int(value > self.value)
+            case ">=":
+                return int(value >= self.value)
+            case "<":
+                return int(value < self.value)
+            case "<=":
+                return int(value <= self.value)
+            case "==":
+                return int(value == self.value)
+            case _:
+                return int(value != self.value)
+
+
+class DatasetSchema(Frozen):
+    """What a study trains on. Its digest (RFC 8785, SHA-256) stands in the plan and in each site's snapshot."""
+
+    name: SiteName
+    version: Literal[1] = SCHEMA_VERSION
+    features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=MAX_FEATURES)]
+    label: LabelRule
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DatasetSchema:
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError("two features have one name")
+        if self.label.name in names or self.label.column in names:
+            raise ValueError("the label's column must not be a feature: the model would be told the answer")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Number of encoded inputs D."""
+        return sum(feature.width for feature in self.features)
+
+    def encode(self, record: Mapping[str, Value]) -> list[float]:
+        """One record -> D floats, each within +-3/sqrt(D), so that a row's L2 norm is at most 3.
+
+        Missing (None) takes the imputation constant. Raises ValueError naming the column, never the value.
+        """
+        root = math.sqrt(self.width)
+        inputs: list[float] = []
+        for feature in self.features:
+            value = record.get(feature.name)
+            if value is None:
+                value = feature.impute
+            if value is None:
+                raise ValueError(f"column {feature.name}: missing, and the schema has no imputation constant")
+            if not feature.admits(value):
+                raise ValueError(f"column {feature.name}: outside the allowed range or levels")
+            if feature.kind == "category":
+                inputs.extend((1.0 if level == value else 0.0) / root for level in feature.levels)
+            else:
+                scaled = (float(value) - feature.center) / feature.scale
+                inputs.append(min(CLIP_DEVIATIONS, max(-CLIP_DEVIATIONS, scaled)) / root)
+        return inputs

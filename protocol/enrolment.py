@@ -1,0 +1,87 @@
+"""Enrolment: the one-time token that hospital IT is handed, and the documents that follow.
+
+The token carries the coordinator's address and the CA's fingerprint, so the site checks the coordinator before it
+says anything secret, and nothing else has to be typed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from protocol.canonical import canonical, parse
+from protocol.errors import Malformed
+from protocol.identifiers import Digest, Frozen, KeyText, SiteName, Timestamp
+
+TOKEN_SECRET_BYTES = 32
+TOKEN_HOURS = 24
+CERTIFICATE_DAYS = 7
+SPIFFE_DOMAIN = "cloister"
+Kind = Literal["site", "person"]
+Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}:[0-9]{1,5}$")]
+
+
+class Token(Frozen):
+    """What an invitation prints. `secret`: 256 bits, base64url; only its hash is stored at the coordinator."""
+
+    kind: Kind
+    name: SiteName
+    address: Address
+    ca: Digest
+    secret: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{43}$")]
+
+    def to_text(self) -> str:
+        """One line: cloister-<kind>.<base64url of the canonical document>."""
+        body = base64.urlsafe_b64encode(canonical(self.model_dump())).decode().rstrip("=")
+        return f"cloister-{self.kind}.{body}"
+
+    @staticmethod
+    def from_text(text: str) -> Token:
+        """Raises Malformed for anything but a whole token."""
+        remedy = "Copy the whole line that the invitation printed; ask for a new invitation if it is lost."
+        head, _, body = text.strip().partition(".")
+        try:
+            data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+            token = Token.model_validate(parse(data))
+        except (binascii.Error, ValidationError, ValueError, Malformed) as error:
+            raise Malformed("This is not a Cloister token.", remedy) from error
+        if head != f"cloister-{token.kind}":
+            raise Malformed("This is not a Cloister token.", remedy)
+        return token
+
+
+def secret_hash(secret: str) -> str:
+    """What the coordinator stores of a one-time secret (256 bits of entropy: a plain hash is enough)."""
+    return "sha256:" + hashlib.sha256(b"cloister one-time secret\0" + secret.encode()).hexdigest()
+
+
+def site_uri(site: str) -> str:
+    """The URI SAN of a site's certificate (SPIFFE-shaped)."""
+    return f"spiffe://{SPIFFE_DOMAIN}/site/{site}"
+
+
+class EnrolmentRequest(Frozen):
+    """Site -> coordinator. `csr`: PEM, self-signed by the site key made on site; `witness`: the vkey that cosigns
+    checkpoints; `identity`: the same Ed25519 key as in the CSR."""
+
+    secret: str
+    site: SiteName
+    csr: Annotated[str, StringConstraints(max_length=10_000)]
+    identity: KeyText
+    witness: Annotated[str, StringConstraints(max_length=400)]
+
+
+class EnrolmentResponse(Frozen):
+    """Coordinator -> site: what the site pins. `log`: vkey of the log; `coordinator`: the orchestration key."""
+
+    certificate: str
+    ca: str
+    log: str
+    coordinator: KeyText
+    witness_policy: dict[str, Any]
+    not_after: Timestamp
+    poll_seconds: Annotated[float, Field(gt=0)] = 1.0

@@ -1,0 +1,127 @@
+"""The release: what approvers sign, the sealed statement, and the exact files of a bundle.
+
+Order of trust (site_agent/releases/trusted_release.py): pinned keys -> statement -> approvals -> log -> files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from protocol.canonical import digest
+from protocol.dataset import DatasetSchema
+from protocol.identifiers import Digest, Frozen, Label, PersonName, ReleaseId, Role, SiteName, StudyId, Timestamp
+from protocol.model import ModelSpec
+
+APPROVAL_TYPE = "application/vnd.cloister.approval+json"
+STATEMENT_TYPE = "application/vnd.in-toto+json"
+STATEMENT_KIND = "https://in-toto.io/Statement/v1"
+PREDICATE_KIND = "https://cloister.health/release/v1"
+
+MODEL_FILES = ("model.safetensors", "model.onnx", "model_card.md", "subject.json")
+BUNDLE_FILES = (
+    *MODEL_FILES,
+    "plan.json",
+    "statement.dsse.json",
+    "release.tlog-proof",
+    "witness_policy.json",
+)
+
+
+class FileDigest(Frozen):
+    """One file of the bundle."""
+
+    name: Label
+    sha256: Digest
+    size: Annotated[int, Field(ge=0)]
+
+
+class Interval(Frozen):
+    """A reported value with its 95 % interval, or why there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+class EpsilonStatement(Frozen):
+    """The three numbers that always stand together, and what they rest on."""
+
+    unit: Literal["patient"]
+    adjacency: Literal["zero-out"]
+    epsilon: float
+    delta: float
+    epsilon_worst_site: float
+    epsilon_cohort_to_date: dict[SiteName, float]
+    epsilon_evaluation: float | None
+    steps_charged: int
+    rounds_executed: int
+    attempts: int
+    sampling: str
+    accountant: str
+    trust: str
+
+
+class EvaluationReport(Frozen):
+    """What the summed histogram says. mode exact is outside the guarantee, and says so."""
+
+    mode: Literal["noised", "exact"]
+    outside_guarantee: bool
+    held_out: int
+    bins: int
+    auc: Interval
+    accuracy: Interval
+    calibration_error: Interval
+
+
+class ReleaseSubject(Frozen):
+    """What approvers sign over: its digest is the release digest. Any change voids every approval."""
+
+    release: ReleaseId
+    study: StudyId
+    plan_digest: Digest
+    model: ModelSpec
+    dataset: DatasetSchema
+    files: tuple[FileDigest, ...]
+    epsilon: EpsilonStatement
+    evaluation: EvaluationReport
+    intended_use: Label
+    use_mode: Literal["research", "decision-support"]
+    submitter: PersonName
+    recipients: tuple[SiteName, ...]
+    packs: dict[Label, Digest]
+
+    @property
+    def digest(self) -> str:
+        """The release digest."""
+        return digest(self.model_dump(mode="json"))
+
+
+class Approval(Frozen):
+    """Signed by the approver's own key. `challenge` is the coordinator's nonce: a signature can't be replayed."""
+
+    release: ReleaseId
+    subject_digest: Digest
+    person: PersonName
+    role: Role
+    decision: Literal["approve", "reject"]
+    meaning: Literal["reviewed-and-approved", "reviewed-and-rejected"]
+    reason_hash: Digest
+    packs: dict[Label, Digest]
+    challenge: Digest
+    signed_at: Timestamp
+
+
+class ReleasePredicate(Frozen):
+    """The in-toto predicate: plan -> rounds -> ledger -> packs -> approvals. Envelopes stand in whole."""
+
+    release: ReleaseId
+    subject_digest: Digest
+    plan_digest: Digest
+    rounds_digest: Digest
+    rounds: int
+    approvals: tuple[dict[str, Any], ...]
+    decision_digest: Digest
+    sealed_at: Timestamp

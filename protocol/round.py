@@ -1,0 +1,121 @@
+"""Round messages: what the coordinator asks, what a site answers, and the packet that carries either.
+
+A packet is a signed envelope (DSSE) and a body whose SHA-256 stands in the envelope: Flower carries it as opaque
+bytes, so neither the transport nor anyone who holds it can alter it unseen.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from protocol.canonical import sha256_hex
+from protocol.envelope import Envelope
+from protocol.errors import Malformed
+from protocol.identifiers import Digest, Frozen, Label, SiteName, StudyId, Timestamp
+
+KEY_REQUEST_TYPE = "application/vnd.cloister.key-request+json"
+KEY_ADVERT_TYPE = "application/vnd.cloister.key-advert+json"
+KEY_ENCAPSULATION_TYPE = "application/vnd.cloister.key-encapsulation+json"
+KEY_ESTABLISHED_TYPE = "application/vnd.cloister.key-established+json"
+ROUND_REQUEST_TYPE = "application/vnd.cloister.round-request+json"
+CONTRIBUTION_TYPE = "application/vnd.cloister.contribution+json"
+REFUSAL_TYPE = "application/vnd.cloister.round-refusal+json"
+
+Phase = Literal["train", "evaluate"]
+_MAGIC = b"CLP1"
+_HEADER = struct.Struct(">4sI")
+MAX_ENVELOPE = 1 << 20
+MAX_BODY = 1 << 30
+
+
+class KeyRequest(Frozen):
+    """Coordinator -> site, one of the three set-up steps; `body` is the JSON list of peers' signed envelopes."""
+
+    study: StudyId
+    plan_digest: Digest
+    step: Literal["advertise", "encapsulate", "establish"]
+    cohort: tuple[SiteName, ...]
+    body: Digest
+
+
+class KeyReply(Frozen):
+    """Site -> coordinator -> every site: a signed key advert, encapsulations, or the transcript's digest."""
+
+    study: StudyId
+    plan_digest: Digest
+    site: SiteName
+    step: Literal["advertise", "encapsulate", "establish"]
+    message: dict[str, object]
+
+
+class RoundRequest(Frozen):
+    """Coordinator -> site: one attempt of one round. `body`: digest of the model vector (float64 LE)."""
+
+    study: StudyId
+    plan_digest: Digest
+    phase: Phase
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)]
+    cohort: tuple[SiteName, ...]
+    model: Digest
+    issued_at: Timestamp
+    expires_at: Timestamp
+
+
+class Contribution(Frozen):
+    """Site -> coordinator: signs the masked vector (uint32 LE, `length` coordinates) for exactly one attempt."""
+
+    study: StudyId
+    plan_digest: Digest
+    phase: Phase
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)]
+    site: SiteName
+    cohort: tuple[SiteName, ...]
+    model: Digest
+    length: Annotated[int, Field(ge=1)]
+    body: Digest
+
+
+class RoundRefusal(Frozen):
+    """Site -> coordinator: why it does not contribute, as a closed code."""
+
+    study: StudyId
+    site: SiteName
+    phase: Label
+    round: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=0)]
+    code: Label
+
+
+@dataclass(frozen=True)
+class Packet:
+    """An envelope and its body. `to_bytes` and `from_bytes` are inverse; anything else is Malformed."""
+
+    envelope: Envelope
+    body: bytes = b""
+
+    def to_bytes(self) -> bytes:
+        """magic, envelope length (u32 BE), envelope, body."""
+        head = self.envelope.to_bytes()
+        return _HEADER.pack(_MAGIC, len(head)) + head + self.body
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Packet:
+        """Raises Malformed when the framing is wrong or a part is over its size limit."""
+        if len(data) < _HEADER.size:
+            raise Malformed("A round packet is shorter than its header.")
+        magic, length = _HEADER.unpack_from(data)
+        end = _HEADER.size + length
+        if magic != _MAGIC or length > MAX_ENVELOPE or end > len(data) or len(data) - end > MAX_BODY:
+            raise Malformed("A round packet's framing is wrong.", "Update both sides to the same version.")
+        return Packet(Envelope.from_bytes(data[_HEADER.size : end]), bytes(data[end:]))
+
+    @property
+    def body_digest(self) -> str:
+        """SHA-256 of the body."""
+        return sha256_hex(self.body)

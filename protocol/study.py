@@ -1,0 +1,218 @@
+"""A study: what a researcher proposes (StudySpec) and what the coordinator makes of it for the sites to consent to
+(StudyPlan). Both are closed documents; their digest is SHA-256 over RFC 8785.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from protocol.dataset import DatasetSchema
+from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, StudyId, Timestamp
+from protocol.model import ModelSpec
+
+Text = Annotated[str, StringConstraints(max_length=2000)]
+Jurisdiction = Literal["EU", "US", "other"]
+MAX_SITES = 50
+MINIMUM_CELL = 10
+MINIMUM_TRAINS_ALONE = 50
+
+
+class Purpose(Frozen):
+    """Why the data is used: a code from the organisation's list, and a description people read."""
+
+    code: Label
+    description: Text
+
+
+class Waiver(Frozen):
+    """45 CFR 164.512(i)(2): the five parts of a waiver's documentation."""
+
+    board: Text
+    date: Text
+    criteria: Text
+    phi: Text
+    procedure: Text
+    signature: Text
+
+
+class LegalBasis(Frozen):
+    """One site's ground. `gdpr_article6`: a letter; `gdpr_article9`: a letter; `hipaa_path`: RULES H05's list."""
+
+    jurisdiction: Jurisdiction
+    gdpr_article6: Literal["a", "b", "c", "d", "e", "f"] | None = None
+    gdpr_article9: Literal["a", "g", "h", "i", "j"] | None = None
+    member_state_law: Text | None = None
+    hipaa_path: (
+        Literal[
+            "operations", "authorization", "waiver", "preparatory", "decedents", "limited-data-set", "de-identified"
+        ]
+        | None
+    ) = None
+    waiver: Waiver | None = None
+
+
+class Governance(Frozen):
+    """References that rules ask for; dates are ISO (YYYY-MM-DD)."""
+
+    controllers: tuple[Text, ...] = ()
+    joint_arrangement: Text | None = None
+    notice: Text | None = None
+    dpia: Text | None = None
+    research_safeguards: bool = False
+    updates_until: Text | None = None
+    checkpoints_until: Text | None = None
+    model_until: Text | None = None
+
+
+class Privacy(Frozen):
+    """The promise. epsilon and delta bind the released model, zero-out adjacency, patient as the unit.
+
+    mode distributed: every site adds its share of the noise under secure aggregation (dropouts + colluders = t).
+    retries: attempts beyond `rounds` that the noise is calibrated for (T + A steps).
+    """
+
+    unit: Literal["patient"] = "patient"
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    mode: Literal["distributed"] = "distributed"
+    colluders: Annotated[int, Field(ge=1, le=MAX_SITES)] = 1
+    dropouts: Annotated[int, Field(ge=0, le=MAX_SITES)] = 0
+    retries: Annotated[int, Field(ge=0, le=1000)] = 6
+    epsilon_worst_site: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+
+class Training(Frozen):
+    """One private step a round; the coordinator applies momentum to the noisy mean (post-processing)."""
+
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    clip: Annotated[float, Field(gt=0, le=1e6)]
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    average_last: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Evaluation(Frozen):
+    """noised: one score histogram with its own epsilon, charged to the held-out patients (delta as in `privacy`).
+
+    exact: the declared exception of the design: no noise, once per candidate, shown on the release as outside
+    the guarantee.
+    """
+
+    mode: Literal["noised", "exact"] = "noised"
+    epsilon: Annotated[float, Field(gt=0, le=100)] = 1.0
+    bins: Annotated[int, Field(ge=4, le=200)] = 10
+    attempts: Annotated[int, Field(ge=1, le=20)] = 2
+
+
+class StudySpec(Frozen):
+    """What a researcher signs. `legal_basis` has one entry per invited site."""
+
+    study: StudyId
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    purpose: Purpose
+    legal_basis: dict[SiteName, LegalBasis]
+    governance: Governance = Governance()
+    dataset: DatasetSchema
+    justified_columns: tuple[Text, ...] = ()
+    model: ModelSpec
+    privacy: Privacy
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    minimum_sites: Annotated[int, Field(ge=2, le=MAX_SITES)]
+    recipients: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MAX_SITES)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        sites = len(self.legal_basis)
+        tolerated = self.privacy.colluders + self.privacy.dropouts
+        if not 2 <= sites <= MAX_SITES:
+            raise ValueError(f"legal_basis names {sites} sites; a study has 2 to {MAX_SITES}")
+        if not self.minimum_sites <= sites:
+            raise ValueError("minimum_sites is larger than the number of invited sites")
+        if self.minimum_sites - tolerated < 1 or self.minimum_sites - self.privacy.colluders < 2:
+            raise ValueError(
+                "minimum_sites leaves fewer than two honest sites: raise it above colluders + 1 and dropouts"
+            )
+        if len(set(self.recipients)) != len(self.recipients):
+            raise ValueError("recipients names a site twice")
+        return self
+
+    @property
+    def invited(self) -> tuple[str, ...]:
+        """Invited sites in name order."""
+        return tuple(sorted(self.legal_basis))
+
+    @property
+    def steps(self) -> int:
+        """Private steps that the noise is calibrated for: rounds + retries (T + A)."""
+        return self.training.rounds + self.privacy.retries
+
+
+class PlannedSite(Frozen):
+    """A site's pinned identity and its public counts (constants of the plan)."""
+
+    name: SiteName
+    identity: KeyText
+    jurisdiction: Jurisdiction
+    patients: Annotated[int, Field(gt=MINIMUM_CELL)]
+    held_out: Annotated[int, Field(ge=0)]
+    snapshot: Digest
+
+
+class PlannedApprover(Frozen):
+    """A person whose signature counts at release: fixed when the sites consent, so nobody can be invented later."""
+
+    person: PersonName
+    role: Role
+    key: KeyText
+
+
+class StudyPlan(Frozen):
+    """What sites consent to: the spec, who takes part under which key, and the calibrated noise.
+
+    noise_multiplier: sigma at sampling_rate over spec.steps for (epsilon, delta); evaluation_multiplier: sigma of
+    the score histogram over evaluation.attempts (0 in exact mode). `witness_policy`: protocol.witness_policy's
+    canonical form. `coordinator`: the key that signs round requests and releases.
+    """
+
+    spec: StudySpec
+    spec_digest: Digest
+    proposal_digest: Digest
+    submitter: PersonName
+    sites: Annotated[tuple[PlannedSite, ...], Field(min_length=2, max_length=MAX_SITES)]
+    approvers: tuple[PlannedApprover, ...]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    evaluation_multiplier: Annotated[float, Field(ge=0)]
+    epsilon: Annotated[float, Field(gt=0)]
+    epsilon_worst_site: Annotated[float, Field(gt=0)]
+    packs: dict[Label, Digest]
+    witness_policy: dict[str, Any]
+    coordinator: KeyText
+    created_at: Timestamp
+
+    @model_validator(mode="after")
+    def _ordered(self) -> StudyPlan:
+        names = [site.name for site in self.sites]
+        if names != sorted(set(names)):
+            raise ValueError("plan sites must be distinct and in name order")
+        if len({site.identity for site in self.sites}) != len(names):
+            raise ValueError("two plan sites share one key")
+        if len({approver.key for approver in self.approvers}) != len(self.approvers):
+            raise ValueError("two approvers share one key")
+        return self
+
+    def site(self, name: str) -> PlannedSite:
+        """The named site. KeyError if it is not in the plan."""
+        return next(site for site in self.sites if site.name == name) if name in self.names else _absent(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Site names in order."""
+        return tuple(site.name for site in self.sites)
+
+
+def _absent(name: str) -> PlannedSite:
+    raise KeyError(name)
