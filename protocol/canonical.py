@@ -50,12 +50,12 @@ def canonical(value: object) -> bytes:
 
 
 def digest(value: object) -> str:
-    """ "sha256:" + 64 hex digits over `canonical(value)`. Raises Malformed as `canonical` does."""
+    """The digest of `canonical(value)`: "sha256:" + 64 hex digits. Raises Malformed as `canonical` does."""
     return sha256_hex(canonical(value))
 
 
 def sha256_hex(data: bytes) -> str:
-    """ "sha256:" + 64 lower-case hex digits over the raw bytes."""
+    """The digest of the raw bytes: "sha256:" + 64 lower-case hex digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 

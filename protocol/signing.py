@@ -71,12 +71,12 @@ class VerifyingKey:
 
     @property
     def text(self) -> str:
-        """ "ed25519:" + base64url of the raw key, without padding."""
+        """The key in one line: "ed25519:" + base64url of the raw key, without padding."""
         return _text(self.raw)
 
     @property
     def key_id(self) -> str:
-        """ "sha256:" + hex of the SHA-256 of the raw key."""
+        """The key's name: "sha256:" + hex of the SHA-256 of the raw key."""
         return sha256_hex(self.raw)
 
     def verify(self, signature: bytes, data: bytes) -> None:

@@ -66,7 +66,7 @@ def test_digest_is_over_the_canonical_bytes() -> None:
 
 
 def test_a_string_enum_is_its_value() -> None:
-    class Colour(str, enum.Enum):
+    class Colour(enum.StrEnum):
         RED = "red"
 
     assert canonical([Colour.RED]) == b'["red"]'
