@@ -18,7 +18,6 @@ from protocol.identifiers import ColumnName, Frozen, SiteName
 Value = float | int | str | None
 CLIP_DEVIATIONS = 3.0
 MAX_FEATURES = 4096
-SCHEMA_VERSION = 1
 
 
 class Feature(Frozen):
@@ -104,7 +103,7 @@ class DatasetSchema(Frozen):
     """What a study trains on. Its digest (RFC 8785, SHA-256) stands in the plan and in each site's snapshot."""
 
     name: SiteName
-    version: Literal[1] = SCHEMA_VERSION
+    version: Literal[1] = 1
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=MAX_FEATURES)]
     label: LabelRule
 
