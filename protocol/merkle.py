@@ -1,0 +1,258 @@
+"""RFC 6962 Merkle trees: hashes, the growing frontier, proofs read from stored hashes, and their verification.
+
+A stored hash is named (level, index): the Merkle tree hash of the complete subtree over the leaves
+[index * 2^level, (index + 1) * 2^level). Whoever keeps them, in memory or in tiles on disk, hands in a
+`HashReader`; no function here holds a whole tree but `Tree`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from protocol.errors import VerificationFailed
+
+HASH_BYTES = 32
+MAX_SIZE = 2**63 - 1
+EMPTY_ROOT = hashlib.sha256(b"").digest()
+
+HashReader = Callable[[int, int], bytes]
+"""(level, index) -> the 32-byte hash of that complete subtree."""
+
+Node = tuple[int, int, bytes]
+"""(level, index, hash) of a complete subtree."""
+
+
+def leaf_hash(entry: bytes) -> bytes:
+    """SHA-256(0x00 || entry), RFC 6962 2.1."""
+    return hashlib.sha256(b"\x00" + entry).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 || left || right), RFC 6962 2.1."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """All that a log must remember to grow: its size and the roots of its complete subtrees, largest first.
+
+    There is one root for each 1 bit of `size`, at most 63.
+    """
+
+    size: int = 0
+    peaks: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size <= MAX_SIZE or len(self.peaks) != self.size.bit_count():
+            raise ValueError("the number of peaks must be the number of 1 bits of the size")
+
+    @classmethod
+    def read(cls, size: int, reader: HashReader) -> Frontier:
+        """The frontier of the first `size` leaves, from stored hashes."""
+        return cls(size, tuple(reader(level, index) for level, index in _complete_subtrees(0, size)))
+
+    def extend(self, leaf_hashes: Iterable[bytes]) -> tuple[Frontier, list[Node]]:
+        """The frontier after these leaves, and every complete subtree that they finished, leaves included."""
+        size, peaks, finished = self.size, list(self.peaks), []
+        for digest in leaf_hashes:
+            level, index = 0, size
+            finished.append((level, index, digest))
+            while index & 1:
+                digest = node_hash(peaks.pop(), digest)
+                level, index = level + 1, index >> 1
+                finished.append((level, index, digest))
+            peaks.append(digest)
+            size += 1
+        return Frontier(size, tuple(peaks)), finished
+
+    @property
+    def root(self) -> bytes:
+        """The Merkle tree hash; SHA-256 of nothing for an empty tree."""
+        return _fold(self.peaks)
+
+
+class Tree:
+    """A whole tree in memory, for mirrors and small logs; `read` is its HashReader."""
+
+    def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
+        self._levels: list[list[bytes]] = []
+        self._frontier = Frontier()
+        self.extend(leaf_hashes)
+
+    @property
+    def size(self) -> int:
+        """The number of leaves."""
+        return self._frontier.size
+
+    def extend(self, leaf_hashes: Iterable[bytes]) -> None:
+        """Append leaf hashes."""
+        self._frontier, finished = self._frontier.extend(leaf_hashes)
+        for level, _, digest in finished:
+            if level == len(self._levels):
+                self._levels.append([])
+            self._levels[level].append(digest)
+
+    def read(self, level: int, index: int) -> bytes:
+        """The hash of the complete subtree (level, index); IndexError if the tree doesn't reach so far."""
+        return self._levels[level][index]
+
+    def root(self, size: int | None = None) -> bytes:
+        """The root of the first `size` leaves, all when None."""
+        return self._frontier.root if size is None else root(size, self.read)
+
+
+def root(size: int, reader: HashReader) -> bytes:
+    """The root of the first `size` leaves."""
+    return _range_hash(0, size, reader)
+
+
+def inclusion_proof(index: int, size: int, reader: HashReader) -> tuple[bytes, ...]:
+    """The audit path of leaf `index` in the tree of `size` leaves, the leaf's sibling first (RFC 6962 2.1.1).
+
+    Raises ValueError unless 0 <= index < size.
+    """
+    if not 0 <= index < size:
+        raise ValueError(f"index {index} is not in a tree of {size}")
+    path: list[bytes] = []
+    start, end = 0, size
+    while end - start > 1:
+        middle = start + _split(end - start)
+        if index < middle:
+            path.append(_range_hash(middle, end, reader))
+            end = middle
+        else:
+            path.append(_range_hash(start, middle, reader))
+            start = middle
+    return tuple(reversed(path))
+
+
+def consistency_proof(old_size: int, new_size: int, reader: HashReader) -> tuple[bytes, ...]:
+    """The proof that the tree of `old_size` is a prefix of the one of `new_size` (RFC 6962 2.1.2).
+
+    Empty for equal sizes. Raises ValueError unless 0 < old_size <= new_size: there is nothing to prove of an
+    empty tree.
+    """
+    if not 0 < old_size <= new_size:
+        raise ValueError(f"no consistency proof leads from size {old_size} to {new_size}")
+    path: list[bytes] = []
+    start, end = 0, new_size
+    while end != old_size:
+        middle = start + _split(end - start)
+        if old_size <= middle:
+            path.append(_range_hash(middle, end, reader))
+            end = middle
+        else:
+            path.append(_range_hash(start, middle, reader))
+            start = middle
+    if start:  # else the verifier holds this hash already: it is the old root
+        path.append(_range_hash(start, end, reader))
+    return tuple(reversed(path))
+
+
+def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
+    """Return if the leaf hash `leaf` is at `index` of the tree of `size` with `root` (RFC 9162 2.1.3.2).
+
+    Raises VerificationFailed otherwise, whatever the integers and the lengths of the hashes.
+    """
+    if not 0 <= index < size <= MAX_SIZE:
+        raise _failed("inclusion", f"index {index} is not in a tree of size {size}")
+    _require_hashes("inclusion", leaf, root, *proof)
+    at, last, computed = index, size - 1, leaf
+    for sibling in proof:
+        if last == 0:
+            raise _failed("inclusion", "the proof is too long")
+        if at & 1 or at == last:
+            computed = node_hash(sibling, computed)
+            while not at & 1 and at:
+                at, last = at >> 1, last >> 1
+        else:
+            computed = node_hash(computed, sibling)
+        at, last = at >> 1, last >> 1
+    if last:
+        raise _failed("inclusion", "the proof is too short")
+    if not hmac.compare_digest(computed, root):
+        raise _failed("inclusion", "the computed root is another one")
+
+
+def verify_consistency(old_size: int, new_size: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes) -> None:
+    """Return if the tree of `old_size` with `old_root` is a prefix of the new one (RFC 9162 2.1.4.2).
+
+    Raises VerificationFailed otherwise, and always for an old size of 0, which proves nothing.
+    """
+    if not 0 < old_size <= new_size <= MAX_SIZE:
+        raise _failed("consistency", f"nothing leads from size {old_size} to {new_size}")
+    if old_size == new_size:
+        if proof:
+            raise _failed("consistency", "the proof is too long")
+        if not hmac.compare_digest(old_root, new_root):
+            raise _failed("consistency", "one size has two roots")
+        return
+    _require_hashes("consistency", old_root, new_root, *proof)
+    path = list(proof)
+    if old_size.bit_count() == 1:  # the old tree is a complete subtree of the new one: its root begins the path
+        path.insert(0, old_root)
+    if not path:
+        raise _failed("consistency", "the proof is too short")
+    at, last = old_size - 1, new_size - 1
+    while at & 1:
+        at, last = at >> 1, last >> 1
+    old = new = path[0]
+    for sibling in path[1:]:
+        if last == 0:
+            raise _failed("consistency", "the proof is too long")
+        if at & 1 or at == last:
+            old, new = node_hash(sibling, old), node_hash(sibling, new)
+            while not at & 1 and at:
+                at, last = at >> 1, last >> 1
+        else:
+            new = node_hash(new, sibling)
+        at, last = at >> 1, last >> 1
+    if last:
+        raise _failed("consistency", "the proof is too short")
+    if not hmac.compare_digest(old, old_root):
+        raise _failed("consistency", "the computed old root is another one")
+    if not hmac.compare_digest(new, new_root):
+        raise _failed("consistency", "the computed new root is another one")
+
+
+def _split(length: int) -> int:
+    """The largest power of two below `length` (> 1): where RFC 6962 parts a tree."""
+    return 1 << (length - 1).bit_length() - 1
+
+
+def _complete_subtrees(start: int, end: int) -> list[tuple[int, int]]:
+    """The complete subtrees (level, index), largest first, of a range that RFC 6962's splits can produce."""
+    subtrees = []
+    while start < end:
+        level = (end - start).bit_length() - 1
+        subtrees.append((level, start >> level))
+        start += 1 << level
+    return subtrees
+
+
+def _range_hash(start: int, end: int, reader: HashReader) -> bytes:
+    return _fold([reader(level, index) for level, index in _complete_subtrees(start, end)])
+
+
+def _fold(peaks: Sequence[bytes]) -> bytes:
+    if not peaks:
+        return EMPTY_ROOT
+    computed = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        computed = node_hash(peak, computed)
+    return computed
+
+
+def _require_hashes(what: str, *hashes: bytes) -> None:
+    if any(len(digest) != HASH_BYTES for digest in hashes):
+        raise _failed(what, "a hash does not have 32 bytes")
+
+
+def _failed(what: str, why: str) -> VerificationFailed:
+    return VerificationFailed(
+        f"The {what} proof does not hold: {why}.",
+        "Fetch the proof and the checkpoint again; if it fails again, treat the log as tampered with.",
+    )
