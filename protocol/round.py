@@ -7,12 +7,13 @@ bytes, so neither the transport nor anyone who holds it can alter it unseen.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol.canonical import sha256_hex
+from protocol.canonical import canonical, parse, sha256_hex
 from protocol.envelope import Envelope
 from protocol.errors import Malformed
 from protocol.identifiers import Digest, Frozen, Label, SiteName, StudyId, Timestamp
@@ -30,6 +31,8 @@ _MAGIC = b"CLP1"
 _HEADER = struct.Struct(">4sI")
 MAX_ENVELOPE = 1 << 20
 MAX_BODY = 1 << 30
+MAX_ENVELOPES = 50
+MAX_ENVELOPES_BODY = 8 << 20
 
 
 class KeyRequest(Frozen):
@@ -90,6 +93,19 @@ class RoundRefusal(Frozen):
     round: Annotated[int, Field(ge=0)]
     attempt: Annotated[int, Field(ge=0)]
     code: Label
+
+
+def envelopes_to_body(envelopes: Iterable[Envelope]) -> bytes:
+    """The body of a key request: the canonical JSON list of signed envelopes, in the order given."""
+    return b"[" + b",".join(envelope.to_bytes() for envelope in envelopes) + b"]"
+
+
+def envelopes_from_body(body: bytes) -> tuple[Envelope, ...]:
+    """The inverse of `envelopes_to_body`. Raises Malformed for anything else, or over 50 envelopes or 8 MiB."""
+    items = parse(body, limit=MAX_ENVELOPES_BODY)
+    if not isinstance(items, list) or len(items) > MAX_ENVELOPES:
+        raise Malformed("A key request does not carry a list of envelopes.", "Send the peers' signed messages.")
+    return tuple(Envelope.from_bytes(canonical(item)) for item in items)
 
 
 @dataclass(frozen=True)

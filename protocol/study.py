@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from protocol.dataset import DatasetSchema
 from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, StudyId, Timestamp
-from protocol.model import ModelSpec
+from protocol.model import ModelSpec, parameter_count
 
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Jurisdiction = Literal["EU", "US", "other"]
@@ -170,6 +171,22 @@ class PlannedApprover(Frozen):
     key: KeyText
 
 
+class SecureSum(Frozen):
+    """The numbers of one secure sum, as both ends must derive them from the plan and the cohort alone.
+
+    `clip`: L2 bound of one patient. `sites`: K, the cohort's size. `tolerated`: t = dropouts + colluders.
+    `largest_batch`: patients in the sum at most. `noise_multiplier`: sigma over the clip; None: exact, whole counts
+    without noise. `length`: coordinates.
+    """
+
+    clip: Annotated[float, Field(gt=0)]
+    sites: Annotated[int, Field(ge=2, le=MAX_SITES)]
+    tolerated: Annotated[int, Field(ge=1)]
+    largest_batch: Annotated[int, Field(ge=1)]
+    noise_multiplier: Annotated[float, Field(gt=0)] | None
+    length: Annotated[int, Field(ge=1)]
+
+
 class StudyPlan(Frozen):
     """What sites consent to: the spec, who takes part under which key, and the calibrated noise.
 
@@ -212,6 +229,35 @@ class StudyPlan(Frozen):
     def names(self) -> tuple[str, ...]:
         """Site names in order."""
         return tuple(site.name for site in self.sites)
+
+    @property
+    def parameters(self) -> int:
+        """Length of the model's flat vector."""
+        return parameter_count(self.spec.model, self.spec.dataset.width)
+
+    def secure_sum(self, phase: Literal["train", "evaluate"], cohort: Iterable[str]) -> SecureSum:
+        """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients. evaluate: 2 * bins counts,
+        those of label 0 first, one count per held-out patient. KeyError for a site that is not in the plan."""
+        sites = [self.site(name) for name in cohort]
+        tolerated = self.spec.privacy.colluders + self.spec.privacy.dropouts
+        if phase == "train":
+            return SecureSum(
+                clip=self.spec.training.clip,
+                sites=len(sites),
+                tolerated=tolerated,
+                largest_batch=sum(site.patients for site in sites),
+                noise_multiplier=self.noise_multiplier,
+                length=self.parameters,
+            )
+        exact = self.spec.evaluation.mode == "exact"
+        return SecureSum(
+            clip=1.0,
+            sites=len(sites),
+            tolerated=tolerated,
+            largest_batch=max(1, sum(site.held_out for site in sites)),
+            noise_multiplier=None if exact else self.evaluation_multiplier,
+            length=2 * self.spec.evaluation.bins,
+        )
 
 
 def _absent(name: str) -> PlannedSite:
