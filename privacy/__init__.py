@@ -1,1 +1,3 @@
-"""Patient-level differential privacy and secure aggregation: a library without I/O that imports nothing of ours."""
+"""Patient-level differential privacy and secure aggregation: a library without I/O that imports nothing of
+ours.
+"""

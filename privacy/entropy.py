@@ -1,11 +1,13 @@
 """Random streams for noise, sampling and rounding, expanded from a seed that the caller draws.
 
-The caller passes the operating system's generator (`os.urandom`) as `Entropy`; nothing here has a global state.
+The caller passes the operating system's generator (`os.urandom`) as `Entropy`; nothing here has a global
+state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,8 @@ _HALF_ULP = 2.0**-54
 
 
 class KeyStream:
-    """AES-256 in counter mode over zeros (NIST SP 800-38A): a fast cryptographic generator with a 32-byte seed.
+    """AES-256 in counter mode over zeros (NIST SP 800-38A): a fast cryptographic generator with a 32-byte
+    seed.
 
     A seed is for one use: the same seed gives the same stream. Not safe to share between threads.
     """
@@ -45,9 +48,9 @@ class KeyStream:
         """A stream on a seed drawn now from `entropy`."""
         return cls(entropy(SEED_BYTES))
 
-    def fill(self, buffer: npt.NDArray[np.generic]) -> None:
+    def fill(self, buffer: npt.NDArray[Any]) -> None:
         """Overwrite a contiguous array with the next bytes of the stream, in place."""
-        view = memoryview(buffer).cast("B")
+        view = buffer.data.cast("B")
         for start in range(0, len(view), CHUNK_BYTES):
             part = view[start : start + CHUNK_BYTES]
             self._encryptor.update_into(memoryview(_ZEROS)[: len(part)], part)

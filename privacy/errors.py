@@ -1,4 +1,5 @@
-"""What privacy/ refuses. Each error names the thing that is wrong and the remedy; none carries a patient's value.
+"""What privacy/ refuses. Each error names the thing that is wrong and the remedy; none carries a patient's
+value.
 
 The shape (`message`, `remedy`, `code`) is that of the product's other errors, so one handler serves both.
 """

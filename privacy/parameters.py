@@ -1,7 +1,8 @@
 """The numbers that fix a private computation, checked where they are made.
 
-C is the clip, K the planned sites, t = d + c the tolerated drop-outs and colluders, sigma the noise multiplier of the
-released sum. Worst cases follow from these alone, so that a plan can be judged before anything runs.
+C is the clip, K the planned sites, t = d + c the tolerated drop-outs and colluders, sigma the noise
+multiplier of the released sum. Worst cases follow from these alone, so that a plan can be judged before
+anything runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ MODULUS = 1 << 32
 ROUNDING_STD = 3.0
 """Standard deviation of the randomised rounding, in grid steps (see privacy.secagg.quantization)."""
 TAIL_STDS = 8.0
-"""Standard deviations that the grid leaves room for: a coordinate goes beyond with probability under 1.3e-15."""
+"""Standard deviations that the grid leaves room for: a coordinate goes beyond with probability under
+1.3e-15.
+"""
 
 
 def require_positive(name: str, value: float) -> None:
@@ -26,7 +29,7 @@ def require_positive(name: str, value: float) -> None:
 
 def require_probability(name: str, value: float, *, allow_one: bool) -> None:
     """Raises ParameterError unless 0 < value < 1 (or <= 1 where `allow_one`)."""
-    if not (math.isfinite(value) and 0 < value and (value < 1 or (allow_one and value == 1))):
+    if not (math.isfinite(value) and value > 0 and (value < 1 or (allow_one and value == 1))):
         upper = "at most 1" if allow_one else "below 1"
         raise ParameterError(f"{name} must be above 0 and {upper} and is {value}.", f"Correct {name}.")
 
@@ -43,8 +46,8 @@ def require_count(name: str, value: int, minimum: int) -> None:
 class Mechanism:
     """`steps` Poisson-sampled Gaussian steps, as charged: `steps` is T + A, retries included.
 
-    noise_multiplier: noise standard deviation over the clip, > 0. sampling_rate: 0 < q <= 1; where sites differ, the
-    largest. delta: 0 < delta < 1. Raises ParameterError.
+    noise_multiplier: noise standard deviation over the clip, > 0. sampling_rate: 0 < q <= 1; where sites
+    differ, the largest. delta: 0 < delta < 1. Raises ParameterError.
     """
 
     noise_multiplier: float
@@ -83,7 +86,9 @@ def site_noise_std(noise_multiplier: float, clip: float, sites: int, tolerated: 
 
 
 def effective_multiplier_worst_case(noise_multiplier: float, sites: int, tolerated: int) -> float:
-    """sigma / sqrt(K - t): the multiplier left to one site if every other site colludes or the secure sum fails."""
+    """sigma / sqrt(K - t): the multiplier left to one site if every other site colludes or the secure sum
+    fails.
+    """
     return site_noise_multiplier(noise_multiplier, sites, tolerated)
 
 
@@ -115,9 +120,9 @@ class SecureSumParameters:
     """Everything about one secure sum that the plan fixes.
 
     clip: C > 0, the L2 bound of one patient. sites: K >= 2. tolerated: t = d + c >= 1 (one colluder is always
-    assumed), with K - t >= 2 so that two honest sites remain. b_max: the most patients in one sum over all sites.
-    noise_multiplier: sigma > 0 of the sum. grid: from `plan_grid`. Raises ParameterError, and OverflowRisk where the
-    grid is finer than the sum allows.
+    assumed), with K - t >= 2 so that two honest sites remain. b_max: the most patients in one sum over all
+    sites. noise_multiplier: sigma > 0 of the sum. grid: from `plan_grid`. Raises ParameterError, and
+    OverflowRisk where the grid is finer than the sum allows.
     """
 
     clip: float
@@ -157,7 +162,8 @@ class SecureSumParameters:
         return self.sigma_site * self.clip
 
     def sum_std(self, contributors: int) -> float:
-        """Standard deviation of one coordinate's total noise, rounding included, when `contributors` sent theirs.
+        """Standard deviation of one coordinate's total noise, rounding included, when `contributors` sent
+        theirs.
 
         With everyone present it is sqrt(K/(K-t)) times the sigma C that is charged: the price of tolerance.
         """
@@ -195,8 +201,8 @@ def plan_grid(clip: float, sites: int, tolerated: int, b_max: int, noise_multipl
     """The finest power-of-two grid, two bits of margin included, on which the sum cannot wrap around.
 
     A power of two makes value / step and its inverse exact in float64, so both ends decode the same number.
-    Raises ParameterError, and OverflowRisk where one patient's clip would span fewer than 2^10 steps: rounding would
-    then be seen beside the noise.
+    Raises ParameterError, and OverflowRisk where one patient's clip would span fewer than 2^10 steps:
+    rounding would then be seen beside the noise.
     """
     _require_cohort(sites, tolerated)
     required = _smallest_step(clip, sites, tolerated, b_max, noise_multiplier)
