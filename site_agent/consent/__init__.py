@@ -1,0 +1,1 @@
+"""A person at the hospital answers a plan: the site judges it with its own rules and ledger, then signs."""

@@ -1,0 +1,1 @@
+"""One private contribution per round, charged to the patients before anything leaves."""

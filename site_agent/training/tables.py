@@ -1,0 +1,83 @@
+"""The site's ledger, the attempts it has answered, and the secrets of running studies. No patient is in here."""
+
+from __future__ import annotations
+
+from sqlalchemy import LargeBinary, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+
+class CohortCharge(SQLModel, table=True):
+    """What one study may spend, and has begun to spend, of one snapshot's patients (training or held-out ones).
+
+    epsilon, delta: for all `steps_allowed` steps; they count in full from the first step on. exact: the declared
+    exception, outside the guarantee, with epsilon 0. released: given back before any step was charged.
+    """
+
+    __tablename__ = "cohort_charge"
+    __table_args__ = (UniqueConstraint("plan_digest", "held_out"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    study: str = Field(index=True)
+    plan_digest: str = Field(index=True)
+    snapshot: str = Field(index=True)
+    held_out: bool
+    epsilon: float
+    delta: float
+    steps_allowed: int
+    steps_charged: int = 0
+    exact: bool = False
+    released: bool = False
+    reserved_at: str
+
+
+class ConsumedAttempt(SQLModel, table=True):
+    """One attempt that was charged. packet: the signed answer; None until it is computed, and for ever after a crash
+    in between: fresh noise under a used mask would reveal a difference, so it is never computed again."""
+
+    __tablename__ = "consumed_attempt"
+    __table_args__ = (UniqueConstraint("study", "phase", "round", "attempt"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    study: str = Field(index=True)
+    plan_digest: str
+    phase: str
+    round: int
+    attempt: int
+    request_digest: str
+    packet: bytes | None = Field(default=None, sa_type=LargeBinary)
+    consumed_at: str
+
+
+class SecureSumKeys(SQLModel, table=True):
+    """The state of the secure aggregation of one study: pair secrets, erased as rounds pass."""
+
+    __tablename__ = "secure_sum_keys"
+
+    study: str = Field(primary_key=True)
+    plan_digest: str
+    state: bytes = Field(sa_type=LargeBinary)
+
+
+class KeyStepReply(SQLModel, table=True):
+    """The answer to one set-up step of a study's keys, resent byte for byte to the same request."""
+
+    __tablename__ = "key_step_reply"
+
+    study: str = Field(primary_key=True)
+    step: str = Field(primary_key=True)
+    request_digest: str
+    packet: bytes = Field(sa_type=LargeBinary)
+
+
+class RefusalRecord(SQLModel, table=True):
+    """A request that this site did not answer: closed codes and numbers only."""
+
+    __tablename__ = "refusal_record"
+
+    id: int | None = Field(default=None, primary_key=True)
+    study: str = Field(index=True)
+    phase: str
+    round: int
+    attempt: int
+    code: str
+    at: str = Field(index=True)
