@@ -186,6 +186,12 @@ class SecureSum(Frozen):
     noise_multiplier: Annotated[float, Field(gt=0)] | None
     length: Annotated[int, Field(ge=1)]
 
+    @property
+    def exact_step(self) -> float:
+        """Grid step of an exact sum modulo 2^32: a power of two that leaves room for twice `largest_batch` either
+        way. Randomised rounding moves a count by a few steps; the sum is rounded to whole counts afterwards."""
+        return float(2.0 ** (self.largest_batch.bit_length() - 30))
+
 
 class StudyPlan(Frozen):
     """What sites consent to: the spec, who takes part under which key, and the calibrated noise.
