@@ -57,6 +57,13 @@ class Feature(Frozen):
         """Encoded inputs of this column: one, or one per level."""
         return len(self.levels) if self.kind == "category" else 1
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(minimum, maximum) of a number or integer column. ValueError for a category."""
+        if self.minimum is None or self.maximum is None:
+            raise ValueError(f"column {self.name} has no range")
+        return self.minimum, self.maximum
+
     def admits(self, value: Value) -> bool:
         """Whether a present value lies within the range or levels."""
         if self.kind == "category":
@@ -65,9 +72,8 @@ class Feature(Frozen):
             return False
         if self.kind == "integer" and value != int(value):
             return False
-        assert self.minimum is not None
-        assert self.maximum is not None
-        return self.minimum <= value <= self.maximum
+        minimum, maximum = self.bounds
+        return minimum <= value <= maximum
 
 
 class LabelRule(Frozen):

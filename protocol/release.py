@@ -19,14 +19,8 @@ STATEMENT_TYPE = "application/vnd.in-toto+json"
 STATEMENT_KIND = "https://in-toto.io/Statement/v1"
 PREDICATE_KIND = "https://cloister.health/release/v1"
 
-MODEL_FILES = ("model.safetensors", "model.onnx", "model_card.md", "subject.json")
-BUNDLE_FILES = (
-    *MODEL_FILES,
-    "plan.json",
-    "statement.dsse.json",
-    "release.tlog-proof",
-    "witness_policy.json",
-)
+MODEL_FILES = ("model.safetensors", "model.onnx", "model_card.md")
+BUNDLE_FILES = (*MODEL_FILES, "subject.json", "plan.dsse.json", "statement.dsse.json", "event.json", "release.tlog-proof")
 
 
 class FileDigest(Frozen):

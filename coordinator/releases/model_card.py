@@ -1,0 +1,109 @@
+"""The model card: what a practitioner and a regulator read first. Every figure comes from the candidate.
+
+After Mitchell et al. 2019, "Model Cards for Model Reporting", with the privacy statement that the design asks for.
+"""
+
+from __future__ import annotations
+
+from protocol.dataset import DatasetSchema, Feature
+from protocol.model import MultilayerPerceptron
+from protocol.release import EpsilonStatement, EvaluationReport, Interval
+from protocol.study import StudyPlan
+
+
+def write(plan: StudyPlan, epsilon: EpsilonStatement, evaluation: EvaluationReport, *, intended_use: str,
+          use_mode: str) -> str:
+    """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
+    spec = plan.spec
+    model = spec.model
+    layers = f", hidden layers {list(model.hidden)}" if isinstance(model, MultilayerPerceptron) else ""
+    sections = [
+        f"# {spec.title}",
+        f"Model of study `{spec.study}`. Intended use: `{intended_use}`. Mode: **{use_mode}**.",
+        "## What it predicts",
+        f"The probability that `{spec.dataset.label.name}` holds (`{spec.dataset.label.column} "
+        f"{spec.dataset.label.operator} {spec.dataset.label.value}`). Architecture: {model.architecture}{layers}.",
+        "## Inputs",
+        _inputs(spec.dataset),
+        "A value outside its range is refused. "
+        "In the ONNX file a category is given as the index of its level and a missing value as NaN.",
+        "## Where it comes from",
+        f"Trained at {len(plan.sites)} hospitals on {sum(site.patients for site in plan.sites)} patients "
+        f"({', '.join(site.name for site in plan.sites)}) in {epsilon.rounds_executed} rounds. "
+        "No patient's record left a hospital; updates met only under secure aggregation.",
+        "## How well it does",
+        _evaluation(evaluation),
+        "## Privacy",
+        _privacy(epsilon),
+        "## Limits",
+        "The model was not tested on hospitals outside the study, nor per subgroup. It supports a decision and does "
+        "not make one: a person stays responsible. Differential privacy alone is neither anonymity nor HIPAA "
+        "de-identification. A site that takes part can still poison the model within its clipping bound; secure "
+        "aggregation hides a single contribution by design.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _inputs(schema: DatasetSchema) -> str:
+    rows = ["| column | kind | unit | allowed | if missing |", "|---|---|---|---|---|"]
+    for feature in schema.features:
+        rows.append(
+            f"| {feature.name} | {feature.kind} | {feature.unit or '-'} | {_allowed(feature)} | "
+            f"{'refused' if feature.impute is None else feature.impute} |"
+        )
+    return "\n".join(rows)
+
+
+def _allowed(feature: Feature) -> str:
+    if feature.kind == "category":
+        return ", ".join(str(level) for level in feature.levels)
+    return f"{feature.minimum:g} to {feature.maximum:g}"
+
+
+def _figure(name: str, interval: Interval) -> str:
+    if interval.value is None:
+        return f"- {name}: undefined ({interval.reason or 'no reason given'})"
+    if interval.low is None or interval.high is None:
+        return f"- {name}: {interval.value:.3f}"
+    return f"- {name}: {interval.value:.3f} (95 % interval {interval.low:.3f} to {interval.high:.3f})"
+
+
+def _evaluation(report: EvaluationReport) -> str:
+    how = (
+        "an exact score histogram, a declared exception **outside the privacy guarantee**"
+        if report.outside_guarantee
+        else "one noised score histogram, charged to the held-out patients"
+    )
+    return "\n".join(
+        [
+            f"On {report.held_out} held-out patients, never trained on, from {how}:",
+            "",
+            _figure("AUC", report.auc),
+            _figure("accuracy at 0.5", report.accuracy),
+            _figure("expected calibration error", report.calibration_error),
+        ]
+    )
+
+
+def _privacy(epsilon: EpsilonStatement) -> str:
+    evaluation = (
+        "none was charged for the evaluation (declared exception)"
+        if epsilon.epsilon_evaluation is None
+        else f"{epsilon.epsilon_evaluation:.3f} for held-out patients (evaluation)"
+    )
+    to_date = ", ".join(f"{site} {value:.3f}" for site, value in sorted(epsilon.epsilon_cohort_to_date.items()))
+    return "\n".join(
+        [
+            f"- Unit: one {epsilon.unit} at one site, {epsilon.adjacency} adjacency. "
+            "A patient present in m sites has group privacy m.",
+            f"- Released model: epsilon {epsilon.epsilon:.3f} at delta {epsilon.delta:g} for patients trained on; "
+            f"{evaluation}.",
+            f"- Worst case for one site (all others collude, or secure aggregation fails): "
+            f"epsilon {epsilon.epsilon_worst_site:.3f}.",
+            f"- Promised by each cohort's ledger so far, over all studies: {to_date or 'not reported'}.",
+            f"- Accounted for {epsilon.steps_charged} steps; {epsilon.rounds_executed} rounds were executed in "
+            f"{epsilon.attempts} attempts. {epsilon.accountant}",
+            f"- Sampling assumption: {epsilon.sampling}",
+            f"- Trust assumption: {epsilon.trust}",
+        ]
+    )

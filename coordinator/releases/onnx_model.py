@@ -1,0 +1,113 @@
+"""The released model as ONNX: raw clinical values in, probability out.
+
+The graph contains the whole path (imputation, scaling, clipping, one-hot, layers), so whoever runs it cannot
+prepare the inputs differently from training. Input "features": (N, F) double, one column per feature of the schema
+in order; a category is given as the index of its level; NaN is a missing value. Output "probability": (N, 1) double.
+Source: ONNX operators, opset 17.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature
+from protocol.model import LogisticRegression, MultilayerPerceptron, parameter_count, parameter_shapes
+
+OPSET = 17
+IR_VERSION = 8
+INPUT = "features"
+OUTPUT = "probability"
+
+
+class _Graph:
+    """Collects nodes and constants under unique names."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: NDArray[np.float64] | NDArray[np.int64]) -> str:
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+
+def tensors(
+    model: LogisticRegression | MultilayerPerceptron, inputs: int, vector: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """The flat vector (P,) as named tensors in wire order. ValueError when P does not fit the model."""
+    if vector.shape != (parameter_count(model, inputs),) or not np.isfinite(vector).all():
+        raise ValueError("the parameter vector does not fit the model or is not finite")
+    result: dict[str, NDArray[np.float64]] = {}
+    offset = 0
+    for name, shape in parameter_shapes(model, inputs):
+        size = math.prod(shape)
+        result[name] = np.ascontiguousarray(vector[offset : offset + size]).reshape(shape)
+        offset += size
+    return result
+
+
+def build(
+    model: LogisticRegression | MultilayerPerceptron, schema: DatasetSchema, vector: NDArray[np.float64]
+) -> bytes:
+    """Serialised ModelProto, checked by onnx's own checker."""
+    graph = _Graph()
+    encoded = graph.add(
+        "Concat", [_encode(graph, i, feature) for i, feature in enumerate(schema.features)], "encoded", axis=1
+    )
+    current = graph.add("Div", [encoded, graph.constant("root", np.array(math.sqrt(schema.width)))], "inputs")
+    weights = tensors(model, schema.width, vector)
+    layers = len(weights) // 2
+    for layer in range(layers):
+        weight = graph.constant(f"layers.{layer}.weight", weights[f"layers.{layer}.weight"])
+        bias = graph.constant(f"layers.{layer}.bias", weights[f"layers.{layer}.bias"])
+        current = graph.add("Gemm", [current, weight, bias], f"layer{layer}", transB=1)
+        last = layer == layers - 1
+        current = graph.add("Sigmoid" if last else "Tanh", [current], OUTPUT if last else f"hidden{layer}")
+    features = len(schema.features)
+    proto = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            schema.name,
+            [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, ["patients", features])],
+            [helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["patients", 1])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="cloister",
+    )
+    helper.set_model_props(proto, {"columns": ",".join(feature.name for feature in schema.features)})
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _encode(graph: _Graph, index: int, feature: Feature) -> str:
+    """One raw column -> its encoded inputs, before the division by sqrt(D)."""
+    where = graph.constant(f"index{index}", np.array([index], dtype=np.int64))
+    column = graph.add("Gather", [INPUT, where], f"column{index}", axis=1)
+    if feature.impute is not None:
+        stand_in = (
+            float(feature.levels.index(feature.impute)) if feature.kind == "category" else float(feature.impute)
+        )
+        missing = graph.add("IsNaN", [column], f"missing{index}")
+        impute = graph.constant(f"impute{index}", np.array([[stand_in]]))
+        column = graph.add("Where", [missing, impute, column], f"filled{index}")
+    if feature.kind == "category":
+        levels = graph.constant(f"levels{index}", np.arange(len(feature.levels), dtype=np.float64)[None, :])
+        return graph.add("Cast", [graph.add("Equal", [column, levels], f"is{index}")], f"hot{index}", to=11)
+    center = graph.constant(f"center{index}", np.array([[feature.center]]))
+    scale = graph.constant(f"scale{index}", np.array([[feature.scale]]))
+    centered = graph.add("Sub", [column, center], f"centered{index}")
+    scaled = graph.add("Div", [centered, scale], f"scaled{index}")
+    low = graph.constant(f"low{index}", np.array(-CLIP_DEVIATIONS))
+    high = graph.constant(f"high{index}", np.array(CLIP_DEVIATIONS))
+    return graph.add("Clip", [scaled, low, high], f"clipped{index}")

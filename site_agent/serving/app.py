@@ -1,0 +1,142 @@
+"""Predictions for practitioners on loopback: Open Inference Protocol v2, and named values for people.
+
+Source: the Open Inference Protocol (KServe v2 REST). Nothing of a request is logged or kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from protocol.errors import CloisterError, Malformed
+from site_agent.serving.predictor import Predictor
+
+MAX_BODY = 8 << 20
+
+
+class Tensor(BaseModel):
+    """One input tensor of the protocol; only FP64, FP32 and INT64 rows of the model's columns."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+
+
+class InferenceRequest(BaseModel):
+    """Body of POST /v2/models/NAME/infer."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str | None = None
+    inputs: list[Tensor]
+
+
+class NamedRequest(BaseModel):
+    """Body of POST /v1/predict: records of named raw values."""
+
+    model_config = ConfigDict(extra="forbid")
+    records: list[dict[str, Any]]
+
+
+def create_app(predictor: Predictor) -> FastAPI:
+    """The loopback application for one installed release."""
+    app = FastAPI(title="Cloister predictions", docs_url=None, redoc_url=None, openapi_url=None)
+    subject = predictor.subject
+    name, version = subject.study, subject.release
+
+    @app.exception_handler(CloisterError)
+    async def refuse(_: Request, error: CloisterError) -> JSONResponse:
+        return JSONResponse(
+            {"error": error.message, "code": error.code, "remedy": error.remedy}, 404 if error.code == "absent" else 400
+        )
+
+    @app.middleware("http")
+    async def cap(request: Request, call_next: Any) -> Any:
+        if int(request.headers.get("content-length") or 0) > MAX_BODY:
+            return JSONResponse({"error": "The request is too large.", "remedy": "Send fewer records."}, 413)
+        response = await call_next(request)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @app.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready")
+    async def ready() -> dict[str, bool]:
+        return {"ready": True}
+
+    @app.get("/v2/models/{model}")
+    async def metadata(model: str) -> dict[str, Any]:
+        _known(model, name)
+        return {
+            "name": name,
+            "versions": [version],
+            "platform": "onnx",
+            "inputs": [{"name": "features", "datatype": "FP64", "shape": [-1, len(predictor.schema.features)]}],
+            "outputs": [{"name": "probability", "datatype": "FP64", "shape": [-1, 1]}],
+            "parameters": {
+                "columns": [feature.model_dump(mode="json") for feature in predictor.schema.features],
+                "release_digest": subject.digest,
+                "intended_use": subject.intended_use,
+                "use_mode": subject.use_mode,
+            },
+        }
+
+    @app.get("/v2/models/{model}/ready")
+    async def model_ready(model: str) -> dict[str, Any]:
+        _known(model, name)
+        return {"name": name, "ready": True}
+
+    @app.post("/v2/models/{model}/infer")
+    def infer(model: str, body: InferenceRequest) -> dict[str, Any]:
+        _known(model, name)
+        rows = _rows(body)
+        result = predictor.run(rows)
+        reply: dict[str, Any] = {
+            "model_name": name,
+            "model_version": version,
+            "outputs": [{"name": "probability", "datatype": "FP64", "shape": [len(result), 1], "data": result}],
+        }
+        if body.id is not None:
+            reply["id"] = body.id
+        return reply
+
+    @app.post("/v1/predict")
+    def predict(body: NamedRequest) -> dict[str, Any]:
+        return {
+            "release": version,
+            "release_digest": subject.digest,
+            "label": predictor.schema.label.name,
+            "use_mode": subject.use_mode,
+            "probabilities": predictor.predict(body.records),
+        }
+
+    return app
+
+
+def _known(model: str, name: str) -> None:
+    if model != name:
+        error = Malformed("No such model is installed here.", f"The installed model is {name}.")
+        error.code = "absent"
+        raise error
+
+
+def _rows(body: InferenceRequest) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The one input tensor as (N, F) float64. Raises Malformed."""
+    remedy = "Send one FP64 tensor named features of shape [rows, columns]."
+    if len(body.inputs) != 1 or body.inputs[0].name != "features":
+        raise Malformed("The request does not hold exactly the input named features.", remedy)
+    tensor = body.inputs[0]
+    if tensor.datatype not in {"FP64", "FP32", "INT64"} or len(tensor.shape) != 2 or min(tensor.shape) < 1:
+        raise Malformed("The input's datatype or shape is not accepted.", remedy)
+    try:
+        flat = np.array(tensor.data, dtype=np.float64).reshape(-1)
+        return flat.reshape(tensor.shape[0], tensor.shape[1])
+    except (ValueError, TypeError) as error:
+        raise Malformed("The input's data does not fit its shape.", remedy) from error

@@ -1,0 +1,120 @@
+"""The installed model, run on values a practitioner names: validated, never guessed.
+
+The ONNX file holds the whole path from raw values to probability; this module checks the values against the
+release's schema and hands them over. Nothing about a patient is kept or logged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from protocol.dataset import DatasetSchema, Feature, Value
+from protocol.errors import Malformed
+from protocol.release import ReleaseSubject
+
+MAX_ROWS = 10_000
+
+
+class Predictor:
+    """Loads one release's ONNX file. Thread-safe: an ONNX Runtime session may be run concurrently."""
+
+    def __init__(self, model: bytes, subject: ReleaseSubject) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.subject = subject
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    @staticmethod
+    def from_folder(folder: Path) -> Predictor:
+        """The predictor of an installed release's folder, which `install` verified and wrote."""
+        subject = ReleaseSubject.model_validate_json((folder / "subject.json").read_bytes())
+        return Predictor((folder / "model.onnx").read_bytes(), subject)
+
+    @property
+    def schema(self) -> DatasetSchema:
+        """What the model takes."""
+        return self.subject.dataset
+
+    def predict(self, records: Sequence[Mapping[str, object]]) -> list[float]:
+        """One probability in [0, 1] per record of named values.
+
+        Raises Malformed naming the record's number and the column, never the value.
+        """
+        if not 1 <= len(records) <= MAX_ROWS:
+            raise Malformed(f"A request holds 1 to {MAX_ROWS} records.", "Send fewer, or at least one.")
+        rows = [self._row(number, record) for number, record in enumerate(records, start=1)]
+        return self.run(np.array(rows, dtype=np.float64))
+
+    def run(self, rows: NDArray[np.float64]) -> list[float]:
+        """rows (N, F) as in the ONNX file's input -> N probabilities. Raises Malformed for another shape or a value
+        that the schema does not admit."""
+        if rows.ndim != 2 or rows.shape[1] != len(self.schema.features) or not 1 <= rows.shape[0] <= MAX_ROWS:
+            raise Malformed(
+                f"The input is not a table of {len(self.schema.features)} columns and 1 to {MAX_ROWS} rows.",
+                "Ask GET /v2/models/NAME for the columns and their order.",
+            )
+        for index, feature in enumerate(self.schema.features):
+            _check_column(feature, rows[:, index])
+        (output,) = self._session.run(None, {"features": rows})
+        return [float(value) for value in np.asarray(output)[:, 0]]
+
+    def _row(self, number: int, record: Mapping[str, object]) -> list[float]:
+        known = {feature.name for feature in self.schema.features}
+        for name in record:
+            if name not in known:
+                raise Malformed(
+                    f"Record {number} names a column that the model does not have.",
+                    f"The columns are {', '.join(sorted(known))}.",
+                )
+        return [_value(number, feature, record.get(feature.name)) for feature in self.schema.features]
+
+
+def _value(number: int, feature: Feature, value: object) -> float:
+    if value is None:
+        if feature.impute is None:
+            raise Malformed(f"Record {number} lacks column {feature.name}.", "Give the value; it is not imputed.")
+        return math.nan
+    if not isinstance(value, int | float | str) or not feature.admits(value):
+        raise Malformed(f"Record {number}, column {feature.name}: not an allowed value.", _allowed(feature))
+    return float(feature.levels.index(value)) if feature.kind == "category" else float(value)
+
+
+def _check_column(feature: Feature, column: NDArray[np.float64]) -> None:
+    present = column[~np.isnan(column)]
+    if present.size < column.size and feature.impute is None:
+        raise Malformed(f"Column {feature.name} has a missing value.", "Give the value; it is not imputed.")
+    if feature.kind == "category":
+        good = (present >= 0) & (present < len(feature.levels)) & (present == np.floor(present))
+    else:
+        low, high = feature.bounds
+        good = np.isfinite(present) & (present >= low) & (present <= high)
+        if feature.kind == "integer":
+            good &= present == np.floor(present)
+    if not good.all():
+        raise Malformed(f"Column {feature.name} has a value that is not allowed.", _allowed(feature))
+
+
+def _allowed(feature: Feature) -> str:
+    if feature.kind == "category":
+        return f"Allowed: {', '.join(str(level) for level in feature.levels)}."
+    return f"Allowed: {feature.minimum:g} to {feature.maximum:g} {feature.unit}".rstrip() + "."
+
+
+def example(schema: DatasetSchema) -> dict[str, Value]:
+    """A record at the schema's own centres and first levels: made up, belongs to nobody."""
+    record: dict[str, Value] = {}
+    for feature in schema.features:
+        if feature.kind == "category":
+            record[feature.name] = feature.levels[0]
+        else:
+            low, high = feature.bounds
+            middle = min(high, max(low, feature.center))
+            record[feature.name] = round(middle) if feature.kind == "integer" else middle
+    return record

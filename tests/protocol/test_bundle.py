@@ -1,0 +1,61 @@
+"""The bundle's container accepts its one form and nothing else."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.bundle import pack, unpack
+from protocol.errors import Malformed
+
+NAMES = ("a.json", "b.bin")
+
+
+@given(st.binary(max_size=2000), st.binary(max_size=2000))
+def test_round_trip(first: bytes, second: bytes) -> None:
+    files = {"a.json": first, "b.bin": second}
+    assert unpack(pack(files, NAMES), NAMES) == files
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_a_flipped_byte_outside_the_contents_is_refused(position: int, flip: int) -> None:
+    data = bytearray(pack({"a.json": b"x", "b.bin": b""}, NAMES))
+    position %= len(data)
+    data[position] ^= flip
+    try:
+        files = unpack(bytes(data), NAMES)
+    except Malformed:
+        return
+    assert position == 512
+    assert files["a.json"] != b"x"
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_links_folders_and_devices_are_refused(kind: bytes) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo("a.json")
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(Malformed):
+        unpack(out.getvalue(), NAMES)
+
+
+@pytest.mark.parametrize("name", ["../a.json", "/a.json", "c.json"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(Malformed):
+        unpack(pack({name: b"", "b.bin": b""}, (name, "b.bin")), NAMES)
+
+
+def test_missing_and_extra_files_are_refused() -> None:
+    with pytest.raises(Malformed):
+        unpack(pack({"a.json": b""}, ("a.json",)), NAMES)
+    with pytest.raises(Malformed):
+        pack({"a.json": b"", "b.bin": b"", "c": b""}, NAMES)
+    with pytest.raises(Malformed):
+        unpack(b"not a tar at all", NAMES)
