@@ -24,7 +24,9 @@ def test_stream_is_aes_256_ctr_over_zeros_across_chunks() -> None:
 def test_first_block_is_the_published_aes_256_vector_shape() -> None:
     # FIPS 197 appendix C.3: key 00..1f, plaintext 00112233445566778899aabbccddeeff.
     key = bytes(range(32))
-    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(bytes.fromhex("00112233445566778899aabbccddeeff"))
+    block = (
+        Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(bytes.fromhex("00112233445566778899aabbccddeeff"))
+    )
     assert block.hex() == "8ea2b7ca516745bfeafc49904b496089"
     counter_zero = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(bytes(16))
     assert KeyStream(key).bytes(16) == counter_zero
