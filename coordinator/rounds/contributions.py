@@ -1,0 +1,114 @@
+"""Whether a site's answer counts in an attempt. Pure: bytes in, the masked vector or a closed code out.
+
+A contribution counts only if its envelope verifies under the identity key that the plan pins for that site and
+every field equals the request. Nothing in a masked vector can be judged.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from protocol.canonical import parse, sha256_hex
+from protocol.envelope import Envelope, open_envelope
+from protocol.errors import BadSignature, Malformed
+from protocol.round import (
+    CONTRIBUTION_TYPE,
+    REFUSAL_TYPE,
+    Contribution,
+    Packet,
+    RoundRefusal,
+    RoundRequest,
+)
+from protocol.signing import VerifyingKey
+
+WORD_BYTES = 4
+REFUSALS = frozenset(
+    {
+        "expired", "consumed", "budget", "budget-exceeded", "consent", "no-consent", "plan", "cohort", "model",
+        "keys", "snapshot", "paused", "malformed", "signature", "round", "attempt", "policy", "busy", "internal",
+    }
+)  # fmt: skip
+"""The codes of a site's refusal that are recorded as they are; any other becomes `refused:other`, so that nothing a
+site writes reaches the log."""
+
+
+class Excluded(Exception):
+    """Why a site does not count in this attempt: a closed code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def masked_vector(
+    data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int
+) -> bytes:
+    """The body of a contribution that answers exactly `request`: 4 `length` bytes.
+
+    Raises Excluded: malformed, bad-signature, refused:<code>, wrong-site, wrong-study, wrong-plan, wrong-phase,
+    wrong-round, wrong-attempt, wrong-cohort, wrong-model, wrong-length, wrong-body.
+    """
+    try:
+        packet = Packet.from_bytes(data)
+    except Malformed:
+        raise Excluded("malformed") from None
+    if packet.envelope.payload_type == REFUSAL_TYPE:
+        raise Excluded(_refusal(packet.envelope, request, site, key))
+    contribution = _open(packet.envelope, key)
+    _compare(contribution, request, site)
+    expected = length * WORD_BYTES
+    if contribution.length != length or len(packet.body) != expected:
+        raise Excluded("wrong-length")
+    if sha256_hex(packet.body) != contribution.body:
+        raise Excluded("wrong-body")
+    return packet.body
+
+
+def _open(envelope: Envelope, key: VerifyingKey) -> Contribution:
+    try:
+        payload, _ = open_envelope(envelope, CONTRIBUTION_TYPE, {key.key_id: key})
+        return Contribution.model_validate(parse(payload))
+    except BadSignature:
+        raise Excluded("bad-signature") from None
+    except (Malformed, ValidationError):
+        raise Excluded("malformed") from None
+
+
+def _compare(contribution: Contribution, request: RoundRequest, site: str) -> None:
+    checks = (
+        ("wrong-site", contribution.site == site),
+        ("wrong-study", contribution.study == request.study),
+        ("wrong-plan", contribution.plan_digest == request.plan_digest),
+        ("wrong-phase", contribution.phase == request.phase),
+        ("wrong-round", contribution.round == request.round),
+        ("wrong-attempt", contribution.attempt == request.attempt),
+        ("wrong-cohort", contribution.cohort == request.cohort),
+        ("wrong-model", contribution.model == request.model),
+    )
+    for code, holds in checks:
+        if not holds:
+            raise Excluded(code)
+
+
+def _refusal(envelope: Envelope, request: RoundRequest, site: str, key: VerifyingKey) -> str:
+    try:
+        payload, _ = open_envelope(envelope, REFUSAL_TYPE, {key.key_id: key})
+        refusal = RoundRefusal.model_validate(parse(payload))
+    except BadSignature:
+        return "bad-signature"
+    except (Malformed, ValidationError):
+        return "malformed"
+    if (refusal.study, refusal.site, refusal.phase, refusal.round, refusal.attempt) != (
+        request.study,
+        site,
+        request.phase,
+        request.round,
+        request.attempt,
+    ):
+        return "wrong-refusal"
+    return refusal_code(refusal.code)
+
+
+def refusal_code(code: str) -> str:
+    """`refused:` and the site's code if it is a known one, else `refused:other`."""
+    return f"refused:{code}" if code in REFUSALS else "refused:other"

@@ -1,0 +1,107 @@
+"""From a noisy sum to the next model: post-processing only, so nothing here costs privacy. Pure.
+
+The noisy sum is divided by the expected batch, a public constant of the plan, never by an actual one; momentum is
+heavy-ball (Polyak 1964), and the released weights are the mean over the last rounds (Polyak and Juditsky 1992).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from privacy.entropy import Float64, KeyStream
+from protocol.canonical import sha256_hex
+from protocol.model import ModelSpec, parameter_count, parameter_shapes
+from protocol.study import StudyPlan, Training
+
+WIRE = np.dtype("<f8")
+_INITIAL_LABEL = b"cloister/initial-weights/v1\0"
+
+
+@dataclass(frozen=True)
+class ModelPoint:
+    """The model between two rounds: weights, velocity and averaged sum, each (D,) float64. rounds: steps taken."""
+
+    rounds: int
+    weights: Float64
+    velocity: Float64
+    average: Float64
+    averaged: int
+
+    def vector(self) -> bytes:
+        """What sites are sent: the weights, float64 little-endian."""
+        return to_bytes(self.weights)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `vector`."""
+        return sha256_hex(self.vector())
+
+
+def to_bytes(values: Float64) -> bytes:
+    """(D,) float64 -> 8 D bytes, little-endian."""
+    return values.astype(WIRE, copy=False).tobytes()
+
+
+def from_bytes(data: bytes) -> Float64:
+    """The inverse. ValueError unless 8 divides the length."""
+    return np.frombuffer(data, dtype=WIRE).astype(np.float64)
+
+
+def initial_point(model: ModelSpec, inputs: int, plan_digest: str) -> ModelPoint:
+    """The first model, the same for everybody who knows the plan: zeros for a linear model; hidden layers begin
+    uniform within sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010), biases at 0."""
+    shapes = parameter_shapes(model, inputs)
+    weights = np.zeros(parameter_count(model, inputs))
+    if len(shapes) > 2:
+        stream = KeyStream(hashlib.sha256(_INITIAL_LABEL + plan_digest.encode()).digest())
+        start = 0
+        for _, shape in shapes:
+            size = math.prod(shape)
+            if len(shape) == 2:
+                bound = math.sqrt(6.0 / sum(shape))
+                weights[start : start + size] = (2.0 * stream.uniform53(size) - 1.0) * bound
+            start += size
+    zeros = np.zeros_like(weights)
+    return ModelPoint(0, weights, zeros, zeros, 0)
+
+
+def expected_batch(plan: StudyPlan, cohort: tuple[str, ...]) -> float:
+    """q times the patients that the plan says the cohort's sites train on."""
+    return plan.spec.training.sampling_rate * sum(plan.site(name).patients for name in cohort)
+
+
+def step(point: ModelPoint, noisy_sum: Float64, batch: float, training: Training) -> ModelPoint:
+    """One round: v <- momentum v + sum / batch; w <- w - rate v. The last rounds enter the average.
+
+    noisy_sum: (D,). batch > 0. ValueError for another length or a sum that is not finite.
+    """
+    if noisy_sum.shape != point.weights.shape or not np.isfinite(noisy_sum).all():
+        raise ValueError("the sum has another length than the model, or is not finite")
+    velocity = training.momentum * point.velocity + noisy_sum / batch
+    weights = point.weights - training.learning_rate * velocity
+    rounds = point.rounds + 1
+    averaging = rounds > training.rounds - averaged_rounds(training)
+    return ModelPoint(
+        rounds=rounds,
+        weights=weights,
+        velocity=velocity,
+        average=point.average + weights if averaging else point.average,
+        averaged=point.averaged + int(averaging),
+    )
+
+
+def averaged_rounds(training: Training) -> int:
+    """How many of the last rounds are averaged: the planned share of all rounds, rounded up, at least the last."""
+    return max(1, math.ceil(training.average_last * training.rounds))
+
+
+def candidate_weights(point: ModelPoint) -> Float64:
+    """(D,) the averaged weights. ValueError before any round was averaged."""
+    if point.averaged < 1:
+        raise ValueError("no round has been averaged yet")
+    result: Float64 = point.average / point.averaged
+    return result

@@ -1,0 +1,264 @@
+"""The only SQL about rounds. A second driver of one study loses at the statement: an attempt exists once, and an
+open one is closed once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, func, select
+
+from coordinator.database import one_row
+from coordinator.errors import Conflict, NotFound
+from coordinator.rounds.optimiser import ModelPoint, from_bytes, to_bytes
+from coordinator.rounds.states import Attempt, AttemptStatus, Progress, replay
+from coordinator.rounds.tables import Candidate, KeySetup, ModelState, RoundAttempt, StudyRound
+from protocol.canonical import digest
+from protocol.round import Phase
+
+
+class AnotherDriver(Conflict):
+    """Another driver works on this study: this one must end."""
+
+    code = "another-driver"
+
+
+@dataclass(frozen=True)
+class RecordedAttempt:
+    """An attempt with the signed request that was, or is to be, sent."""
+
+    attempt: Attempt
+    request: bytes
+    model_digest: str
+    issued_at: str
+
+
+class RoundRepository:
+    """Rounds within the caller's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def key_setup(self, study: str) -> KeySetup | None:
+        """The key set-up, once begun."""
+        return self._session.get(KeySetup, study)
+
+    def begin_keys(self, study: str, cohort: tuple[str, ...]) -> None:
+        """Fix the cohort of the key set-up, once. AnotherDriver where it is fixed already."""
+        self._session.add(KeySetup(study=study, cohort=json.dumps(cohort)))
+        self._flush(study)
+
+    def joined(self, study: str, sites: tuple[str, ...]) -> None:
+        """Record who has advertised keys."""
+        row = self._session.get(KeySetup, study)
+        if row is not None:
+            row.joined = json.dumps(sites)
+            self._session.add(row)
+
+    def establish_keys(self, study: str, transcript: str, at: str) -> None:
+        """Close the key set-up. AnotherDriver where it is closed already."""
+        statement = (
+            update(KeySetup)
+            .where(col(KeySetup.study) == study, col(KeySetup.established_at).is_(None))
+            .values(transcript=transcript, established_at=at)
+        )
+        if not one_row(self._session.connection().execute(statement)):
+            raise _another(study)
+
+    def attempts(self, study: str) -> list[RecordedAttempt]:
+        """Every attempt in the order made."""
+        query = select(RoundAttempt).where(col(RoundAttempt.study) == study).order_by(col(RoundAttempt.sequence))
+        return [_recorded(row) for row in self._session.exec(query)]
+
+    def progress(self, study: str) -> Progress:
+        """What the records say so far."""
+        setup = self.key_setup(study)
+        established = tuple(json.loads(setup.cohort)) if setup is not None and setup.established_at else ()
+        return replay(established, (recorded.attempt for recorded in self.attempts(study)))
+
+    def open_attempt(self, study: str) -> RecordedAttempt | None:
+        """The attempt that is neither committed nor abandoned."""
+        query = select(RoundAttempt).where(
+            col(RoundAttempt.study) == study, col(RoundAttempt.status) == AttemptStatus.OPEN.value
+        )
+        row = self._session.exec(query).first()
+        return _recorded(row) if row is not None else None
+
+    def begin_attempt(self, study: str, recorded: RecordedAttempt) -> None:
+        """Record an attempt before it is sent. AnotherDriver where it exists or another is open."""
+        if self.open_attempt(study) is not None:
+            raise _another(study)
+        attempt = recorded.attempt
+        latest = self._session.exec(
+            select(func.max(RoundAttempt.sequence)).where(col(RoundAttempt.study) == study)
+        ).one()
+        self._session.add(
+            RoundAttempt(
+                study=study,
+                phase=attempt.phase,
+                round=attempt.round,
+                attempt=attempt.attempt,
+                sequence=(latest or 0) + 1,
+                status=AttemptStatus.OPEN.value,
+                cohort=json.dumps(attempt.cohort),
+                request=recorded.request,
+                model_digest=recorded.model_digest,
+                issued_at=recorded.issued_at,
+            )
+        )
+        self._flush(study)
+
+    def close_attempt(self, study: str, attempt: Attempt, at: str) -> None:
+        """Commit or abandon the open attempt, once. AnotherDriver where it is closed already."""
+        statement = (
+            update(RoundAttempt)
+            .where(
+                col(RoundAttempt.study) == study,
+                col(RoundAttempt.phase) == attempt.phase,
+                col(RoundAttempt.round) == attempt.round,
+                col(RoundAttempt.attempt) == attempt.attempt,
+                col(RoundAttempt.status) == AttemptStatus.OPEN.value,
+            )
+            .values(
+                status=attempt.status.value,
+                contributed=json.dumps(attempt.contributed),
+                excluded=json.dumps(dict(attempt.excluded)),
+                closed_at=at,
+            )
+        )
+        if not one_row(self._session.connection().execute(statement)):
+            raise _another(study)
+
+    def model(self, study: str) -> ModelPoint | None:
+        """The model after the last committed round."""
+        row = self._session.get(ModelState, study)
+        if row is None:
+            return None
+        point = ModelPoint(
+            row.rounds, from_bytes(row.weights), from_bytes(row.velocity), from_bytes(row.average), row.averaged
+        )
+        if point.digest != row.digest:
+            raise Conflict(f"The stored model of study {study} is damaged.", "Restore the database from a backup.")
+        return point
+
+    def start_model(self, study: str, point: ModelPoint) -> None:
+        """Store the initial model."""
+        self._session.add(_model_row(study, point))
+        self._flush(study)
+
+    def advance_model(self, study: str, point: ModelPoint) -> None:
+        """Replace the model of the round before. AnotherDriver where the stored one is of another round."""
+        row = _model_row(study, point)
+        statement = (
+            update(ModelState)
+            .where(col(ModelState.study) == study, col(ModelState.rounds) == point.rounds - 1)
+            .values(
+                rounds=row.rounds,
+                weights=row.weights,
+                velocity=row.velocity,
+                average=row.average,
+                averaged=row.averaged,
+                digest=row.digest,
+            )
+        )
+        if not one_row(self._session.connection().execute(statement)):
+            raise _another(study)
+
+    def add_round(self, row: StudyRound) -> None:
+        """Store a committed round."""
+        self._session.add(row)
+        self._flush(row.study)
+
+    def rounds(self, study: str) -> list[StudyRound]:
+        """The committed rounds, training first."""
+        query = select(StudyRound).where(col(StudyRound.study) == study)
+        return list(self._session.exec(query.order_by(col(StudyRound.phase).desc(), col(StudyRound.round))))
+
+    def rounds_digest(self, study: str) -> str:
+        """SHA-256 over the canonical list of the committed rounds' records."""
+        return digest([round_record(row) for row in self.rounds(study)])
+
+    def add_candidate(self, row: Candidate) -> None:
+        """Store the candidate, once."""
+        self._session.add(row)
+        self._flush(row.study)
+
+    def _flush(self, study: str) -> None:
+        try:
+            self._session.flush()
+        except IntegrityError:
+            raise _another(study) from None
+
+
+class CandidateRepository:
+    """Candidates within the caller's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def of(self, study: str) -> Candidate:
+        """The study's candidate, or NotFound."""
+        row = self._session.get(Candidate, study)
+        if row is None:
+            raise NotFound(
+                f"Study {study} has no candidate yet.", "Wait for its rounds and evaluation: `cloister study status`."
+            )
+        return row
+
+
+def round_record(row: StudyRound) -> dict[str, object]:
+    """One round's record as JSON: what people are shown and what `rounds_digest` covers."""
+    return {
+        "phase": row.phase,
+        "round": row.round,
+        "attempts": row.attempts,
+        "invited": json.loads(row.invited),
+        "contributed": json.loads(row.contributed),
+        "excluded": json.loads(row.excluded),
+        "norm": row.norm,
+        "model": row.model_digest,
+        "epsilon": row.epsilon,
+        "seconds": row.seconds,
+        "committed_at": row.committed_at,
+    }
+
+
+def phase_of(text: str) -> Phase:
+    """The phase of a stored name."""
+    match text:
+        case "train" | "evaluate":
+            return text
+    raise Conflict("A stored phase is none of the known ones.", "Restore the database from a backup.")
+
+
+def _recorded(row: RoundAttempt) -> RecordedAttempt:
+    attempt = Attempt(
+        phase=phase_of(row.phase),
+        round=row.round,
+        attempt=row.attempt,
+        cohort=tuple(json.loads(row.cohort)),
+        status=AttemptStatus(row.status),
+        contributed=tuple(json.loads(row.contributed)),
+        excluded=json.loads(row.excluded),
+    )
+    return RecordedAttempt(attempt, row.request, row.model_digest, row.issued_at)
+
+
+def _model_row(study: str, point: ModelPoint) -> ModelState:
+    return ModelState(
+        study=study,
+        rounds=point.rounds,
+        weights=to_bytes(point.weights),
+        velocity=to_bytes(point.velocity),
+        average=to_bytes(point.average),
+        averaged=point.averaged,
+        digest=point.digest,
+    )
+
+
+def _another(study: str) -> AnotherDriver:
+    return AnotherDriver(
+        f"Another driver works on study {study}.", "Let one coordinator run each study; this driver ends."
+    )

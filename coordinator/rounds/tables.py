@@ -1,0 +1,93 @@
+"""Rows of the rounds. Nothing of one site's values is in here: a masked vector is summed and forgotten."""
+
+from __future__ import annotations
+
+from sqlalchemy import LargeBinary
+from sqlmodel import Field
+
+from coordinator.database import Table
+
+
+class KeySetup(Table, table=True):
+    """The key set-up of a study: its cohort is fixed before the first request, for sites make keys once per study."""
+
+    __tablename__ = "key_setup"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    cohort: str
+    joined: str = "[]"
+    transcript: str | None = None
+    established_at: str | None = None
+
+
+class RoundAttempt(Table, table=True):
+    """One attempt, recorded before it is sent. request: the signed envelope, resent byte for byte; the model that
+    goes with it is `model_state`'s, whose digest the request names. Lists are JSON."""
+
+    __tablename__ = "round_attempt"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    phase: str = Field(primary_key=True)
+    round: int = Field(primary_key=True)
+    attempt: int = Field(primary_key=True)
+    sequence: int = Field(index=True)
+    status: str
+    cohort: str
+    contributed: str = "[]"
+    excluded: str = "{}"
+    request: bytes = Field(sa_type=LargeBinary)
+    model_digest: str
+    issued_at: str
+    closed_at: str | None = None
+
+
+class StudyRound(Table, table=True):
+    """A committed round: who was invited to its first attempt, who contributed, who was left out and why.
+
+    norm: L2 norm of the noisy mean. model_digest: the model that came out. epsilon: spent so far. seconds: from the
+    first attempt to the commit.
+    """
+
+    __tablename__ = "study_round"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    phase: str = Field(primary_key=True)
+    round: int = Field(primary_key=True)
+    attempts: int
+    invited: str
+    contributed: str
+    excluded: str
+    norm: float
+    model_digest: str
+    epsilon: float
+    seconds: float
+    committed_at: str
+
+
+class ModelState(Table, table=True):
+    """The model after the last committed round; four vectors are float64, little-endian."""
+
+    __tablename__ = "model_state"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    rounds: int
+    weights: bytes = Field(sa_type=LargeBinary)
+    velocity: bytes = Field(sa_type=LargeBinary)
+    average: bytes = Field(sa_type=LargeBinary)
+    averaged: int
+    digest: str
+
+
+class Candidate(Table, table=True):
+    """What the rounds came to: the weights a release is made of, and the evidence that goes with them (JSON)."""
+
+    __tablename__ = "candidate"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    weights: bytes = Field(sa_type=LargeBinary)
+    weights_digest: str
+    rounds_digest: str
+    evaluation: str
+    histogram: str
+    epsilon: str
+    created_at: str

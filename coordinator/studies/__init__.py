@@ -1,0 +1,1 @@
+"""Studies: proposal, policy decision, plan, the sites' consent, start and stop."""
