@@ -1,0 +1,106 @@
+"""The only SQL about releases."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from coordinator.database import one_row
+from coordinator.errors import Conflict, NotFound
+from coordinator.releases.states import ReleaseState, Vote
+from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseFile, ReleaseInstallation, ReleaseVote
+from protocol.errors import Refused
+from protocol.identifiers import Role
+
+
+class ReleaseRepository:
+    """Releases within the caller's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def get(self, release: str) -> Release:
+        """The release, or NotFound."""
+        row = self._session.get(Release, release)
+        if row is None:
+            raise NotFound(f"There is no release {release}.", "See `cloister release list`.")
+        return row
+
+    def all(self) -> list[Release]:
+        """Every release, oldest first."""
+        return list(self._session.exec(select(Release).order_by(col(Release.created_at), col(Release.id))))
+
+    def of_study(self, study: str) -> list[Release]:
+        """The study's releases, oldest first."""
+        return [row for row in self.all() if row.study == study]
+
+    def add(self, row: Release, files: dict[str, bytes]) -> None:
+        """Store a draft and its files."""
+        self._session.add(row)
+        self._session.flush()
+        self._session.add_all(ReleaseFile(release=row.id, name=name, content=data) for name, data in files.items())
+
+    def files(self, release: str) -> dict[str, bytes]:
+        """The model files by name."""
+        rows = self._session.exec(select(ReleaseFile).where(col(ReleaseFile.release) == release))
+        return {row.name: row.content for row in rows}
+
+    def set_state(self, row: Release, state: ReleaseState) -> None:
+        """Compare-and-swap the state; Conflict when somebody else moved it first."""
+        statement = (
+            update(Release).where(col(Release.id) == row.id, col(Release.state) == row.state).values(state=state.value)
+        )
+        if not one_row(self._session.connection().execute(statement)):
+            raise Conflict("The release changed meanwhile.", "Read it again with `cloister release show`.")
+        self._session.refresh(row)
+
+    def votes(self, release: str) -> list[ReleaseVote]:
+        """The decisions, in the order in which they were made."""
+        query = select(ReleaseVote).where(col(ReleaseVote.release) == release).order_by(col(ReleaseVote.id))
+        return list(self._session.exec(query))
+
+    def add_vote(self, vote: ReleaseVote) -> None:
+        """Store a decision; the table's own constraints refuse a second one by the person or the role."""
+        self._session.add(vote)
+        self._session.flush()
+
+    def add_challenge(self, challenge: ReleaseChallenge) -> None:
+        """Store a nonce."""
+        self._session.add(challenge)
+
+    def use_challenge(self, nonce: str, *, release: str, person: str, subject_digest: str, now: str) -> None:
+        """Consume the nonce: exactly once, by its person, in time, for its digest. Raises Refused."""
+        statement = (
+            update(ReleaseChallenge)
+            .where(
+                col(ReleaseChallenge.nonce) == nonce,
+                col(ReleaseChallenge.release) == release,
+                col(ReleaseChallenge.person) == person,
+                col(ReleaseChallenge.subject_digest) == subject_digest,
+                col(ReleaseChallenge.used_at).is_(None),
+                col(ReleaseChallenge.expires_at) > now,
+            )
+            .values(used_at=now)
+        )
+        if not one_row(self._session.connection().execute(statement)):
+            raise Refused(
+                "The signed challenge is unknown, used, expired or another person's.",
+                "Run the command again: it fetches a new challenge.",
+            )
+
+    def installed(self, release: str) -> list[ReleaseInstallation]:
+        """Which sites installed it."""
+        query = select(ReleaseInstallation).where(col(ReleaseInstallation.release) == release)
+        return list(self._session.exec(query.order_by(col(ReleaseInstallation.site))))
+
+    def add_installation(self, row: ReleaseInstallation) -> bool:
+        """False when the site has already said so."""
+        if self._session.get(ReleaseInstallation, (row.release, row.site)) is not None:
+            return False
+        self._session.add(row)
+        return True
+
+
+def vote_of(row: ReleaseVote) -> Vote:
+    """The pure value that the states decide on."""
+    return Vote(row.person, Role(row.role), row.subject_digest, row.approve)

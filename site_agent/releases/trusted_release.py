@@ -1,0 +1,221 @@
+"""Whether a release may be installed: pure, in a fixed order, each step possible only after the one before.
+
+Fetched -> KeysTrusted -> Approved -> Logged -> Installable (the habit of TUF clients). No I/O and no clock: the
+site's pins come in as `TrustRoot`, the bundle's files as bytes. Every failure is VerificationFailed, BadSignature or
+Malformed with a remedy; nothing is installed on any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from protocol.audit_event import AuditEvent, EventType
+from protocol.canonical import canonical, parse, sha256_hex
+from protocol.consent import PLAN_TYPE
+from protocol.envelope import Envelope, open_json
+from protocol.errors import VerificationFailed
+from protocol.identifiers import Frozen, Role
+from protocol.merkle import leaf_hash
+from protocol.release import (
+    APPROVAL_TYPE,
+    BUNDLE_FILES,
+    PREDICATE_KIND,
+    STATEMENT_KIND,
+    STATEMENT_TYPE,
+    Approval,
+    ReleasePredicate,
+    ReleaseSubject,
+)
+from protocol.signing import VerifyingKey
+from protocol.study import StudyPlan
+from protocol.tlog_proof import TlogProof
+from protocol.witness_policy import WitnessPolicy
+
+APPROVING_ROLES = frozenset({Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD})
+_REMEDY = "Do not use this bundle. Report it to your compliance officer and to the coordinator's operator."
+_Document = TypeVar("_Document", bound=Frozen)
+
+
+@dataclass(frozen=True)
+class TrustRoot:
+    """What this site pinned: its own name, the coordinator's key, the log's witness policy, and the plans it granted.
+
+    granted_plans: digests of the plans this site consented to. A recipient that took no part has only the
+    coordinator's word for the plan, and for the roster of approvers in it.
+    """
+
+    site: str
+    coordinator: VerifyingKey
+    policy: WitnessPolicy
+    granted_plans: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A bundle's files, unverified."""
+
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class KeysTrusted:
+    """Plan and statement are signed by the pinned coordinator; the subject is what the statement names."""
+
+    fetched: Fetched
+    plan: StudyPlan
+    subject: ReleaseSubject
+    predicate: ReleasePredicate
+
+
+@dataclass(frozen=True)
+class Approved:
+    """Two people of the plan's roster, in two roles, none the submitter, signed this subject's digest."""
+
+    trusted: KeysTrusted
+    roles: tuple[Role, ...]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """The sealing of exactly this statement is in the log, and a quorum of witnesses saw it there."""
+
+    approved: Approved
+    index: int
+    checkpoint_size: int
+    cosigners: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Installable:
+    """Every model file is the one that was approved, and this site is a recipient."""
+
+    logged: Logged
+    subject: ReleaseSubject
+    model_files: Mapping[str, bytes]
+
+
+def verify(files: Mapping[str, bytes], root: TrustRoot) -> Installable:
+    """All steps in order."""
+    return check_files(check_log(check_approvals(trust_keys(Fetched(files), root)), root), root)
+
+
+def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
+    """The plan and the statement verify under the pinned coordinator key and name the same release."""
+    if set(fetched.files) != set(BUNDLE_FILES):
+        raise VerificationFailed("The bundle does not hold exactly the agreed files.", _REMEDY)
+    keys = {root.coordinator.key_id: root.coordinator}
+    plan_envelope = Envelope.from_bytes(fetched.files["plan.dsse.json"], limit=16 << 20)
+    plan_document, _ = open_json(plan_envelope, PLAN_TYPE, keys, limit=16 << 20)
+    plan = _read(StudyPlan, plan_document, "plan")
+    statement, _ = open_json(Envelope.from_bytes(fetched.files["statement.dsse.json"]), STATEMENT_TYPE, keys)
+    subject = _read(ReleaseSubject, _json(fetched.files["subject.json"], "subject.json"), "subject")
+    predicate = _read(ReleasePredicate, _statement(statement, fetched.files), "statement's predicate")
+    plan_digest = sha256_hex(plan_envelope.payload)
+    if root.site in plan.names and plan_digest not in root.granted_plans:
+        raise VerificationFailed("The release comes from a plan that this site did not grant.", _REMEDY)
+    if not plan_digest == subject.plan_digest == predicate.plan_digest:
+        raise VerificationFailed("The release names another plan than the bundle holds.", _REMEDY)
+    if subject.digest != predicate.subject_digest or subject.release != predicate.release:
+        raise VerificationFailed("The statement is about another release.", _REMEDY)
+    if subject.study != plan.spec.study or subject.submitter != plan.submitter:
+        raise VerificationFailed("The release and its plan name different studies or submitters.", _REMEDY)
+    if subject.model != plan.spec.model or subject.dataset != plan.spec.dataset:
+        raise VerificationFailed("The released model is not of the planned kind.", _REMEDY)
+    if not set(subject.recipients) <= set(plan.spec.recipients):
+        raise VerificationFailed("The release names a recipient that the plan does not.", _REMEDY)
+    return KeysTrusted(fetched, plan, subject, predicate)
+
+
+def check_approvals(trusted: KeysTrusted) -> Approved:
+    """Each approval verifies under the key that the consented plan fixed for that person."""
+    roster = {approver.person: approver for approver in trusted.plan.approvers}
+    digest = trusted.subject.digest
+    people: set[str] = set()
+    roles: set[Role] = set()
+    for document in trusted.predicate.approvals:
+        envelope = Envelope.from_bytes(canonical(document))
+        claimed = _read(Approval, _json(envelope.payload, "approval"), "approval")
+        approver = roster.get(claimed.person)
+        if approver is None or approver.role is not claimed.role:
+            raise VerificationFailed("An approval is by somebody the plan does not name in that role.", _REMEDY)
+        key = VerifyingKey.from_text(approver.key)
+        open_json(envelope, APPROVAL_TYPE, {key.key_id: key})
+        if claimed.subject_digest != digest or claimed.release != trusted.subject.release:
+            raise VerificationFailed("An approval was given to another release digest.", _REMEDY)
+        if claimed.decision != "approve" or claimed.meaning != "reviewed-and-approved":
+            raise VerificationFailed("A decision on this release was not an approval.", _REMEDY)
+        if claimed.person == trusted.subject.submitter or claimed.role not in APPROVING_ROLES:
+            raise VerificationFailed("An approval is by the submitter or in a role that does not approve.", _REMEDY)
+        if claimed.signed_at > trusted.predicate.sealed_at:
+            raise VerificationFailed("An approval is dated after the sealing.", _REMEDY)
+        people.add(claimed.person)
+        roles.add(claimed.role)
+    if len(people) < 2 or len(roles) < 2 or len(people) != len(trusted.predicate.approvals):
+        raise VerificationFailed("Two people in two roles have not approved this release.", _REMEDY)
+    return Approved(trusted, tuple(sorted(roles)))
+
+
+def check_log(approved: Approved, root: TrustRoot) -> Logged:
+    """The event that seals this statement is included under a checkpoint that a quorum cosigned."""
+    files = approved.trusted.fetched.files
+    event = _read(AuditEvent, _json(files["event.json"], "event.json"), "log entry")
+    expected = {
+        "subject": approved.trusted.subject.digest,
+        "statement": sha256_hex(files["statement.dsse.json"]),
+    }
+    release = f"release:{approved.trusted.subject.release}"
+    if event.event is not EventType.RELEASE_SEALED or event.subject != release or dict(event.digests) != expected:
+        raise VerificationFailed("The log entry is not the sealing of this statement.", _REMEDY)
+    proof = TlogProof.from_bytes(files["release.tlog-proof"])
+    checkpoint = proof.verify(leaf_hash(event.leaf()), root.policy)
+    return Logged(approved, proof.index, checkpoint.size, tuple(sorted(checkpoint.cosigners)))
+
+
+def check_files(logged: Logged, root: TrustRoot) -> Installable:
+    """The files are byte for byte the approved ones; this site may receive them."""
+    subject = logged.approved.trusted.subject
+    if root.site not in subject.recipients:
+        raise VerificationFailed(f"Site {root.site} is not a recipient of this release.", _REMEDY)
+    files = logged.approved.trusted.fetched.files
+    model_files: dict[str, bytes] = {}
+    for entry in subject.files:
+        data = files.get(entry.name)
+        if data is None or len(data) != entry.size or sha256_hex(data) != entry.sha256:
+            raise VerificationFailed(f"{entry.name} is not the file that was approved.", _REMEDY)
+        model_files[entry.name] = data
+    return Installable(logged, subject, model_files)
+
+
+def _statement(statement: Mapping[str, Any], files: Mapping[str, bytes]) -> Any:
+    """The predicate of an in-toto v1 Statement whose subjects are exactly the subject document and model files."""
+    if set(statement) != {"_type", "subject", "predicateType", "predicate"}:
+        raise VerificationFailed("The statement is not an in-toto Statement.", _REMEDY)
+    if statement["_type"] != STATEMENT_KIND or statement["predicateType"] != PREDICATE_KIND:
+        raise VerificationFailed("The statement is of another kind.", _REMEDY)
+    named = (*BUNDLE_FILES[:3], "subject.json")
+    expected = [{"digest": {"sha256": sha256_hex(files[name])[7:]}, "name": name} for name in named]
+    if statement["subject"] != expected:
+        raise VerificationFailed("The statement is about other files than the bundle holds.", _REMEDY)
+    return statement["predicate"]
+
+
+def _json(data: bytes, what: str) -> Any:
+    document = parse(data)
+    if canonical(document) != data:
+        raise VerificationFailed(f"{what} is not in its canonical form.", _REMEDY)
+    return document
+
+
+def _read(kind: type[_Document], document: Any, what: str) -> _Document:
+    # Strict JSON mode: no coercion may let two documents with different bytes mean the same.
+    try:
+        read = kind.model_validate_json(canonical(document))
+    except ValidationError as error:
+        raise VerificationFailed(f"The {what} has fields that are missing, unknown or wrong.", _REMEDY) from error
+    if canonical(read.model_dump(mode="json")) != canonical(document):
+        raise VerificationFailed(f"The {what} is not in its one agreed form.", _REMEDY)
+    return read
