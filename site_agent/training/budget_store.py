@@ -1,0 +1,310 @@
+"""The site's ledger on disk: what each study may take of each patient, and what it has taken.
+
+A charge is on disk (synchronous=FULL) before anything is computed, and the answer is on disk before it is sent. So
+after a crash at any point the ledger counts at least what left, and what is sent again is the same bytes.
+Charges follow patients: what a snapshot has spent is the largest sum over any of its patients, in whichever snapshot
+that patient (by keyed hash) was charged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, text
+from sqlmodel import Session, col, delete, or_, select, update
+from sqlmodel.sql.expression import SelectOfScalar
+
+from protocol.errors import CloisterError
+from site_agent.consent.tables import StudyGrant
+from site_agent.database import transaction
+from site_agent.training.states import (
+    AttemptKey,
+    AttemptRefused,
+    Budget,
+    Charge,
+    Phase,
+    Prior,
+    Progress,
+    RefusalCode,
+    Verdict,
+    admit,
+    decide_attempt,
+)
+from site_agent.training.tables import CohortCharge, ConsumedAttempt, KeyStepReply, RefusalRecord, SecureSumKeys
+
+KEPT_REFUSALS = 1000
+
+# For each patient of the group: what all studies have taken of this patient, in whichever snapshot.
+_LARGEST_SPENT = text(
+    """
+    SELECT COALESCE(MAX(epsilon), 0.0), COALESCE(MAX(delta), 0.0) FROM (
+        SELECT SUM(c.epsilon) AS epsilon, SUM(c.delta) AS delta
+        FROM snapshot_patient AS mine
+        JOIN snapshot_patient AS seen ON seen.patient_hash = mine.patient_hash
+        JOIN cohort_charge AS c ON c.snapshot = seen.snapshot AND c.held_out = seen.held_out
+        WHERE mine.snapshot = :snapshot AND mine.held_out = :held_out AND c.released = 0
+        GROUP BY mine.patient_hash
+    )
+    """
+)
+
+
+class LedgerConflict(CloisterError):
+    """The ledger does not stand where the caller thought: another process, or a repeated call."""
+
+    code = "ledger-conflict"
+
+
+@dataclass(frozen=True)
+class StudySpending:
+    """One study's line of the ledger, for people. Patients: "training" or "held-out"."""
+
+    study: str
+    snapshot: str
+    held_out: bool
+    epsilon: float
+    delta: float
+    steps_charged: int
+    steps_allowed: int
+    exact: bool
+    released: bool
+
+
+def spent(session: Session, snapshot: str, *, held_out: bool) -> Budget:
+    """What the most-used patient of this snapshot's group has been charged over all studies, reserved or spent."""
+    row = session.connection().execute(_LARGEST_SPENT, {"snapshot": snapshot, "held_out": held_out}).one()
+    return Budget(float(row[0]), float(row[1]))
+
+
+def reserve(
+    session: Session, *, study: str, plan_digest: str, snapshot: str, charges: tuple[Charge, ...], cap: Budget, at: str
+) -> None:
+    """Set aside what the plan asks of each group, in the caller's transaction. Raises BudgetExceeded, and
+    LedgerConflict when the plan is reserved already."""
+    taken = select(CohortCharge).where(CohortCharge.plan_digest == plan_digest)
+    if session.exec(taken).first() is not None:
+        raise LedgerConflict("The ledger has a reservation for this plan.", "Nothing has to be done again.")
+    for charge in charges:
+        admit(study, spent(session, snapshot, held_out=charge.held_out), charge, cap)
+    for charge in charges:
+        session.add(
+            CohortCharge(
+                study=study,
+                plan_digest=plan_digest,
+                snapshot=snapshot,
+                held_out=charge.held_out,
+                epsilon=charge.epsilon,
+                delta=charge.delta,
+                steps_allowed=charge.steps,
+                exact=charge.exact,
+                reserved_at=at,
+            )
+        )
+    session.flush()
+
+
+def release_unused(session: Session, plan_digest: str) -> None:
+    """Give back the reservations of a plan of which no step was charged; the others stay charged in full."""
+    unused = select(CohortCharge).where(
+        CohortCharge.plan_digest == plan_digest, CohortCharge.steps_charged == 0, col(CohortCharge.released).is_(False)
+    )
+    for charge in session.exec(unused):
+        charge.released = True
+        session.add(charge)
+
+
+def ledger(session: Session) -> list[StudySpending]:
+    """Every reservation and charge, oldest first."""
+    rows = session.exec(select(CohortCharge).order_by(col(CohortCharge.id)))
+    return [
+        StudySpending(
+            study=row.study,
+            snapshot=row.snapshot,
+            held_out=row.held_out,
+            epsilon=row.epsilon,
+            delta=row.delta,
+            steps_charged=row.steps_charged,
+            steps_allowed=row.steps_allowed,
+            exact=row.exact,
+            released=row.released,
+        )
+        for row in rows
+    ]
+
+
+class BudgetStore:
+    """Consumption of attempts: charge, then compute, then keep, then send.
+
+    `reached` is told each point that is durably behind; tests end the process there.
+    """
+
+    def __init__(self, engine: Engine, *, reached: Callable[[str], None] = lambda _point: None) -> None:
+        self._engine = engine
+        self._reached = reached
+
+    def consume(
+        self, key: AttemptKey, *, plan_digest: str, request_digest: str, expired: bool, at: str
+    ) -> bytes | None:
+        """None: the attempt is consumed and one step charged, durably; compute it now, once. bytes: the answer
+        that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
+        self._reached("before-charge")
+        with transaction(self._engine) as session:
+            grant = session.get(StudyGrant, plan_digest)
+            if grant is None or grant.state != "granted" or grant.study != key.study:
+                raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
+            row = session.exec(_attempt(key)).first()
+            charge = session.exec(_charge(plan_digest, key.phase)).first()
+            if charge is None or charge.released:
+                raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
+            verdict = decide_attempt(
+                key,
+                plan_digest=plan_digest,
+                request_digest=request_digest,
+                expired=expired,
+                prior=None if row is None else Prior(row.plan_digest, row.request_digest, row.packet is not None),
+                progress=Progress(
+                    latest_train=_latest(session, key.study, "train"),
+                    latest_evaluate=_latest(session, key.study, "evaluate"),
+                    steps_charged=charge.steps_charged,
+                    steps_allowed=charge.steps_allowed,
+                ),
+            )
+            if verdict is Verdict.RESEND:
+                assert row is not None
+                return row.packet
+            session.add(
+                ConsumedAttempt(
+                    study=key.study,
+                    plan_digest=plan_digest,
+                    phase=key.phase,
+                    round=key.round,
+                    attempt=key.attempt,
+                    request_digest=request_digest,
+                    consumed_at=at,
+                )
+            )
+            charge.steps_charged += 1
+            session.add(charge)
+            session.flush()
+            self._reached("in-charge")
+        self._reached("charged")
+        return None
+
+    def keep(self, key: AttemptKey, packet: bytes, keys_state: bytes) -> None:
+        """Store the answer and the keys' state, together, before it is sent. Raises LedgerConflict unless the
+        attempt is consumed and has no answer."""
+        with transaction(self._engine) as session:
+            row = session.exec(_attempt(key)).first()
+            keys = session.get(SecureSumKeys, key.study)
+            if row is None or row.packet is not None or keys is None:
+                raise LedgerConflict("The attempt is not open for an answer.", "Ask for a new attempt.")
+            row.packet = packet
+            keys.state = keys_state
+            session.add(row)
+            session.add(keys)
+            _drop_old_packets(session, key)
+            session.flush()
+            self._reached("in-keep")
+        self._reached("kept")
+
+    def keys(self, study: str, plan_digest: str) -> bytes | None:
+        """The state of the study's secure aggregation, if there is one for this plan."""
+        with transaction(self._engine) as session:
+            row = session.get(SecureSumKeys, study)
+            return None if row is None or row.plan_digest != plan_digest else row.state
+
+    def key_reply(self, study: str, step: str) -> tuple[str, bytes] | None:
+        """(request digest, answer) of a set-up step that was answered."""
+        with transaction(self._engine) as session:
+            row = session.get(KeyStepReply, (study, step))
+            return None if row is None else (row.request_digest, row.packet)
+
+    def keep_key_step(
+        self, study: str, step: str, *, plan_digest: str, request_digest: str, packet: bytes, state: bytes, anew: bool
+    ) -> None:
+        """Store a set-up step's answer and the keys' new state, together. `anew`: earlier steps are void.
+
+        Raises AttemptRefused KEYS_IN_USE when new keys are asked for after an attempt was consumed under the old,
+        PLAN_NOT_GRANTED when the plan is not granted (any more).
+        """
+        with transaction(self._engine) as session:
+            grant = session.get(StudyGrant, plan_digest)
+            if grant is None or grant.state != "granted":
+                raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
+            if anew:
+                if session.exec(select(ConsumedAttempt).where(ConsumedAttempt.study == study)).first() is not None:
+                    raise AttemptRefused(RefusalCode.KEYS_IN_USE)
+                session.exec(delete(KeyStepReply).where(col(KeyStepReply.study) == study))
+            session.merge(SecureSumKeys(study=study, plan_digest=plan_digest, state=state))
+            session.merge(KeyStepReply(study=study, step=step, request_digest=request_digest, packet=packet))
+
+    def erase_traces(self) -> None:
+        """Empty the write-ahead log, so that secrets that were overwritten in the tables are not left in it."""
+        with self._engine.connect() as connection:
+            # A checkpoint can't run inside a transaction, and this engine begins one for every statement.
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def forget_keys(self, study: str) -> None:
+        """The study is over for this site: its pair secrets and set-up answers are erased."""
+        with transaction(self._engine) as session:
+            drop_keys(session, study)
+        self.erase_traces()
+
+    def studies_with_keys(self) -> list[str]:
+        """Studies whose pair secrets are on this disk."""
+        with transaction(self._engine) as session:
+            return list(session.exec(select(SecureSumKeys.study)))
+
+    def record_refusal(self, *, study: str, phase: str, round_number: int, attempt: int, code: str, at: str) -> None:
+        """Remember a request that was not answered; the oldest of more than a thousand go."""
+        with transaction(self._engine) as session:
+            record = RefusalRecord(study=study, phase=phase, round=round_number, attempt=attempt, code=code, at=at)
+            session.add(record)
+            session.flush()
+            assert record.id is not None
+            session.exec(delete(RefusalRecord).where(col(RefusalRecord.id) <= record.id - KEPT_REFUSALS))
+
+    def last_refusals(self, limit: int = 10) -> list[RefusalRecord]:
+        """The newest refusals, newest first."""
+        with transaction(self._engine) as session:
+            return list(session.exec(select(RefusalRecord).order_by(col(RefusalRecord.id).desc()).limit(limit)))
+
+
+def drop_keys(session: Session, study: str) -> None:
+    """Delete a study's pair secrets and set-up answers, in the caller's transaction."""
+    session.exec(delete(SecureSumKeys).where(col(SecureSumKeys.study) == study))
+    session.exec(delete(KeyStepReply).where(col(KeyStepReply.study) == study))
+
+
+def _attempt(key: AttemptKey) -> SelectOfScalar[ConsumedAttempt]:
+    return select(ConsumedAttempt).where(
+        ConsumedAttempt.study == key.study,
+        ConsumedAttempt.phase == key.phase,
+        ConsumedAttempt.round == key.round,
+        ConsumedAttempt.attempt == key.attempt,
+    )
+
+
+def _charge(plan_digest: str, phase: Phase) -> SelectOfScalar[CohortCharge]:
+    held_out = phase == "evaluate"
+    return select(CohortCharge).where(CohortCharge.plan_digest == plan_digest, col(CohortCharge.held_out).is_(held_out))
+
+
+def _latest(session: Session, study: str, phase: Phase) -> tuple[int, int] | None:
+    newest = (
+        select(ConsumedAttempt.round, ConsumedAttempt.attempt)
+        .where(ConsumedAttempt.study == study, ConsumedAttempt.phase == phase)
+        .order_by(col(ConsumedAttempt.round).desc(), col(ConsumedAttempt.attempt).desc())
+        .limit(1)
+    )
+    row = session.exec(newest).first()
+    return None if row is None else (row[0], row[1])
+
+
+def _drop_old_packets(session: Session, key: AttemptKey) -> None:
+    """Answers of rounds that are over are never collected again; their rows stay, as consumed."""
+    over = or_(ConsumedAttempt.phase != key.phase, ConsumedAttempt.round < key.round)
+    session.exec(update(ConsumedAttempt).where(col(ConsumedAttempt.study) == key.study, over).values(packet=None))

@@ -1,0 +1,139 @@
+"""Whether an attempt is computed, answered from disk or refused: decided from facts alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from privacy.accounting.ledger import CohortLedger
+
+Phase = Literal["train", "evaluate"]
+
+
+class RefusalCode(StrEnum):
+    """Why a site does not contribute: everything that it ever says, and nothing else."""
+
+    MALFORMED = "malformed"
+    BAD_SIGNATURE = "bad-signature"
+    BAD_PEER_SIGNATURE = "bad-peer-signature"
+    PLAN_NOT_GRANTED = "plan-not-granted"
+    UNKNOWN_SITE = "unknown-site"
+    NOT_IN_COHORT = "not-in-cohort"
+    COHORT_TOO_SMALL = "cohort-too-small"
+    BODY_MISMATCH = "body-mismatch"
+    WRONG_LENGTH = "wrong-length"
+    EXPIRED = "expired"
+    ROUND_UNKNOWN = "round-unknown"
+    ROUND_OVER = "round-over"
+    PHASE_OVER = "phase-over"
+    CONSUMED = "consumed"
+    ALREADY_CONSUMED = "already-consumed"
+    LEDGER_EXHAUSTED = "ledger-exhausted"
+    KEYS_MISSING = "keys-missing"
+    KEYS_IN_USE = "keys-in-use"
+    KEYS_REFUSED = "keys-refused"
+    DATA_MISSING = "data-missing"
+    TRAINING_FAILED = "training-failed"
+    NOT_ENOUGH_HELD_OUT = "not-enough-held-out"
+    UNKNOWN_KIND = "unknown-kind"
+    INTERNAL = "internal"
+
+
+class AttemptRefused(Exception):
+    """The request is not answered with a contribution; `code` is all that is told."""
+
+    def __init__(self, code: RefusalCode) -> None:
+        super().__init__(code.value)
+        self.code = code
+
+
+@dataclass(frozen=True, order=True)
+class AttemptKey:
+    """One attempt of one round: what is consumed at most once."""
+
+    study: str
+    phase: Phase
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is on disk for exactly this attempt. `stored`: whether the answer's bytes are there."""
+
+    plan_digest: str
+    request_digest: str
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the study stands at this site: the last (round, attempt) of each phase, and the steps of this phase's
+    charge."""
+
+    latest_train: tuple[int, int] | None
+    latest_evaluate: tuple[int, int] | None
+    steps_charged: int
+    steps_allowed: int
+
+
+class Verdict(StrEnum):
+    """What to do with a request that is not refused."""
+
+    COMPUTE = "compute"
+    RESEND = "resend"
+
+
+def decide_attempt(
+    key: AttemptKey, *, plan_digest: str, request_digest: str, expired: bool, prior: Prior | None, progress: Progress
+) -> Verdict:
+    """COMPUTE: charge one step, then compute. RESEND: the stored bytes. Raises AttemptRefused.
+
+    Expiry bears on new attempts only: a coordinator that was down may collect what was paid for.
+    """
+    if prior is not None:
+        if (prior.plan_digest, prior.request_digest) != (plan_digest, request_digest):
+            raise AttemptRefused(RefusalCode.ALREADY_CONSUMED)
+        if not prior.stored:
+            raise AttemptRefused(RefusalCode.CONSUMED)
+        return Verdict.RESEND
+    if expired:
+        raise AttemptRefused(RefusalCode.EXPIRED)
+    if key.phase == "train" and progress.latest_evaluate is not None:
+        raise AttemptRefused(RefusalCode.PHASE_OVER)
+    latest = progress.latest_train if key.phase == "train" else progress.latest_evaluate
+    if latest is not None and (key.round, key.attempt) <= latest:
+        raise AttemptRefused(RefusalCode.ROUND_OVER)
+    if progress.steps_charged >= progress.steps_allowed:
+        raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
+    return Verdict.COMPUTE
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What a study asks of one group of patients, all its steps together. exact: outside the guarantee, epsilon 0."""
+
+    held_out: bool
+    epsilon: float
+    delta: float
+    steps: int
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sums over studies: what may be spent, or what is."""
+
+    epsilon: float
+    delta: float
+
+
+def admit(study: str, spent: Budget, charge: Charge, cap: Budget) -> Budget:
+    """What is spent after the charge. Raises BudgetExceeded, naming what remains, when a sum would pass its cap."""
+    if charge.exact:
+        return spent
+    patients = "held-out" if charge.held_out else "training"
+    held = CohortLedger(cap.epsilon, cap.delta, inherited_epsilon=spent.epsilon, inherited_delta=spent.delta)
+    after = held.reserve(f"{study} ({patients} patients)", charge.epsilon, charge.delta)
+    return Budget(after.epsilon_spent, after.delta_spent)
