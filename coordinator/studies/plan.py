@@ -1,0 +1,212 @@
+"""From a spec to the plan that sites consent to: who takes part under which key, and how much noise. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from privacy.accounting.calibration import noise_multiplier_for
+from privacy.accounting.epsilon import FORECAST_INTERVAL, curve_points, epsilon, epsilon_per_round
+from privacy.accounting.gaussian import gaussian_multiplier_for
+from privacy.parameters import Mechanism, site_noise_multiplier
+from protocol.canonical import digest
+from protocol.dataset import DatasetSchema
+from protocol.errors import CloisterError
+from protocol.study import MINIMUM_CELL, PlannedApprover, PlannedSite, StudyPlan, StudySpec
+
+APPROVER_ROLES = ("compliance_officer", "clinical_lead")
+ACCOUNTANT = "pld"
+SAMPLING = "poisson"
+
+
+class PlanRefused(CloisterError):
+    """No plan can be made of the spec as it stands."""
+
+    code = "plan-refused"
+
+
+@dataclass(frozen=True)
+class EnrolledSite:
+    """What the coordinator knows of an active site that a study may invite."""
+
+    name: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class RegisteredDataset:
+    """A site's registered snapshot: digests and the two counts that are public."""
+
+    site: str
+    schema_digest: str
+    snapshot: str
+    patients: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The noise of a study and what it costs: sigma of the sum, and epsilon at T + A steps, global and worst site."""
+
+    noise_multiplier: float
+    epsilon: float
+    epsilon_worst_site: float
+    evaluation_multiplier: float
+
+
+def schema_digest(schema: DatasetSchema) -> str:
+    """SHA-256 over the schema's canonical form."""
+    return digest(schema.model_dump(mode="json"))
+
+
+def mechanism(spec: StudySpec, multiplier: float) -> Mechanism:
+    """`multiplier` over all T + A steps of the spec at its delta."""
+    return Mechanism(multiplier, spec.training.sampling_rate, spec.steps, spec.privacy.delta)
+
+
+def calibrate(spec: StudySpec, sites: int) -> Calibration:
+    """The least noise that keeps the spec's promise, and each site's worst case among `sites` planned ones.
+
+    The worst case assumes that all others collude: a site's own noise is then all that is left, and it is least when
+    every planned site is in the cohort. Raises PrivacyError where no noise will do.
+    """
+    privacy = spec.privacy
+    sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, spec.training.sampling_rate, spec.steps)
+    alone = site_noise_multiplier(sigma, sites, privacy.colluders + privacy.dropouts)
+    exact = spec.evaluation.mode == "exact"
+    single = 0.0 if exact else gaussian_multiplier_for(spec.evaluation.epsilon, privacy.delta)
+    return Calibration(
+        noise_multiplier=sigma,
+        epsilon=epsilon(mechanism(spec, sigma)),
+        epsilon_worst_site=epsilon(mechanism(spec, alone)),
+        # k Gaussian releases of sigma cost as much as one of sigma / sqrt(k)
+        evaluation_multiplier=single * math.sqrt(spec.evaluation.attempts),
+    )
+
+
+def forecast(spec: StudySpec, noise_multiplier: float) -> tuple[tuple[int, float], ...]:
+    """((steps, epsilon after so many), ...), rising to T + A; up to 128 points, every committed round but one among
+    them where the steps are few."""
+    return epsilon_per_round(mechanism(spec, noise_multiplier), FORECAST_INTERVAL, curve_points(spec.steps))
+
+
+def spent(curve: Sequence[tuple[int, float]], steps: int) -> float:
+    """Epsilon after `steps` noisy steps, from a forecast: that of the next point at or above, never below it."""
+    if steps <= 0:
+        return 0.0
+    return next((value for point, value in curve if point >= steps), curve[-1][1])
+
+
+def planned_sites(
+    spec: StudySpec, enrolled: Mapping[str, EnrolledSite], datasets: Sequence[RegisteredDataset]
+) -> tuple[PlannedSite, ...]:
+    """The invited sites under their pinned keys with the counts of the snapshot they registered for this schema.
+
+    Raises PlanRefused naming every site that is not enrolled, has no such dataset, or too few patients.
+    """
+    wanted = schema_digest(spec.dataset)
+    absent = [name for name in {*spec.invited, *spec.recipients} if name not in enrolled]
+    if absent:
+        raise PlanRefused(
+            f"Not enrolled here: {', '.join(sorted(absent))}.",
+            "Correct the names in legal_basis and recipients, or enrol these sites first.",
+        )
+    latest = {dataset.site: dataset for dataset in datasets if dataset.schema_digest == wanted}
+    without = [name for name in spec.invited if name not in latest]
+    if without:
+        raise PlanRefused(
+            f"No dataset of the schema {spec.dataset.name} is registered by {', '.join(without)}.",
+            "Have each run `cloister-site datasets add` with this very dictionary, or leave the site out; the schema's "
+            f"digest is {wanted}.",
+        )
+    small = [name for name in spec.invited if latest[name].patients <= MINIMUM_CELL]
+    if small:
+        raise PlanRefused(
+            f"Not more than {MINIMUM_CELL} patients at {', '.join(small)}.", "Leave these sites out of the study."
+        )
+    return tuple(
+        PlannedSite(
+            name=name,
+            identity=enrolled[name].identity,
+            jurisdiction=spec.legal_basis[name].jurisdiction,
+            patients=latest[name].patients,
+            held_out=latest[name].held_out,
+            snapshot=latest[name].snapshot,
+        )
+        for name in spec.invited
+    )
+
+
+def require_plausible(spec: StudySpec, sites: Sequence[PlannedSite]) -> None:
+    """Raises PlanRefused where delta is not below one in all the patients of the plan."""
+    patients = sum(site.patients for site in sites)
+    if spec.privacy.delta >= 1 / patients:
+        raise PlanRefused(
+            f"delta {spec.privacy.delta:g} is not below 1 in {patients} patients: it would allow one patient's whole "
+            "record to be given away.",
+            f"Set privacy.delta to at most {0.1 / patients:.1g}.",
+        )
+
+
+def planned_approvers(people: Sequence[PlannedApprover], submitter: str) -> tuple[PlannedApprover, ...]:
+    """Everybody whose signature can count at release. Raises PlanRefused where one of the two roles has nobody."""
+    approvers = tuple(
+        sorted(
+            (person for person in people if person.role in APPROVER_ROLES and person.person != submitter),
+            key=lambda person: person.person,
+        )
+    )
+    missing = [role for role in APPROVER_ROLES if role not in {approver.role for approver in approvers}]
+    if missing:
+        raise PlanRefused(
+            f"Nobody is registered as {' or as '.join(role.replace('_', ' ') for role in missing)}: a release of this "
+            "study could never be approved.",
+            "Have an administrator add these people, and have them run `cloister login`.",
+        )
+    return approvers
+
+
+def build_plan(
+    spec: StudySpec,
+    *,
+    proposal_digest: str,
+    submitter: str,
+    sites: tuple[PlannedSite, ...],
+    approvers: tuple[PlannedApprover, ...],
+    packs: Mapping[str, str],
+    witness_policy: Mapping[str, Any],
+    coordinator: str,
+    created_at: str,
+) -> StudyPlan:
+    """The plan. Raises PlanRefused where the noise cannot keep every bound that the spec sets."""
+    require_plausible(spec, sites)
+    calibration = calibrate(spec, len(sites))
+    limit = spec.privacy.epsilon_worst_site
+    if limit is not None and calibration.epsilon_worst_site > limit:
+        raise PlanRefused(
+            f"A site's worst case is epsilon {calibration.epsilon_worst_site:.3g}; the spec allows {limit:g}.",
+            "Lower privacy.epsilon, tolerate fewer drop-outs, or raise privacy.epsilon_worst_site.",
+        )
+    return StudyPlan(
+        spec=spec,
+        spec_digest=digest(spec.model_dump(mode="json")),
+        proposal_digest=proposal_digest,
+        submitter=submitter,
+        sites=sites,
+        approvers=approvers,
+        noise_multiplier=calibration.noise_multiplier,
+        evaluation_multiplier=calibration.evaluation_multiplier,
+        epsilon=calibration.epsilon,
+        epsilon_worst_site=calibration.epsilon_worst_site,
+        packs=dict(packs),
+        witness_policy=dict(witness_policy),
+        coordinator=coordinator,
+        created_at=created_at,
+    )
+
+
+def plan_digest(plan: StudyPlan) -> str:
+    """SHA-256 over the plan's canonical form: what sites consent to."""
+    return digest(plan.model_dump(mode="json"))
