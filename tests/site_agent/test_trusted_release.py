@@ -1,0 +1,161 @@
+"""A recipient installs exactly what two people approved and a quorum saw logged; every other bundle is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.bundle import pack, unpack
+from protocol.errors import CloisterError
+from protocol.identifiers import Role
+from protocol.release import BUNDLE_FILES
+from site_agent.releases.install import current, install, installed, rollback, verify_bundle
+from site_agent.releases.trusted_release import TrustRoot, verify
+from site_agent.serving.predictor import Predictor
+from site_agent.settings import SiteHome
+from tests.releases import HASH, SITES, Maker, keys
+
+GOOD = Maker().files()
+
+
+def root(maker: Maker | None = None, site: str = "clinic-a", **changes: Any) -> TrustRoot:
+    maker = maker or Maker()
+    plan_digest = json.loads(GOOD["subject.json"])["plan_digest"]
+    fields = {
+        "site": site,
+        "coordinator": maker.coordinator.public,
+        "policy": maker.policy(),
+        "granted_plans": frozenset({plan_digest}),
+    }
+    return TrustRoot(**{**fields, **changes})
+
+
+def test_a_good_bundle_is_installable() -> None:
+    release = verify(GOOD, root())
+    assert release.subject.release == "heart-study-r1"
+    assert len(release.logged.cosigners) == 3
+    assert set(release.logged.approved.roles) == {Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD}
+
+
+def made(**changes: Any) -> Callable[[], dict[str, bytes]]:
+    return lambda: Maker(**changes).files()
+
+
+ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
+    "coordinator signs with another key": (made(coordinator=keys("mallory")["mallory"]), ""),
+    "one approver only": (made(voters=(("bo", Role.COMPLIANCE_OFFICER),)), "Two people"),
+    "one approver twice": (made(voters=(("bo", Role.COMPLIANCE_OFFICER),) * 2), "Two people"),
+    "one person in two roles": (
+        made(voters=(("bo", Role.COMPLIANCE_OFFICER), ("bo", Role.CLINICAL_LEAD))),
+        "does not name in that role",
+    ),
+    "an invented approver": (
+        made(voters=(("bo", Role.COMPLIANCE_OFFICER), ("eve", Role.CLINICAL_LEAD))),
+        "does not name",
+    ),
+    "the submitter approves": (
+        made(voters=(("bo", Role.COMPLIANCE_OFFICER), ("ada", Role.CLINICAL_LEAD))),
+        "does not name",
+    ),
+    "an approver's key is swapped": (
+        made(people={**keys("ada", "bo", "cy", "eve"), "cy": keys("mallory")["mallory"]}),
+        "did not grant",
+    ),
+    "a rejection presented as approval": (made(decision="reject"), "not an approval"),
+    "approvals moved from another digest": (made(approve_digest=HASH), "another release digest"),
+    "too few witnesses": (made(cosigners=2), "witnesses"),
+    "a forked log": (made(log=keys("mallory")["mallory"]), ""),
+    "logged for another release": (made(event_changes={"subject": "release:other"}), "not the sealing"),
+    "another event presented as the sealing": (made(event_changes={"event": "release.drafted"}), "not the sealing"),
+    "a plan the site did not grant": (made(plan_changes={"noise_multiplier": 0.5}), "did not grant"),
+    "recipients widened": (made(subject_changes={"recipients": (*SITES, "elsewhere")}), "recipient"),
+    "site removed from the recipients": (made(subject_changes={"recipients": SITES[1:]}), "not a recipient"),
+    "submitter renamed": (made(subject_changes={"submitter": "eve"}), "submitters"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_by_a_coordinator_are_refused(name: str) -> None:
+    forge, why = ATTACKS[name]
+    with pytest.raises(CloisterError) as caught:
+        verify(forge(), root())
+    assert why in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_site_that_granted_nothing_installs_nothing() -> None:
+    with pytest.raises(CloisterError, match="did not grant"):
+        verify(GOOD, root(granted_plans=frozenset()))
+
+
+def test_a_stranger_is_not_a_recipient() -> None:
+    with pytest.raises(CloisterError, match="not a recipient"):
+        verify(GOOD, root(site="elsewhere"))
+
+
+@pytest.mark.parametrize("name", BUNDLE_FILES)
+def test_a_missing_file_is_refused(name: str) -> None:
+    with pytest.raises(CloisterError):
+        verify({key: value for key, value in GOOD.items() if key != name}, root())
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(BUNDLE_FILES), st.integers(0, 2**20), st.integers(1, 255))
+def test_any_flipped_byte_of_any_file_is_refused(name: str, position: int, flip: int) -> None:
+    data = bytearray(GOOD[name])
+    data[position % len(data)] ^= flip
+    with pytest.raises(CloisterError):
+        verify({**GOOD, name: bytes(data)}, root())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> SiteHome:
+    return SiteHome(tmp_path / "site")
+
+
+def test_install_switches_and_serves(home: SiteHome) -> None:
+    bundle = pack(GOOD, BUNDLE_FILES)
+    release = install(home, bundle, root())
+    assert current(home) == release
+    assert install(home, bundle, root()).folder == release.folder
+    (probability,) = Predictor.from_folder(current(home).folder).predict([{"age": 70.0, "pain": 2}])
+    assert 0 < probability < 1
+    assert rollback(home, "heart-study-r1").current
+    assert [entry.current for entry in installed(home)] == [True]
+
+
+def test_a_tampered_bundle_leaves_nothing_behind(home: SiteHome) -> None:
+    install(home, pack(GOOD, BUNDLE_FILES), root())
+    before = sorted(path.name for path in home.releases.rglob("*"))
+    tampered = pack({**GOOD, "model.onnx": GOOD["model.onnx"] + b"\0"}, BUNDLE_FILES)
+    with pytest.raises(CloisterError, match=r"model\.onnx|other files"):
+        install(home, tampered, root())
+    assert sorted(path.name for path in home.releases.rglob("*")) == before
+
+
+def test_an_onnx_file_that_disagrees_with_the_weights_is_refused() -> None:
+    class Careless(Maker):
+        """Builds the ONNX file from other weights, has it approved, and logs it."""
+
+        def files(self) -> dict[str, bytes]:
+            from coordinator.releases import build
+
+            honest = build.build
+            build.build = lambda model, schema, vector: honest(model, schema, vector + 0.01)
+            try:
+                return super().files()
+            finally:
+                build.build = honest
+
+    with pytest.raises(CloisterError, match="different probabilities"):
+        verify_bundle(pack(Careless().files(), BUNDLE_FILES), root())
+
+
+def test_the_container_survives_a_round_trip() -> None:
+    assert unpack(pack(GOOD, BUNDLE_FILES), BUNDLE_FILES) == GOOD
