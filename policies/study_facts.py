@@ -16,7 +16,8 @@ ACCOUNTANT = "pld"
 def study_facts(spec: StudySpec, *, site: str | None = None) -> dict[str, Any]:
     """`study.*` as far as the spec holds it; `site`: the site that judges, whose waiver counts, if it has one.
 
-    What the spec leaves out is left out here, so that a rule which needs it denies.
+    A reference that the spec leaves out is "": it was looked for, and there is none. Dates and a waiver that are left
+    out are missing facts, so that a rule which needs them denies.
     """
     governance = spec.governance
     waiver = spec.legal_basis[site].waiver if site in spec.legal_basis else None
@@ -30,15 +31,15 @@ def study_facts(spec: StudySpec, *, site: str | None = None) -> dict[str, Any]:
         "hipaa_path": _by_site(spec, "hipaa_path"),
         "scientific_research_safeguards": governance.research_safeguards,
         "justified_columns": list(spec.justified_columns),
-        "notice_ref": governance.notice,
+        "notice_ref": governance.notice or "",
         "controllers": list(governance.controllers),
-        "joint_arrangement_ref": governance.joint_arrangement,
+        "joint_arrangement_ref": governance.joint_arrangement or "",
         "retention": {
             "updates_until": governance.updates_until,
             "checkpoints_until": governance.checkpoints_until,
             "model_until": governance.model_until,
         },
-        "dpia_ref": governance.dpia,
+        "dpia_ref": governance.dpia or "",
         "waiver": waiver.model_dump() if waiver is not None else None,
     }
 

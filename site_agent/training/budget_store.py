@@ -16,6 +16,7 @@ from sqlmodel import Session, col, delete, or_, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from protocol.errors import CloisterError
+from protocol.round import Phase, RefusalCode
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
 from site_agent.training.states import (
@@ -23,10 +24,8 @@ from site_agent.training.states import (
     AttemptRefused,
     Budget,
     Charge,
-    Phase,
     Prior,
     Progress,
-    RefusalCode,
     Verdict,
     admit,
     decide_attempt,

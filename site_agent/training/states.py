@@ -4,40 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from privacy.accounting.ledger import CohortLedger
-
-Phase = Literal["train", "evaluate"]
-
-
-class RefusalCode(StrEnum):
-    """Why a site does not contribute: everything that it ever says, and nothing else."""
-
-    MALFORMED = "malformed"
-    BAD_SIGNATURE = "bad-signature"
-    BAD_PEER_SIGNATURE = "bad-peer-signature"
-    PLAN_NOT_GRANTED = "plan-not-granted"
-    UNKNOWN_SITE = "unknown-site"
-    NOT_IN_COHORT = "not-in-cohort"
-    COHORT_TOO_SMALL = "cohort-too-small"
-    BODY_MISMATCH = "body-mismatch"
-    WRONG_LENGTH = "wrong-length"
-    EXPIRED = "expired"
-    ROUND_UNKNOWN = "round-unknown"
-    ROUND_OVER = "round-over"
-    PHASE_OVER = "phase-over"
-    CONSUMED = "consumed"
-    ALREADY_CONSUMED = "already-consumed"
-    LEDGER_EXHAUSTED = "ledger-exhausted"
-    KEYS_MISSING = "keys-missing"
-    KEYS_IN_USE = "keys-in-use"
-    KEYS_REFUSED = "keys-refused"
-    DATA_MISSING = "data-missing"
-    TRAINING_FAILED = "training-failed"
-    NOT_ENOUGH_HELD_OUT = "not-enough-held-out"
-    UNKNOWN_KIND = "unknown-kind"
-    INTERNAL = "internal"
+from protocol.round import Phase, RefusalCode
 
 
 class AttemptRefused(Exception):
