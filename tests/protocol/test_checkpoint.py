@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.checkpoint import (
@@ -80,7 +80,6 @@ def test_the_cosigned_messages_are_the_specification_s() -> None:
     assert len(second.signature) == 8 + 2420
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_changed_byte_is_refused(data: st.DataObject) -> None:
     sealed = bytearray(COSIGNED.to_bytes())

@@ -131,7 +131,7 @@ def test_paths_that_are_no_tile(path: str) -> None:
         Tile.parse(path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 70_000), st.integers(0, 2000))
 def test_what_growing_touches_is_what_changes(old: int, growth: int) -> None:
     new = min(old + growth, 70_000)
@@ -140,7 +140,7 @@ def test_what_growing_touches_is_what_changes(old: int, growth: int) -> None:
     assert set(touched_bundles(old, new)) == set(touched_bundles(0, new)) - set(touched_bundles(0, old))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_proofs_from_tiles_are_the_tree_s(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 70_000) | st.sampled_from([255, 256, 257, 65_535, 65_536, 65_537]))
