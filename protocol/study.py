@@ -260,7 +260,7 @@ class StudyPlan(Frozen):
             clip=1.0,
             sites=len(sites),
             tolerated=tolerated,
-            largest_batch=max(1, sum(site.held_out for site in sites)),
+            largest_batch=sum(max(site.held_out, MINIMUM_CELL) for site in sites),  # 0 stands for 10 or fewer
             noise_multiplier=None if exact else self.evaluation_multiplier,
             length=2 * self.spec.evaluation.bins,
         )
