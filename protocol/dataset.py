@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from protocol.canonical import digest
 from protocol.identifiers import ColumnName, Frozen, SiteName
 
 Value = float | int | str | None
@@ -121,6 +122,11 @@ class DatasetSchema(Frozen):
         if self.label.name in names or self.label.column in names:
             raise ValueError("the label's column must not be a feature: the model would be told the answer")
         return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the schema's canonical JSON: what a study and a snapshot must share."""
+        return digest(self.model_dump(mode="json"))
 
     @property
     def width(self) -> int:

@@ -1,0 +1,1 @@
+"""From a hospital's file to an encoded, validated, registered snapshot."""

@@ -1,0 +1,95 @@
+"""Adding a data set: read, check, freeze, store, register. A failure before the end leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from protocol.dictionary import Dictionary, parse_dictionary
+from protocol.errors import Malformed
+from protocol.identifiers import require_name
+from protocol.strict_yaml import DEFAULT_LIMIT
+from protocol.timestamp import timestamp
+from site_agent.clock import Clock
+from site_agent.cohort.assignment import hash_patient
+from site_agent.cohort.delimited import DatasetRefused, open_table
+from site_agent.cohort.quality import Quality, summarise
+from site_agent.cohort.snapshot import Draft, draft, known_roles, path_of, registration, store
+from site_agent.cohort.tables import Snapshot
+from site_agent.cohort.tabular import read_table
+from site_agent.coordinator_client import CoordinatorClient
+from site_agent.database import transaction
+from site_agent.settings import SiteHome
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set that passed every check and is stored nowhere yet."""
+
+    snapshot: Draft
+    quality: Quality
+
+
+def read_dictionary(path: Path) -> Dictionary:
+    """The data dictionary in a file of at most 256 KiB. Raises DatasetRefused, naming the file, line and column."""
+    with open_table(path) as file:
+        data = file.read(DEFAULT_LIMIT + 1)
+    try:
+        return parse_dictionary(data)
+    except Malformed as error:
+        raise DatasetRefused(f"{path.name}, {error.message}", error.remedy) from None
+
+
+def prepare(engine: Engine, secret: bytes, table_path: Path, dictionary: Dictionary, name: str | None) -> Prepared:
+    """Read and check; nothing is written. Raises DatasetRefused, or Malformed for a bad `name`."""
+    chosen = require_name(name or dictionary.schema.name, "The data set's name")
+    table = read_table(table_path, dictionary, lambda identity: hash_patient(secret, identity))
+    with transaction(engine) as session:
+        known = known_roles(session)
+    snapshot = draft(chosen, dictionary.schema, table, secret, known)
+    return Prepared(snapshot, summarise(table, snapshot))
+
+
+def keep(engine: Engine, home: SiteHome, prepared: Prepared, clock: Clock) -> Snapshot:
+    """Store a prepared data set: file and rows, or neither."""
+    with _no_orphan(home, prepared.snapshot.digest), transaction(engine) as session:
+        return store(session, home, prepared.snapshot, now=clock())
+
+
+def register_pending(engine: Engine, client: CoordinatorClient, clock: Clock) -> tuple[str, ...]:
+    """Register the snapshots that the coordinator has not accepted yet, oldest first; their digests.
+
+    Raises the client's errors at the first that fails; what was accepted before stays accepted.
+    """
+    with transaction(engine) as session:
+        waiting = session.exec(
+            select(Snapshot).where(col(Snapshot.registered_at).is_(None)).order_by(col(Snapshot.created_at))
+        ).all()
+    for snapshot in waiting:
+        client.register_dataset(snapshot.name, registration(snapshot))
+        with transaction(engine) as session:
+            _mark(session, snapshot.digest, timestamp(clock()))
+    return tuple(snapshot.digest for snapshot in waiting)
+
+
+def _mark(session: Session, digest: str, at: str) -> None:
+    row = session.get_one(Snapshot, digest)
+    row.registered_at = at
+    session.add(row)
+
+
+@contextlib.contextmanager
+def _no_orphan(home: SiteHome, digest: str) -> Iterator[None]:
+    """Remove the arrays' file again if its rows did not come in: patients' data must not lie about unaccounted for."""
+    existed = path_of(home, digest).exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            path_of(home, digest).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,222 @@
+"""Snapshots: a data set frozen under a schema, stored for the worker and known by a keyed content hash.
+
+The hash is an HMAC: a bare hash of patients' data could be confirmed by guessing the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+from sqlalchemy import literal_column
+from sqlmodel import Session, col, select
+
+from protocol.canonical import canonical
+from protocol.dataset import DatasetSchema
+from protocol.errors import CloisterError
+from protocol.study import MINIMUM_CELL
+from protocol.timestamp import timestamp
+from site_agent.cohort.assignment import hold_out
+from site_agent.cohort.delimited import DatasetRefused
+from site_agent.cohort.tables import Snapshot, SnapshotPatient
+from site_agent.durable_files import make_private_folder, write_stream
+from site_agent.keystore import read_secret
+from site_agent.settings import SiteHome
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from site_agent.cohort.tabular import Table
+
+
+class SnapshotUnusable(CloisterError):
+    """A snapshot's file is missing, damaged or not the one its digest names."""
+
+    code = "snapshot-unusable"
+
+
+@dataclass(frozen=True)
+class SnapshotArrays:
+    """x: (records, D) float64, encoded. y: (records,) float64, 0 or 1. patient: (records,) int64, index of the
+    record's patient. held_out: (patients,) bool. schema_digest: of the schema that x is encoded with.
+    """
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    patient: NDArray[np.int64]
+    held_out: NDArray[np.bool_]
+    schema_digest: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A snapshot that is nowhere yet: the arrays, each patient's keyed hash in index order, and the digest."""
+
+    name: str
+    schema: DatasetSchema
+    arrays: SnapshotArrays
+    patient_hashes: tuple[bytes, ...]
+    digest: str
+    dropped: int
+
+    @property
+    def patients(self) -> int:
+        """All patients, held out or not."""
+        return len(self.patient_hashes)
+
+    @property
+    def held_out(self) -> int:
+        """Patients who never train."""
+        return int(self.arrays.held_out.sum())
+
+
+def draft(name: str, schema: DatasetSchema, table: Table, secret: bytes, known: Mapping[bytes, bool]) -> Draft:
+    """Freeze a table. `known`: the roles of patients that earlier snapshots hold.
+
+    Raises DatasetRefused for 10 patients or fewer: their number may not leave the site.
+    """
+    import numpy as np
+
+    hashes = tuple(dict.fromkeys(table.patients))
+    if len(hashes) <= MINIMUM_CELL:
+        raise DatasetRefused(
+            f"The data set has at most {MINIMUM_CELL} patients: too few for their number to leave the site.",
+            "Add patients, or take part through a hospital that has more.",
+        )
+    place = {patient: index for index, patient in enumerate(hashes)}
+    roles = hold_out(secret, hashes, known)
+    arrays = SnapshotArrays(
+        x=np.frombuffer(table.x, dtype=np.float64).reshape(-1, table.width),
+        y=np.frombuffer(table.y, dtype=np.int8).astype(np.float64),
+        patient=np.array([place[patient] for patient in table.patients], dtype=np.int64),
+        held_out=np.array([roles[patient] for patient in hashes], dtype=bool),
+        schema_digest=schema.digest,
+    )
+    digest = _digest(secret, arrays, hashes)
+    return Draft(name, schema, arrays, hashes, digest, sum(table.dropped.values()))
+
+
+def known_roles(session: Session) -> dict[bytes, bool]:
+    """{patient hash: held out} over every snapshot of the site."""
+    rows = session.exec(select(SnapshotPatient.patient_hash, SnapshotPatient.held_out)).all()
+    return {bytes(patient): held_out for patient, held_out in rows}
+
+
+def store(session: Session, home: SiteHome, snapshot: Draft, *, now: datetime) -> Snapshot:
+    """Write the arrays' file, then the rows in the caller's transaction. The same content again changes nothing.
+
+    Raises DatasetRefused if another data set has this content, and OSError when the disk refuses the file.
+    """
+    present = session.get(Snapshot, snapshot.digest)
+    if present is not None:
+        if present.name != snapshot.name:
+            raise DatasetRefused(
+                f"The same content is registered as {present.name}.", "Use that data set; one content has one name."
+            )
+        if not path_of(home, snapshot.digest).exists():
+            _write(home, snapshot)
+        return present
+    _write(home, snapshot)
+    row = Snapshot(
+        digest=snapshot.digest,
+        name=snapshot.name,
+        schema_text=canonical(snapshot.schema.model_dump(mode="json")).decode(),
+        schema_digest=snapshot.arrays.schema_digest,
+        records=len(snapshot.arrays.y),
+        dropped=snapshot.dropped,
+        patients=snapshot.patients,
+        held_out=snapshot.held_out,
+        created_at=timestamp(now),
+    )
+    session.add(row)
+    session.flush()
+    session.add_all(
+        SnapshotPatient(snapshot=snapshot.digest, patient_hash=patient, held_out=bool(held_out))
+        for patient, held_out in zip(snapshot.patient_hashes, snapshot.arrays.held_out, strict=True)
+    )
+    return row
+
+
+def latest(session: Session, schema_digest: str) -> Snapshot | None:
+    """The newest snapshot under this schema, or None."""
+    found = select(Snapshot).where(Snapshot.schema_digest == schema_digest)
+    # SQLite's rowid tells the order of two that were made within one second.
+    return session.exec(found.order_by(col(Snapshot.created_at).desc(), literal_column("rowid").desc())).first()
+
+
+def registration(snapshot: Snapshot) -> dict[str, Any]:
+    """All that leaves the site about a snapshot. A count of 1 to 10 held-out patients leaves as 0."""
+    return {
+        "schema_digest": snapshot.schema_digest,
+        "snapshot": snapshot.digest,
+        "patients": snapshot.patients,
+        "held_out": snapshot.held_out if snapshot.held_out > MINIMUM_CELL else 0,
+    }
+
+
+def path_of(home: SiteHome, digest: str) -> Path:
+    """Where a snapshot's arrays lie."""
+    return home.snapshots / f"{digest.removeprefix('sha256:')}.npz"
+
+
+def load(home: SiteHome, digest: str) -> SnapshotArrays:
+    """The arrays of the snapshot with this digest, checked against it.
+
+    Raises SnapshotUnusable for a file that is missing, damaged or holds other content, KeysUnusable without the secret.
+    """
+    import numpy as np
+
+    remedy = "Add the data set again with cloister-site datasets add."
+    try:
+        with np.load(path_of(home, digest), allow_pickle=False) as stored:
+            arrays = SnapshotArrays(
+                x=stored["x"],
+                y=stored["y"],
+                patient=stored["patient"],
+                held_out=stored["held_out"],
+                schema_digest=str(stored["schema_digest"]),
+            )
+            hashes = tuple(row.tobytes() for row in stored["patient_hashes"])
+    except FileNotFoundError:
+        raise SnapshotUnusable(f"The snapshot {digest} is not on this site's disk.", remedy) from None
+    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+        raise SnapshotUnusable(f"The file of snapshot {digest} is damaged.", remedy) from None
+    if not hmac.compare_digest(_digest(read_secret(home), arrays, hashes), digest):
+        raise SnapshotUnusable(f"The file of snapshot {digest} holds other content.", remedy)
+    return arrays
+
+
+def _write(home: SiteHome, snapshot: Draft) -> None:
+    import numpy as np
+
+    arrays = snapshot.arrays
+    make_private_folder(home.snapshots)
+    write_stream(
+        path_of(home, snapshot.digest),
+        lambda file: np.savez(
+            file,
+            x=arrays.x,
+            y=arrays.y,
+            patient=arrays.patient,
+            held_out=arrays.held_out,
+            schema_digest=np.array(arrays.schema_digest),
+            patient_hashes=np.frombuffer(b"".join(snapshot.patient_hashes), dtype=np.uint8).reshape(-1, 32),
+        ),
+    )
+
+
+def _digest(secret: bytes, arrays: SnapshotArrays, patient_hashes: tuple[bytes, ...]) -> str:
+    """ "sha256:" + HMAC over the schema's digest, the shapes and every array's bytes (little-endian)."""
+    code = hmac.new(secret, b"cloister snapshot\0" + arrays.schema_digest.encode(), hashlib.sha256)
+    code.update(canonical([list(arrays.x.shape), len(arrays.y), len(arrays.patient), len(patient_hashes)]))
+    for array, kind in ((arrays.x, "<f8"), (arrays.y, "<f8"), (arrays.patient, "<i8"), (arrays.held_out, "u1")):
+        code.update(array.astype(kind, order="C", copy=False).tobytes())
+    code.update(b"".join(patient_hashes))
+    return "sha256:" + code.hexdigest()

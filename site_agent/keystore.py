@@ -1,0 +1,130 @@
+"""The site's secrets on disk: the identity key, the witness key, the secret that keys patient hashes.
+
+Every file is 0600 in a folder that is 0700; a file that others may read is refused rather than used.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import ssl
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol.errors import CloisterError, Malformed
+from protocol.signing import SigningKey
+from site_agent.durable_files import write_durably
+from site_agent.settings import SiteHome
+
+SECRET_BYTES = 32
+_MAX_BYTES = 64 * 1024
+
+
+class KeysUnusable(CloisterError):
+    """A key file is missing, damaged or open to others."""
+
+    code = "keys-unusable"
+
+
+@dataclass(frozen=True)
+class SiteKeys:
+    """identity: signs what the site says and its TLS connections. witness: cosigns checkpoints, nothing else.
+
+    secret: 32 bytes that key every hash of a patient or of data that is stored or leaves the site.
+    certificate: PEM of the client certificate (replaced by renewal); ca: PEM of the pinned CA.
+    """
+
+    identity: SigningKey
+    witness: SigningKey
+    secret: bytes = field(repr=False)
+    folder: Path
+
+    @property
+    def identity_path(self) -> Path:
+        """PKCS #8 PEM of the identity key: also the TLS client key."""
+        return self.folder / "identity.pem"
+
+    @property
+    def certificate_path(self) -> Path:
+        """PEM of the site's client certificate."""
+        return self.folder / "site.crt"
+
+    @property
+    def ca_path(self) -> Path:
+        """PEM of the only CA the site trusts."""
+        return self.folder / "ca.pem"
+
+    @classmethod
+    def generate(cls, folder: Path) -> SiteKeys:
+        """New keys from the operating system's generator, stored in the existing `folder`."""
+        keys = cls(SigningKey.generate(), SigningKey.generate(), secrets.token_bytes(SECRET_BYTES), folder)
+        write_durably(folder / "identity.pem", keys.identity.to_pem())
+        write_durably(folder / "witness.pem", keys.witness.to_pem())
+        write_durably(folder / "patient-hash.secret", keys.secret)
+        return keys
+
+    def client_tls(self) -> ssl.SSLContext:
+        """TLS 1.3, trusts the pinned CA alone, shows the site's certificate. KeysUnusable if a file is damaged."""
+        context = trusting(self.ca_path)
+        try:
+            context.load_cert_chain(self.certificate_path, self.identity_path)
+        except (OSError, ssl.SSLError):
+            raise KeysUnusable(
+                f"The site's certificate in {self.folder} is missing, damaged or not for this key.",
+                "Restore the folder from a backup, or ask for a new invitation and enrol again.",
+            ) from None
+        return context
+
+
+def trusting(ca: Path) -> ssl.SSLContext:
+    """A client context: TLS 1.3 at least, host names checked, this CA and no other. KeysUnusable if unreadable."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(cafile=ca)
+    except (OSError, ssl.SSLError):
+        raise KeysUnusable(
+            f"The pinned CA certificate {ca} is missing or damaged.",
+            "Restore it from a backup, or ask for a new invitation and enrol again.",
+        ) from None
+    return context
+
+
+def load_keys(home: SiteHome) -> SiteKeys:
+    """The keys of an enrolled site. Raises KeysUnusable, naming the file and the remedy."""
+    secret = read_secret(home)
+    try:
+        identity = SigningKey.from_pem(_read_private(home.keys / "identity.pem"))
+        witness = SigningKey.from_pem(_read_private(home.keys / "witness.pem"))
+    except Malformed:
+        raise KeysUnusable(
+            f"A private key in {home.keys} is damaged.", "Restore the folder from a backup, or enrol again."
+        ) from None
+    return SiteKeys(identity, witness, secret, home.keys)
+
+
+def read_secret(home: SiteHome) -> bytes:
+    """The 32-byte secret that keys patient hashes. Raises KeysUnusable."""
+    secret = _read_private(home.keys / "patient-hash.secret")
+    if len(secret) != SECRET_BYTES:
+        raise KeysUnusable(
+            f"{home.keys / 'patient-hash.secret'} is damaged.",
+            "Restore it from a backup: without it patients can't be recognised and no study can be joined.",
+        )
+    return secret
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_IMODE(mode) & 0o077:
+                raise KeysUnusable(
+                    f"{path} may be read by others (mode {stat.S_IMODE(mode):04o}).", f"Run chmod 600 {path}."
+                )
+            return file.read(_MAX_BYTES)
+    except OSError as error:
+        raise KeysUnusable(
+            f"The key file {path} can't be read ({error.strerror}).", "Restore it from a backup, or enrol again."
+        ) from None
