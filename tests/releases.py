@@ -105,7 +105,7 @@ class Maker:
                     snapshot=HASH,
                 )
                 for site in SITES
-            ),  # fmt: skip
+            ),
             "approvers": tuple(
                 PlannedApprover(person=name, role=role, key=self.people[name].public.text)
                 for name, role in (("bo", Role.COMPLIANCE_OFFICER), ("cy", Role.CLINICAL_LEAD))

@@ -171,7 +171,12 @@ def check_log(approved: Approved, root: TrustRoot) -> Logged:
     if event.event is not EventType.RELEASE_SEALED or event.subject != release or dict(event.digests) != expected:
         raise VerificationFailed("The log entry is not the sealing of this statement.", _REMEDY)
     proof = TlogProof.from_bytes(files["release.tlog-proof"])
-    checkpoint = proof.verify(leaf_hash(event.leaf()), root.policy)
+    plan = approved.trusted.plan
+    # A participant consented to the plan's witness policy: sites that join later don't void its release's proof.
+    policy = WitnessPolicy.from_document(plan.witness_policy) if root.site in plan.names else root.policy
+    if policy.log != root.policy.log:
+        raise VerificationFailed("The plan's witness policy names another log than this site pinned.", _REMEDY)
+    checkpoint = proof.verify(leaf_hash(event.leaf()), policy)
     return Logged(approved, proof.index, checkpoint.size, tuple(sorted(checkpoint.cosigners)))
 
 

@@ -1,0 +1,57 @@
+"""What the coordinator knows when the release gate is asked, as the facts that policy packs declare. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from coordinator.studies.facts import documents
+from protocol.release import Approval, ReleaseSubject
+from protocol.study import StudyPlan
+
+
+def release_facts(
+    plan: StudyPlan,
+    subject: ReleaseSubject,
+    approvals: Sequence[Approval],
+    *,
+    actor: str,
+    append_ok: bool,
+    quorum: bool,
+    checkpoint_age_seconds: int,
+) -> dict[str, Any]:
+    """Facts of the release gate. approvals: those whose signatures were verified under the plan's roster."""
+    return {
+        **documents(plan, subject.plan_digest),
+        "release": {
+            "digest": subject.digest,
+            "intended_use": subject.intended_use,
+            "decision_mode": subject.use_mode,
+            # The product never makes this claim: DP alone is not anonymity.
+            "claim_anonymous": False,
+            "epsilon": subject.epsilon.epsilon,
+            "delta": subject.epsilon.delta,
+            "epsilon_worst_site": subject.epsilon.epsilon_worst_site,
+            "submitter": subject.submitter,
+            "recipients": list(subject.recipients),
+            "evaluation_exact": subject.evaluation.outside_guarantee,
+            "files": [entry.name for entry in subject.files],
+        },
+        "approvals": [
+            {
+                "person": approval.person,
+                "role": approval.role.value,
+                "subject_digest": approval.subject_digest,
+                "decision": approval.decision,
+                "meaning": approval.meaning,
+                "signed_at": approval.signed_at,
+            }
+            for approval in approvals
+        ],
+        "actor": {"id": actor, "authenticated": True, "shared_account": False},
+        "audit": {
+            "append_ok": append_ok,
+            "cosign_quorum": quorum,
+            "last_checkpoint_age_seconds": checkpoint_age_seconds,
+        },
+    }

@@ -1,0 +1,175 @@
+"""Sealing: policy at the release gate, the signed statement, its log entry, a quorum of cosignatures, and only then
+a bundle that anyone may fetch.
+
+Two transactions, so that a crash between them loses nothing: `seal` stores statement and entry together; `finish`
+adds the proof once the hospitals have cosigned. Both may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlmodel import Session, select
+
+from coordinator.appliance import Appliance
+from coordinator.audit.append import COORDINATOR, append, person_label
+from coordinator.audit.health import log_health
+from coordinator.audit.tables import LogEntry
+from coordinator.audit.witnessing import proof_for
+from coordinator.errors import Unavailable
+from coordinator.people.tables import Person
+from coordinator.releases.build import bundle_files, statement_of
+from coordinator.releases.facts import release_facts
+from coordinator.releases.repository import ReleaseRepository, vote_of
+from coordinator.releases.review import plan_of_release, read_approval, subject_of_release
+from coordinator.releases.states import ReleaseState, move, outcome
+from coordinator.releases.tables import Release
+from coordinator.rounds.repository import CandidateRepository
+from policies.evaluation import evaluate
+from policies.findings import Decision
+from policies.packs import Policy
+from protocol.audit_event import EventType
+from protocol.bundle import pack
+from protocol.canonical import digest, sha256_hex
+from protocol.envelope import Envelope
+from protocol.envelope import seal as sign
+from protocol.errors import Refused
+from protocol.release import BUNDLE_FILES, STATEMENT_TYPE
+from protocol.timestamp import timestamp
+
+
+class ReleaseDenied(Refused):
+    """Policy denies the release; `facts` holds the findings for the caller."""
+
+    code = "policy-denied"
+
+    def __init__(self, decision: Decision) -> None:
+        first = decision.findings[0]
+        super().__init__(f"{first.rule} ({first.citation}): {first.message}", first.remedy)
+        self.facts = {"findings": [finding.to_dict() for finding in decision.findings]}
+
+
+def preview(session: Session, appliance: Appliance, policy: Policy, person: Person, name: str) -> Decision:
+    """What the release gate would say now. Nothing is stored."""
+    return _evaluate(session, appliance, policy, person, ReleaseRepository(session).get(name))
+
+
+def seal(session: Session, appliance: Appliance, policy: Policy, person: Person, name: str) -> Decision | None:
+    """approved -> sealing: decide at the gate, sign the statement, log it. None when that has been done before.
+
+    A denial is logged in this transaction and returned; the caller raises ReleaseDenied after the commit.
+    """
+    releases = ReleaseRepository(session)
+    release = releases.get(name)
+    if ReleaseState(release.state) in (ReleaseState.SEALING, ReleaseState.RELEASED):
+        return None
+    move(ReleaseState(release.state), ReleaseState.SEALING)
+    decision = _evaluate(session, appliance, policy, person, release)
+    document = decision.to_dict()
+    append(
+        session,
+        appliance,
+        EventType.POLICY_DECIDED,
+        actor=person_label(appliance, person.name),
+        subject=f"release:{name}",
+        digests={"decision": digest(document), "subject": release.subject_digest},
+        labels={"gate": "release", "outcome": decision.outcome.value},
+        payload={"decision": json.dumps(document, sort_keys=True)},
+    )
+    if not decision.allowed:
+        return decision
+    votes = releases.votes(name)
+    approved = outcome(
+        [vote_of(row) for row in votes], digest=release.subject_digest, submitter=release.submitter
+    )
+    if approved is not ReleaseState.APPROVED:
+        raise Refused("Two people in two roles have not approved this release.", "See `cloister release show`.")
+    subject = subject_of_release(release)
+    statement = sign(
+        STATEMENT_TYPE,
+        statement_of(
+            subject,
+            releases.files(name),
+            [Envelope.from_bytes(row.envelope) for row in votes],
+            rounds_digest=CandidateRepository(session).of(release.study).rounds_digest,
+            decision_digest=digest(document),
+            sealed_at=timestamp(appliance.clock()),
+        ),
+        appliance.keys.coordinator,
+    ).to_bytes()
+    entry = append(
+        session,
+        appliance,
+        EventType.RELEASE_SEALED,
+        actor=COORDINATOR,
+        subject=f"release:{name}",
+        digests={"subject": release.subject_digest, "statement": sha256_hex(statement)},
+    )
+    row = session.exec(select(LogEntry).where(LogEntry.id == entry)).one()
+    release.statement, release.event, release.entry = statement, row.leaf, entry
+    release.decision_digest = digest(document)
+    session.add(release)
+    session.flush()
+    releases.set_state(release, ReleaseState.SEALING)
+    return decision
+
+
+def finish(session: Session, appliance: Appliance, name: str) -> bool:
+    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing. False until then."""
+    releases = ReleaseRepository(session)
+    release = releases.get(name)
+    if ReleaseState(release.state) is ReleaseState.RELEASED:
+        return True
+    move(ReleaseState(release.state), ReleaseState.RELEASED)
+    if release.entry is None:
+        return False
+    try:
+        release.proof = proof_for(session, appliance, release.entry)
+    except Unavailable:
+        return False
+    session.add(release)
+    session.flush()
+    releases.set_state(release, ReleaseState.RELEASED)
+    return True
+
+
+def bundle(session: Session, name: str) -> bytes:
+    """The sealed bundle. Raises Refused before the release is sealed, cosigned and not suspended."""
+    releases = ReleaseRepository(session)
+    release = releases.get(name)
+    statement, event, proof = release.statement, release.event, release.proof
+    if ReleaseState(release.state) is not ReleaseState.RELEASED or statement is None or event is None or proof is None:
+        raise Refused(
+            f"Release {name} is {release.state.replace('_', ' ')}: there is nothing to fetch.",
+            "A release can be fetched once it is approved, sealed and cosigned by a quorum of sites.",
+        )
+    files = bundle_files(
+        releases.files(name),
+        subject=release.subject,
+        plan=release.plan,
+        statement=statement,
+        event=event,
+        proof=proof,
+    )
+    return pack(files, BUNDLE_FILES)
+
+
+def _evaluate(
+    session: Session, appliance: Appliance, policy: Policy, person: Person, release: Release
+) -> Decision:
+    plan = plan_of_release(release)
+    votes = ReleaseRepository(session).votes(release.id)
+    health = log_health(session, appliance)
+    facts: dict[str, Any] = release_facts(
+        plan,
+        subject_of_release(release),
+        [read_approval(plan, Envelope.from_bytes(row.envelope)) for row in votes],
+        actor=person.name,
+        append_ok=True,
+        quorum=health.quorum,
+        checkpoint_age_seconds=health.age_seconds,
+    )
+    return evaluate(
+        "release", facts, policy.packs, policy.parameters, now=appliance.clock(), salt=appliance.entropy(32)
+    )
