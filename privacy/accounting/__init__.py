@@ -1,0 +1,1 @@
+"""What a computation costs in (epsilon, delta), and the ledgers that refuse to spend more than was agreed."""
