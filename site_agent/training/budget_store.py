@@ -42,7 +42,7 @@ _LARGEST_SPENT = text(
         FROM snapshot_patient AS mine
         JOIN snapshot_patient AS seen ON seen.patient_hash = mine.patient_hash
         JOIN cohort_charge AS c ON c.snapshot = seen.snapshot AND c.held_out = seen.held_out
-        WHERE mine.snapshot = :snapshot AND mine.held_out = :held_out AND c.released = 0
+        WHERE mine.snapshot = :snapshot AND mine.held_out = :held_out AND c.released = 0 AND c.plan_digest <> :but
         GROUP BY mine.patient_hash
     )
     """
@@ -70,9 +70,11 @@ class StudySpending:
     released: bool
 
 
-def spent(session: Session, snapshot: str, *, held_out: bool) -> Budget:
-    """What the most-used patient of this snapshot's group has been charged over all studies, reserved or spent."""
-    row = session.connection().execute(_LARGEST_SPENT, {"snapshot": snapshot, "held_out": held_out}).one()
+def spent(session: Session, snapshot: str, *, held_out: bool, but: str = "") -> Budget:
+    """What the most-used patient of this snapshot's group has been charged over all studies, reserved or spent.
+    `but`: the digest of a plan that is left out."""
+    values = {"snapshot": snapshot, "held_out": held_out, "but": but}
+    row = session.connection().execute(_LARGEST_SPENT, values).one()
     return Budget(float(row[0]), float(row[1]))
 
 

@@ -70,6 +70,8 @@ def grant(engine: Engine, study: str, snapshot: str, charges: tuple[Charge, ...]
                 state="granted",
                 plan=b"plan",
                 consent=b"consent",
+                decision="{}",
+                evidence="{}",
                 decided_at=AT,
             )
         )

@@ -19,6 +19,8 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("plan", sa.LargeBinary(), nullable=False),
         sa.Column("consent", sa.LargeBinary(), nullable=False),
+        sa.Column("decision", sa.String(), nullable=False),
+        sa.Column("evidence", sa.String(), nullable=False),
         sa.Column("decided_at", sa.String(), nullable=False, index=True),
         sa.Column("delivered", sa.Boolean(), nullable=False),
     )

@@ -1,0 +1,79 @@
+"""What the site knows when its consent gate is asked: the study's own papers, its data, its ledger, its log. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from policies.study_facts import plan_facts, study_facts
+from protocol.study import StudyPlan
+from site_agent.consent.governance import Governance
+from site_agent.training.states import Budget, Charge
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """The site's snapshot under the study's schema. Counts as the site itself holds them."""
+
+    snapshot: str
+    patients: int
+    held_out: int
+    registered_held_out: int
+    records_per_patient: int
+
+
+@dataclass(frozen=True)
+class Epsilons:
+    """What the site computed itself from the plan's noise: never the plan's own word."""
+
+    training: float
+    worst_site: float
+    evaluation: float
+
+
+def consent_facts(
+    plan: StudyPlan,
+    plan_digest: str,
+    *,
+    site: str,
+    governance: Governance,
+    data: LocalData | None,
+    epsilons: Epsilons,
+    spent: Budget,
+    charge: Charge,
+    log_sound: bool,
+) -> dict[str, Any]:
+    """The facts of the consent gate. Without a snapshot its facts are absent, and the gate denies.
+
+    log_sound: the log's mirror at this site raised no alarm, so what was logged still stands.
+    """
+    columns = [feature.name for feature in plan.spec.dataset.features] + [plan.spec.dataset.label.column]
+    dataset: dict[str, Any] = {
+        "columns": columns,
+        "direct_identifier_columns": [name for name in columns if name in governance.direct_identifiers],
+        "categories": list(governance.categories),
+        "collection_purpose": governance.collection_purpose,
+    }
+    here: dict[str, Any] = {
+        "name": site,
+        "jurisdiction": governance.jurisdiction,
+        "hipaa_role": governance.hipaa_role,
+    }
+    if data is not None:
+        dataset |= {"patients": data.patients, "max_records_per_patient": data.records_per_patient}
+        here |= {"cohort_n": data.patients - data.held_out}
+    return {
+        "study": study_facts(plan.spec, site=site) | {"submitter": plan.submitter},
+        "plan": plan_facts(plan, plan_digest, epsilon=epsilons.training, epsilon_worst_site=epsilons.worst_site),
+        "dataset": dataset,
+        "site": here,
+        "ledger": {
+            "epsilon_spent": spent.epsilon,
+            "epsilon_limit": governance.epsilon_limit,
+            "epsilon_requested": charge.epsilon,
+            "delta_spent": spent.delta,
+            "delta_limit": governance.delta_limit,
+            "delta_requested": charge.delta,
+        },
+        "audit": {"append_ok": log_sound},
+    }

@@ -1,0 +1,256 @@
+"""A plan judged by the site's own arithmetic: nothing in it is taken on the coordinator's word. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from privacy.accounting.epsilon import epsilon
+from privacy.accounting.gaussian import gaussian_epsilon
+from privacy.errors import PrivacyError
+from privacy.parameters import Mechanism, site_noise_multiplier
+from protocol.canonical import digest
+from protocol.errors import Malformed
+from protocol.study import MINIMUM_CELL, StudyPlan
+from protocol.witness_policy import WitnessPolicy
+from site_agent.consent.facts import Epsilons, LocalData
+from site_agent.training.states import Charge
+from site_agent.training.sums import sum_parameters
+
+TOLERANCE = 1e-6
+"""Relative: two machines' floating point may differ by so much, and no more is forgiven."""
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why this site must not grant the plan. `code` is closed."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this site is: what the plan must have right about it. `witness`: its raw public witness key."""
+
+    site: str
+    key: str
+    coordinator: str
+    log: str
+    witness: bytes
+    jurisdiction: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that is not as in the plan granted before; None: absent there."""
+
+    field: str
+    before: str | None
+    after: str | None
+
+
+def own_epsilons(plan: StudyPlan) -> Epsilons:
+    """(epsilon of the model, of this site should all others collude, of the evaluation), from the noise itself.
+
+    evaluation: k Gaussian releases of sigma cost what one of sigma / sqrt(k) costs; 0 in exact mode. Raises
+    PrivacyError for noise that no mechanism can have.
+    """
+    spec = plan.spec
+    tolerated = spec.privacy.colluders + spec.privacy.dropouts
+    alone = site_noise_multiplier(plan.noise_multiplier, len(plan.sites), tolerated)
+    evaluation = 0.0
+    if spec.evaluation.mode == "noised":
+        single = plan.evaluation_multiplier / math.sqrt(spec.evaluation.attempts)
+        evaluation = gaussian_epsilon(single, spec.privacy.delta)
+    return Epsilons(
+        training=epsilon(_mechanism(plan, plan.noise_multiplier)),
+        worst_site=epsilon(_mechanism(plan, alone)),
+        evaluation=evaluation,
+    )
+
+
+def _mechanism(plan: StudyPlan, multiplier: float) -> Mechanism:
+    spec = plan.spec
+    return Mechanism(multiplier, spec.training.sampling_rate, spec.steps, spec.privacy.delta)
+
+
+def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, Charge]:
+    """What the ledger is to set aside: of the training patients for T + A steps, of the held-out ones for the
+    evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee."""
+    delta = plan.spec.privacy.delta
+    training = Charge(held_out=False, epsilon=epsilons.training, delta=delta, steps=plan.spec.steps)
+    if plan.spec.evaluation.mode == "exact":
+        return training, Charge(held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
+    attempts = plan.spec.evaluation.attempts
+    return training, Charge(held_out=True, epsilon=epsilons.evaluation, delta=delta, steps=attempts)
+
+
+def objections(
+    plan: StudyPlan, *, identity: Identity, data: LocalData | None, epsilons: Epsilons
+) -> tuple[Objection, ...]:
+    """Everything that this site's own checks hold against the plan; empty when nothing does."""
+    return (
+        *_about_papers(plan, identity),
+        *_about_this_site(plan, identity, data),
+        *_about_noise(plan, epsilons),
+        *_about_the_log(plan, identity),
+    )
+
+
+def _about_papers(plan: StudyPlan, identity: Identity) -> Iterator[Objection]:
+    again = "Ask the coordinator's administrator; do not grant this plan."
+    if plan.spec_digest != digest(plan.spec.model_dump(mode="json")):
+        yield Objection("spec-digest", "The plan's digest of the spec is not the digest of the spec in it.", again)
+    if plan.coordinator != identity.coordinator:
+        yield Objection("coordinator-key", "The plan names another coordinator key than the one pinned here.", again)
+    if strangers := [name for name in plan.names if name not in plan.spec.legal_basis]:
+        yield Objection(
+            "uninvited-site", f"The plan holds sites that the study did not invite: {', '.join(strangers)}.", again
+        )
+    if len(plan.sites) < plan.spec.minimum_sites:
+        yield Objection(
+            "too-few-sites",
+            f"The plan holds {len(plan.sites)} sites and needs {plan.spec.minimum_sites} in every round.",
+            "Ask the researcher to invite more sites.",
+        )
+    signers = [approver for approver in plan.approvers if approver.person != plan.submitter]
+    if len({approver.role for approver in signers}) < 2:
+        yield Objection(
+            "approvers",
+            "The plan does not name approvers in two roles besides the submitter.",
+            "Ask for a plan that names them, so that nobody can be added after your consent.",
+        )
+
+
+def _about_this_site(plan: StudyPlan, identity: Identity, data: LocalData | None) -> Iterator[Objection]:
+    if identity.site not in plan.names:
+        yield Objection("not-planned", "The plan does not hold this site.", "There is nothing to grant.")
+        return
+    mine = plan.site(identity.site)
+    if mine.identity != identity.key:
+        yield Objection(
+            "identity-key",
+            "The plan pins another key for this site than its own: somebody could answer in its name.",
+            "Treat the coordinator as compromised and report it.",
+        )
+    if mine.jurisdiction != identity.jurisdiction:
+        yield Objection(
+            "jurisdiction",
+            f"The plan places this site under {mine.jurisdiction} law; it is under {identity.jurisdiction}.",
+            "Ask the researcher to correct legal_basis, or correct cloister-site governance.",
+        )
+    if data is None:
+        yield Objection(
+            "no-snapshot",
+            f"No snapshot here has the schema {plan.spec.dataset.name} of the plan.",
+            "Run cloister-site datasets add with the study's own dictionary.",
+        )
+    elif (mine.snapshot, mine.patients, mine.held_out) != (
+        data.snapshot,
+        data.patients,
+        data.registered_held_out,
+    ):
+        yield Objection(
+            "snapshot",
+            "The plan rests on another snapshot or other counts than this site's newest for the schema.",
+            "Ask the researcher to propose again: the new plan takes the registered snapshot.",
+        )
+
+
+def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
+    privacy = plan.spec.privacy
+    again = "Ask for a plan whose noise keeps its promise; do not grant this one."
+    if epsilons.training > privacy.epsilon * (1 + TOLERANCE):
+        yield Objection(
+            "noise",
+            f"The plan promises epsilon {privacy.epsilon:.4g}; its noise gives {epsilons.training:.4g} over "
+            f"{plan.spec.steps} steps.",
+            again,
+        )
+    if epsilons.training > plan.epsilon * (1 + TOLERANCE):
+        yield Objection(
+            "epsilon", f"The plan states epsilon {plan.epsilon:.4g}; this site computes {epsilons.training:.4g}.", again
+        )
+    if epsilons.worst_site > plan.epsilon_worst_site * (1 + TOLERANCE):
+        yield Objection(
+            "worst-case",
+            f"The plan states a worst case of epsilon {plan.epsilon_worst_site:.4g} for a site; this site computes "
+            f"{epsilons.worst_site:.4g}.",
+            again,
+        )
+    if privacy.epsilon_worst_site is not None and epsilons.worst_site > privacy.epsilon_worst_site * (1 + TOLERANCE):
+        yield Objection(
+            "worst-case-bound",
+            f"A site's worst case is epsilon {epsilons.worst_site:.4g}; the study allows "
+            f"{privacy.epsilon_worst_site:.4g}.",
+            again,
+        )
+    if epsilons.evaluation > plan.spec.evaluation.epsilon * (1 + TOLERANCE):
+        yield Objection(
+            "evaluation-noise",
+            f"The evaluation promises epsilon {plan.spec.evaluation.epsilon:.4g}; its noise gives "
+            f"{epsilons.evaluation:.4g} over {plan.spec.evaluation.attempts} attempts.",
+            again,
+        )
+    if plan.spec.evaluation.mode == "exact":
+        shown = sum(site.held_out for site in plan.sites)
+        if shown <= MINIMUM_CELL:
+            yield Objection(
+                "exact-evaluation",
+                f"An exact evaluation over {shown} held-out patients would show single patients.",
+                "Ask for a noised evaluation.",
+            )
+    for phase in ("train", "evaluate"):
+        try:
+            sum_parameters(plan.secure_sum(phase, plan.names))
+        except PrivacyError as error:
+            yield Objection("secure-sum", error.message, error.remedy)
+
+
+def _about_the_log(plan: StudyPlan, identity: Identity) -> Iterator[Objection]:
+    try:
+        policy = WitnessPolicy.from_document(plan.witness_policy)
+    except Malformed as error:
+        yield Objection("witness-policy", error.message, error.remedy)
+        return
+    if policy.log.text != identity.log:
+        yield Objection(
+            "log-key",
+            "The plan's releases would be proved in another log than the one pinned here.",
+            "Treat the coordinator as compromised and report it.",
+        )
+    if identity.witness not in {witness.public for witness in policy.witnesses}:
+        yield Objection(
+            "witness-key",
+            "This site's witness is not among those that watch the log for this study.",
+            "Ask the coordinator's administrator; propose again once the site's witness is in the policy.",
+        )
+
+
+def differences(before: StudyPlan | None, after: StudyPlan) -> tuple[Difference, ...]:
+    """Field by field, by dotted path; nothing where there is no plan before. Unchanged fields are left out."""
+    if before is None:
+        return ()
+    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    paths = [*new, *(path for path in old if path not in new)]
+    return tuple(Difference(path, old.get(path), new.get(path)) for path in paths if old.get(path) != new.get(path))
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        parts = ((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
+    elif isinstance(value, list) and value:
+        # Lists of named things (sites, features, approvers) are compared by name, not by place.
+        parts = ((f"{path}[{_name_of(item, index)}]", item) for index, item in enumerate(value))
+    else:
+        return {path: value if isinstance(value, str) else repr(value)}
+    return {inner: text for place, item in parts for inner, text in _flat(item, place).items()}
+
+
+def _name_of(item: Any, index: int) -> str:
+    name = item.get("name") or item.get("person") if isinstance(item, dict) else None
+    return str(name) if name is not None else str(index)

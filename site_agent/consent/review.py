@@ -1,0 +1,213 @@
+"""Gathers what a decision about a plan needs: the plan as signed, the site's own data, ledger, packs and log."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from sqlmodel import Session, col, select
+
+from policies.evaluation import evaluate
+from policies.findings import APPROVAL, Decision, Finding, Outcome
+from protocol.canonical import digest
+from protocol.consent import PLAN_TYPE
+from protocol.envelope import Envelope, open_json
+from protocol.errors import CloisterError, Malformed
+from protocol.signing import VerifyingKey
+from protocol.study import StudyPlan
+from site_agent.cohort.snapshot import latest, load, registration
+from site_agent.cohort.tables import Snapshot
+from site_agent.consent.facts import Epsilons, LocalData, consent_facts
+from site_agent.consent.governance import Governance, local_policy
+from site_agent.consent.judgement import Difference, Identity, Objection, charges, differences, objections, own_epsilons
+from site_agent.consent.states import Answer
+from site_agent.consent.tables import StudyGrant
+from site_agent.keystore import SiteKeys
+from site_agent.settings import SiteSettings
+from site_agent.training.budget_store import spent
+from site_agent.training.states import Budget, Charge
+from site_agent.witness.tables import LogAlarm
+
+PLAN_LIMIT = 4 << 20
+
+
+class UnknownStudy(CloisterError):
+    """The coordinator does not invite this site to such a study."""
+
+    code = "unknown-study"
+
+
+@dataclass(frozen=True)
+class SignedPlan:
+    """A plan whose signature by the pinned coordinator key holds. digest: of its canonical form."""
+
+    plan: StudyPlan
+    digest: str
+    envelope: bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One group's line: what the study asks, and the ledger before and after it."""
+
+    charge: Charge
+    before: Budget
+    after: Budget
+    limit: Budget
+
+
+@dataclass(frozen=True)
+class Review:
+    """All that a person needs to answer a plan, and the site's own decision on it."""
+
+    signed: SignedPlan
+    answer: Answer | None
+    decision: Decision
+    objections: tuple[Objection, ...]
+    epsilons: Epsilons
+    costs: tuple[Cost, ...]
+    compared_with: str | None
+    differences: tuple[Difference, ...]
+    packs_differ: tuple[str, ...]
+
+    @property
+    def held(self) -> tuple[Finding, ...]:
+        """Findings that evidence from this site would lift."""
+        return tuple(finding for finding in self.decision.findings if finding.effect == "evidence")
+
+    def grantable(self, evidence: Mapping[str, str]) -> bool:
+        """Whether the site's own rules allow a grant with this evidence, by rule id."""
+        if self.objections or self.decision.outcome is Outcome.DENY:
+            return False
+        waiting = [f for f in self.decision.findings if f.effect == "evidence" or f.effect.startswith(APPROVAL)]
+        return all(finding.effect == "evidence" and evidence.get(finding.rule) for finding in waiting)
+
+
+def open_plan(envelope: bytes, coordinator: str) -> SignedPlan:
+    """The plan in a signed envelope. Raises BadSignature unless the pinned coordinator key signed it, and Malformed."""
+    key = VerifyingKey.from_text(coordinator)
+    parsed = Envelope.from_bytes(envelope, limit=2 * PLAN_LIMIT)
+    document, _ = open_json(parsed, PLAN_TYPE, {key.key_id: key}, limit=PLAN_LIMIT)
+    try:
+        plan = StudyPlan.model_validate(document)
+    except ValidationError:
+        raise Malformed(
+            "The study's plan is not of a form that this version of cloister-site knows.",
+            "Update both sides to the same version.",
+        ) from None
+    return SignedPlan(plan, digest(document), envelope)
+
+
+def find_plan(studies: list[Mapping[str, Any]], study: str, coordinator: str) -> SignedPlan:
+    """The named study's plan, of those that the coordinator lists. Raises UnknownStudy, BadSignature, Malformed."""
+    for item in studies:
+        if item.get("study") == study:
+            try:
+                envelope = base64.b64decode(str(item.get("plan_envelope", "")), validate=True)
+            except (binascii.Error, ValueError):
+                raise Malformed("The coordinator's list holds a plan that is not base64.", "Report it.") from None
+            signed = open_plan(envelope, coordinator)
+            if signed.plan.spec.study != study or signed.digest != item.get("plan_digest", signed.digest):
+                raise Malformed("The coordinator lists a plan under another study's name.", "Report it.")
+            return signed
+    raise UnknownStudy(f"This site is not invited to a study {study}.", "See cloister-site studies list.")
+
+
+def local_data(session: Session, settings: SiteSettings, plan: StudyPlan) -> LocalData | None:
+    """The site's newest snapshot under the plan's schema, or None. Raises SnapshotUnusable for a damaged file."""
+    row = latest(session, plan.spec.dataset.digest)
+    if row is None:
+        return None
+    return LocalData(
+        snapshot=row.digest,
+        patients=row.patients,
+        held_out=row.held_out,
+        registered_held_out=int(registration(row)["held_out"]),
+        records_per_patient=_most_records(settings, row),
+    )
+
+
+def _most_records(settings: SiteSettings, row: Snapshot) -> int:
+    import numpy as np
+
+    return int(np.bincount(load(settings.home, row.digest).patient).max())
+
+
+def review(
+    session: Session,
+    settings: SiteSettings,
+    keys: SiteKeys,
+    governance: Governance,
+    signed: SignedPlan,
+    *,
+    now: datetime,
+) -> Review:
+    """Judge a plan with the site's own packs, parameters, ledger, counts and accountant. Nothing is written."""
+    plan = signed.plan
+    policy = local_policy(settings.home, governance)
+    data = local_data(session, settings, plan)
+    epsilons = own_epsilons(plan)
+    asked = charges(plan, epsilons)
+    before = [_spent(session, data, charge, signed.digest) for charge in asked]
+    facts = consent_facts(
+        plan,
+        signed.digest,
+        site=settings.site,
+        governance=governance,
+        data=data,
+        epsilons=epsilons,
+        spent=before[0],
+        charge=asked[0],
+        log_sound=session.exec(select(LogAlarm)).first() is None,
+    )
+    decision = evaluate("consent", facts, policy.packs, policy.parameters, now=now, salt=os.urandom(32))
+    granted_before = last_granted(session, plan.spec.study, settings.coordinator)
+    standing = session.get(StudyGrant, signed.digest)
+    limit = Budget(governance.epsilon_limit, governance.delta_limit)
+    own_packs = {pack.id: pack.digest for pack in policy.packs}
+    return Review(
+        signed=signed,
+        answer=None if standing is None else Answer(standing.state),
+        decision=decision,
+        objections=objections(plan, identity=_identity(settings, keys, governance), data=data, epsilons=epsilons),
+        epsilons=epsilons,
+        costs=tuple(
+            Cost(charge, had, Budget(had.epsilon + charge.epsilon, had.delta + charge.delta), limit)
+            for charge, had in zip(asked, before, strict=True)
+        ),
+        compared_with=None if granted_before is None else granted_before.spec.study,
+        differences=differences(granted_before, plan),
+        packs_differ=tuple(sorted({name for name, _ in set(own_packs.items()) ^ set(plan.packs.items())})),
+    )
+
+
+def last_granted(session: Session, study: str, coordinator: str) -> StudyPlan | None:
+    """The plan that this site granted last: of this study if there is one, else of any."""
+    order = (col(StudyGrant.study) == study).desc(), col(StudyGrant.decided_at).desc()
+    given = select(StudyGrant).where(col(StudyGrant.state).in_([a.value for a in Answer if a is not Answer.REFUSED]))
+    row = session.exec(given.order_by(*order)).first()
+    return None if row is None else open_plan(row.plan, coordinator).plan
+
+
+def _spent(session: Session, data: LocalData | None, charge: Charge, plan_digest: str) -> Budget:
+    """Without what is set aside for this very plan already."""
+    if data is None:
+        return Budget(0.0, 0.0)
+    return spent(session, data.snapshot, held_out=charge.held_out, but=plan_digest)
+
+
+def _identity(settings: SiteSettings, keys: SiteKeys, governance: Governance) -> Identity:
+    return Identity(
+        site=settings.site,
+        key=keys.identity.public.text,
+        coordinator=settings.coordinator,
+        log=settings.log,
+        witness=keys.witness.public.raw,
+        jurisdiction=governance.jurisdiction,
+    )
