@@ -1,0 +1,195 @@
+"""HTTP for releases: people draft, review and seal; sites fetch and say what they installed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import StringConstraints
+
+from coordinator.appliance import Appliance
+from coordinator.audit.append import append, site_label
+from coordinator.database import reading, transaction
+from coordinator.errors import NotFound
+from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
+from coordinator.people.tables import Person
+from coordinator.releases import review, seal
+from coordinator.releases.repository import ReleaseRepository
+from coordinator.releases.states import ReleaseState
+from coordinator.releases.tables import Release, ReleaseInstallation
+from policies.packs import Policy
+from protocol.audit_event import EventType
+from protocol.canonical import parse
+from protocol.errors import Malformed, Refused
+from protocol.identifiers import Digest, Frozen, Label, Role, StudyId
+from protocol.timestamp import timestamp
+
+router = APIRouter(prefix="/v1/releases", tags=["releases"])
+Researcher = Annotated[Person, Depends(current_person(Role.RESEARCHER))]
+Approver = Annotated[Person, Depends(current_person(Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD))]
+
+
+class Draft(Frozen):
+    """Which study's candidate, and what for."""
+
+    study: StudyId
+    intended_use: Label
+    use_mode: Literal["research", "decision-support"]
+
+
+class Decision(Frozen):
+    """`envelope`: the signed Approval (DSSE, as a JSON object). `reason`: the words whose hash it holds."""
+
+    envelope: dict[str, Any]
+    reason: Annotated[str, StringConstraints(max_length=review.MAX_REASON)]
+
+
+class Installation(Frozen):
+    """The digest that the site verified."""
+
+    subject_digest: Digest
+
+
+@router.post("", status_code=201)
+def draft(body: Draft, person: Researcher, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        release = review.draft(
+            session, appliance, person, study=body.study, intended_use=body.intended_use, use_mode=body.use_mode
+        )
+        return describe(release, ReleaseRepository(session))
+
+
+@router.get("")
+def list_releases(_: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    with reading(appliance.engine) as session:
+        releases = ReleaseRepository(session)
+        return [describe(row, releases) for row in releases.all()]
+
+
+@router.get("/{release}")
+def show(release: str, person: AnyPerson, appliance: ApplianceOf, request: Request) -> dict[str, Any]:
+    with reading(appliance.engine) as session:
+        releases = ReleaseRepository(session)
+        row = releases.get(release)
+        gate = seal.preview(session, appliance, _policy(request), person, release)
+        return {
+            **describe(row, releases),
+            "subject": parse(row.subject),
+            "model_card": releases.files(release)["model_card.md"].decode(),
+            "gate": gate.to_dict(),
+        }
+
+
+@router.post("/{release}/submit")
+def submit(release: str, person: Researcher, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        return describe(review.submit(session, appliance, person, release), ReleaseRepository(session))
+
+
+@router.post("/{release}/challenge")
+def challenge(release: str, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        return review.challenge(session, appliance, person, release)
+
+
+@router.post("/{release}/approvals", status_code=201)
+def decide(release: str, body: Decision, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    envelope = json.dumps(body.envelope, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    with transaction(appliance.engine) as session:
+        row = review.decide(session, appliance, person, release, envelope=envelope, reason=body.reason)
+        return describe(row, ReleaseRepository(session))
+
+
+@router.post("/{release}/seal")
+def seal_release(release: str, person: Researcher, appliance: ApplianceOf, request: Request) -> dict[str, Any]:
+    """Repeat until the answer's state is released: the sites have to cosign in between."""
+    with transaction(appliance.engine) as session:
+        decision = seal.seal(session, appliance, _policy(request), person, release)
+    if decision is not None and not decision.allowed:
+        raise seal.ReleaseDenied(decision)
+    with transaction(appliance.engine) as session:
+        seal.finish(session, appliance, release)
+        releases = ReleaseRepository(session)
+        return describe(releases.get(release), releases)
+
+
+@router.get("/{release}/bundle")
+def bundle(release: str, site: CurrentSite, appliance: ApplianceOf) -> Response:
+    with transaction(appliance.engine) as session:
+        row = _for_recipient(ReleaseRepository(session), release, site.name)
+        data = seal.bundle(session, release)
+        _log_site(session, appliance, EventType.RELEASE_DOWNLOADED, site.name, row)
+    return Response(data, media_type="application/x-tar", headers={"Cache-Control": "no-store"})
+
+
+@router.post("/{release}/installed", status_code=204)
+def installed(release: str, body: Installation, site: CurrentSite, appliance: ApplianceOf) -> None:
+    with transaction(appliance.engine) as session:
+        releases = ReleaseRepository(session)
+        row = _for_recipient(releases, release, site.name)
+        if body.subject_digest != row.subject_digest or ReleaseState(row.state) is not ReleaseState.RELEASED:
+            raise Malformed("The digest is not this release's.", "Fetch the release again and verify it.")
+        now = timestamp(appliance.clock())
+        if releases.add_installation(ReleaseInstallation(release=release, site=site.name, installed_at=now)):
+            _log_site(session, appliance, EventType.RELEASE_INSTALLED, site.name, row)
+
+
+def describe(release: Release, releases: ReleaseRepository) -> dict[str, Any]:
+    """A release as people see it, without its files."""
+    return {
+        "release": release.id,
+        "study": release.study,
+        "state": release.state,
+        "submitter": release.submitter,
+        "subject_digest": release.subject_digest,
+        "created_at": release.created_at,
+        "approvals": [
+            {
+                "person": vote.person,
+                "role": vote.role,
+                "decision": "approve" if vote.approve else "reject",
+                "subject_digest": vote.subject_digest,
+                "at": vote.decided_at,
+            }
+            for vote in releases.votes(release.id)
+        ],
+        "installed": [row.site for row in releases.installed(release.id)],
+    }
+
+
+def installable_for(releases: ReleaseRepository, site: str) -> list[str]:
+    """The sealed releases that `site` may fetch and has not said it installed."""
+    names = []
+    for row in releases.all():
+        subject = review.subject_of_release(row)
+        done = {entry.site for entry in releases.installed(row.id)}
+        if ReleaseState(row.state) is ReleaseState.RELEASED and site in subject.recipients and site not in done:
+            names.append(row.id)
+    return names
+
+
+def _for_recipient(releases: ReleaseRepository, release: str, site: str) -> Release:
+    row = releases.get(release)
+    if site not in review.subject_of_release(row).recipients:
+        # A site that is no recipient learns nothing, not even that the release exists.
+        raise NotFound(f"There is no release {release}.", "Ask which releases are for this site.")
+    return row
+
+
+def _log_site(session: Any, appliance: Appliance, event: EventType, site: str, release: Release) -> None:
+    append(
+        session,
+        appliance,
+        event,
+        actor=site_label(site),
+        subject=f"release:{release.id}",
+        digests={"subject": release.subject_digest},
+    )
+
+
+def _policy(request: Request) -> Policy:
+    policy = getattr(request.app.state, "policy", None)
+    if not isinstance(policy, Policy):
+        raise Refused("No policy pack is active at the coordinator.", "Have the administrator activate a pack.")
+    return policy

@@ -1,0 +1,130 @@
+"""cloister-site releases …"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from site_agent.settings import SiteHome, load_settings
+
+if TYPE_CHECKING:
+    from site_agent.releases.install import Installed
+    from site_agent.releases.trusted_release import Installable
+
+app = typer.Typer(no_args_is_help=True, help="Verify, install and switch releases.")
+Home = Annotated[Path | None, typer.Option("--home", help="The site's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("install")
+def install_release(
+    release: Annotated[str, typer.Argument(help="The release's name, as `releases list` shows it.")],
+    file: Annotated[Path | None, typer.Option("--file", help="Install this bundle instead of fetching it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify everything; write nothing.")] = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Fetch a release, verify it in fixed order, and switch to it."""
+    from protocol.identifiers import require_name
+    from site_agent.coordinator_client import CoordinatorClient
+    from site_agent.keystore import load_keys
+    from site_agent.releases.fetch import fetch, root_of
+    from site_agent.releases.install import install, read_bundle, verify_bundle
+
+    require_name(release, "The release's name")
+    settings = load_settings(SiteHome.resolve(home))
+    root = root_of(settings)
+    if file is not None:
+        bundle = read_bundle(file)
+    else:
+        with CoordinatorClient(settings, load_keys(settings.home)) as client:
+            bundle = fetch(client, settings.home, release)
+    verified, _ = verify_bundle(bundle, root)
+    if verified.subject.release != release:
+        from protocol.errors import VerificationFailed
+
+        raise VerificationFailed(
+            f"The bundle holds release {verified.subject.release}, not {release}.",
+            "Name the release that the bundle holds, or fetch the right one.",
+        )
+    if not dry_run:
+        install(settings.home, bundle, root)
+        if file is None:
+            with CoordinatorClient(settings, load_keys(settings.home)) as client:
+                client.post_installed(release, {"subject_digest": verified.subject.digest})
+    document = {**_document(verified), "installed": not dry_run}
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    _show(document)
+    typer.echo("dry run: nothing was switched" if dry_run else f"{release} is installed and is what serve answers with")
+
+
+@app.command("list")
+def list_releases(as_json: Json = False, home: Home = None) -> None:
+    """Show the releases on this disk and which of them is served."""
+    from site_agent.releases.install import installed
+
+    rows = [_row(release) for release in installed(load_settings(SiteHome.resolve(home)).home)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        typer.echo(f"{'*' if row['current'] else ' '} {row['release']}  {row['digest'][:19]}  {row['intended_use']}")
+    if not rows:
+        typer.echo("No release yet: cloister-site releases install RELEASE")
+
+
+@app.command("rollback")
+def roll_back(
+    release: Annotated[str, typer.Argument(help="A release that was installed before.")], home: Home = None
+) -> None:
+    """Serve an earlier release again: it was verified when it was installed."""
+    from site_agent.releases.install import rollback
+
+    switched = rollback(load_settings(SiteHome.resolve(home)).home, release)
+    typer.echo(f"{switched.subject.release} is what serve answers with from its next start")
+
+
+def _document(verified: Installable) -> dict[str, Any]:
+    logged = verified.logged
+    return {
+        "release": verified.subject.release,
+        "digest": verified.subject.digest,
+        "verified": True,
+        "approved_by": list(logged.approved.roles),
+        "log_index": logged.index,
+        "checkpoint_size": logged.checkpoint_size,
+        "cosigned_by": list(logged.cosigners),
+        "epsilon": verified.subject.epsilon.epsilon,
+        "delta": verified.subject.epsilon.delta,
+        "intended_use": verified.subject.intended_use,
+        "use_mode": verified.subject.use_mode,
+    }
+
+
+def _row(release: Installed) -> dict[str, Any]:
+    subject = release.subject
+    return {
+        "release": subject.release,
+        "digest": subject.digest,
+        "current": release.current,
+        "study": subject.study,
+        "intended_use": subject.intended_use,
+        "use_mode": subject.use_mode,
+    }
+
+
+def _show(document: dict[str, Any]) -> None:
+    typer.echo(f"{document['release']}: {document['digest']}")
+    typer.echo("  keys      plan and statement are signed by the coordinator this site pinned")
+    typer.echo(f"  approved  by two people: {', '.join(document['approved_by'])}")
+    typer.echo(
+        f"  logged    entry {document['log_index']} of {document['checkpoint_size']}, "
+        f"cosigned by {', '.join(document['cosigned_by'])}"
+    )
+    typer.echo("  files     byte for byte the approved ones; both model files agree")
+    typer.echo(f"  privacy   epsilon {document['epsilon']:.3f} at delta {document['delta']:g}, per patient")

@@ -1,0 +1,47 @@
+"""cloister-site serve"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protocol.errors import CloisterError
+from site_agent.settings import SiteHome, load_settings
+
+LOOPBACK = "127.0.0.1"
+
+
+class PortInUse(CloisterError):
+    """Another program listens on the port."""
+
+    code = "port-in-use"
+
+
+def serve(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Loopback port.")] = 8600,
+    home: Annotated[Path | None, typer.Option("--home", help="The site's folder.")] = None,
+) -> None:
+    """Answer predictions of the installed release on loopback (Open Inference Protocol)."""
+    import uvicorn
+
+    from site_agent.releases.install import current
+    from site_agent.serving.app import create_app
+    from site_agent.serving.predictor import Predictor
+
+    release = current(load_settings(SiteHome.resolve(home)).home)
+    app = create_app(Predictor.from_folder(release.folder))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+        except OSError:
+            raise PortInUse(
+                f"Port {port} on this machine is in use.", "Stop the other program, or choose another with --port."
+            ) from None
+        typer.echo(f"{release.subject.release} answers on http://{LOOPBACK}:{port}/v2/models/{release.subject.study}")
+        # Requests hold patients' values: no access log.
+        server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))
+        server.run(sockets=[listener])
