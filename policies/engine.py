@@ -18,7 +18,7 @@ from typing import Any
 from cel_expr_python import cel
 
 from policies.facts import FactCatalogue, FactDeclaration
-from policies.parameters import ParameterSchema
+from policies.parameters import Parameters, ParameterSchema
 
 MAX_EXPRESSION = 2000
 _STATUS = re.compile(r"[A-Z_]{4,40}")
@@ -105,9 +105,9 @@ def compile_expression(
     return Expression(text, facts, compiled)
 
 
-def bind(values: Mapping[str, Any], parameters: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def bind(values: Mapping[str, Any], parameters: Parameters, now: datetime) -> dict[str, Any]:
     """The variables of one evaluation: pruned facts by path, `params.<name>`, `now`."""
-    return {**values, **{f"params.{name}": value for name, value in parameters.items()}, "now": now}
+    return {**values, **parameters.bound, "now": now}
 
 
 def _type(declaration: FactDeclaration) -> Any:

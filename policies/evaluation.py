@@ -33,7 +33,7 @@ class _Progress:
     checked: list[Checked] = field(default_factory=list)
 
     def values(self, paths: Sequence[str]) -> dict[str, Any]:
-        return bind(self.facts.prune(paths), self.parameters.values, self.now)
+        return bind(self.facts.prune(paths), self.parameters, self.now)
 
     def offending(self, paths: Sequence[str]) -> tuple[OffendingFact, ...]:
         return tuple(self._offending(path) for path in paths)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -120,10 +121,15 @@ class Parameters:
         """A site's values, none laxer than these. Raises BadParameter naming the parameter."""
         return self._override(override, only_stricter=True)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of all values (RFC 8785)."""
         return digest(dict(self.values))
+
+    @cached_property
+    def bound(self) -> dict[str, Setting]:
+        """The values as rules name them: `params.<name>`."""
+        return {f"params.{name}": value for name, value in self.values.items()}
 
     def _override(self, override: Mapping[str, Any], *, only_stricter: bool) -> Parameters:
         values = dict(self.values)
