@@ -39,7 +39,7 @@ def add_snapshot(engine: Engine, name: str, training: range, held_out: range = r
             Snapshot(
                 digest=digest(name),
                 name="hearts",
-                schema_json="{}",
+                schema_text="{}",
                 schema_digest=digest("schema"),
                 records=len(training) + len(held_out),
                 dropped=0,

@@ -1,0 +1,158 @@
+"""The worker: the one process in which patients' data and torch are loaded. It talks over its two pipes alone.
+
+    python -m site_agent.training.worker HOME
+
+It never returns anything but a noised vector or a code. It holds no signing key, makes no connection (its network is
+taken away where the system allows, and sockets are refused besides), starts no program, and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from site_agent.training.frames import FrameError, read_frame, write_frame
+
+_FORBIDDEN = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.system", "ftplib.", "urllib.", "smtplib.")
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+
+class WorkerState:
+    """The snapshot that is loaded, parted into its two groups, and on which device models run."""
+
+    def __init__(self, home: Path, *, gpu: bool) -> None:
+        self._home = home
+        self._gpu = gpu
+        self._digest = ""
+        self._cohort: Any = None
+
+    def answer(self, header: dict[str, Any], body: bytearray) -> bytes:
+        """The result of one request: b"" for "open", else the noised float64 vector (little-endian)."""
+        match header["op"]:
+            case "open":
+                self._open(str(header["snapshot"]), str(header["model"]["architecture"]))
+                return b""
+            case "train":
+                return self._train(header, body)
+            case "evaluate":
+                return self._evaluate(header, body)
+        raise ValueError("unknown operation")
+
+    def _open(self, digest: str, architecture: str) -> None:
+        if architecture == "mlp":
+            import torch
+
+            torch.set_num_threads(1)
+        if digest != self._digest:
+            from site_agent.cohort.snapshot import load
+            from site_agent.settings import SiteHome
+            from site_agent.training.local_step import part
+
+            arrays = load(SiteHome(self._home), digest)
+            self._cohort = part(arrays.x, arrays.y, arrays.patient, arrays.held_out)
+            self._digest = digest
+
+    def _train(self, header: dict[str, Any], body: bytearray) -> bytes:
+        from site_agent.training.local_step import private_gradient_sum
+
+        result = private_gradient_sum(
+            self._cohort.training,
+            _model(header["model"]),
+            _vector(body),
+            clip=float(header["clip"]),
+            sampling_rate=float(header["sampling_rate"]),
+            noise_std=float(header["noise_std"]),
+            entropy=os.urandom,
+            device=self._device(header["model"]),
+        )
+        return result.astype("<f8", copy=False).tobytes()
+
+    def _evaluate(self, header: dict[str, Any], body: bytearray) -> bytes:
+        from site_agent.training.local_step import score_histogram
+
+        std = header["noise_std"]
+        result = score_histogram(
+            self._cohort.held_out,
+            _model(header["model"]),
+            _vector(body),
+            bins=int(header["bins"]),
+            noise_std=None if std is None else float(std),
+            entropy=os.urandom,
+        )
+        return result.astype("<f8", copy=False).tobytes()
+
+    def _device(self, model: dict[str, Any]) -> str:
+        if not self._gpu or model["architecture"] == "logistic_regression":
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _model(document: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    from protocol.model import ModelSpec
+
+    return TypeAdapter(ModelSpec).validate_python(document)
+
+
+def _vector(body: bytearray) -> Any:
+    import numpy as np
+
+    return np.frombuffer(body, dtype="<f8").astype(np.float64)
+
+
+def serve(requests: int, answers: int, state: WorkerState, *, most: int) -> None:
+    """Answer requests until the parent closes the pipe. A failure is told as a code; its details end here, since
+    they may hold patients' values."""
+    while True:
+        try:
+            header, body = read_frame(requests, most=most)
+        except FrameError:
+            return
+        try:
+            result = state.answer(header, body)
+        except Exception as error:  # noqa: BLE001 - whatever fails, the parent is told a type and nothing else
+            write_frame(answers, {"ok": False, "error": type(error).__name__})
+            continue
+        write_frame(answers, {"ok": True}, result)
+
+
+def confine() -> None:
+    """Give up what computing does not need: the network, other programs, core dumps, outliving the parent."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_DUMPABLE, 0)
+    # An empty network namespace where the kernel lets us; the hook below refuses sockets wherever we run.
+    if libc.unshare(_CLONE_NEWNET) != 0:
+        libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+    def refuse(event: str, _arguments: object) -> None:
+        if event.startswith(_FORBIDDEN):
+            raise PermissionError("the worker makes no connection and starts no program")
+
+    sys.addaudithook(refuse)
+
+
+def main() -> None:
+    """The process: requests on descriptor 0, answers on what was descriptor 1; nothing else may print there."""
+    home, gpu, most = Path(sys.argv[1]), sys.argv[2] == "gpu", int(sys.argv[3])
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    confine()
+    with contextlib.suppress(FrameError):
+        serve(0, answers, WorkerState(home, gpu=gpu), most=most)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The agent's end of the worker: started when a study needs it, kept warm, ended when idle. Imports no numpy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from protocol.errors import CloisterError
+from protocol.study import StudyPlan
+from site_agent.settings import SiteHome
+from site_agent.training.frames import FrameError, read_frame, write_frame
+
+IDLE_SECONDS = 60.0
+START_SECONDS = 120.0
+MOST_BYTES = 512 << 20
+FLOAT_BYTES = 8
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+
+
+class WorkerFailed(CloisterError):
+    """The worker could not compute, took too long or ended. Nothing of why is told beyond the type of error."""
+
+    code = "training-failed"
+
+
+class WorkerClient:
+    """One child process at a time. Not for use from several threads at once.
+
+    step_seconds: how long one computation may take. gpu: whether an mlp may use CUDA. clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        home: SiteHome,
+        *,
+        step_seconds: float = 300.0,
+        gpu: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        command: tuple[str, ...] = (sys.executable, "-P", "-m", "site_agent.training.worker"),
+    ) -> None:
+        self._home = home
+        self._step_seconds = step_seconds
+        self._gpu = gpu
+        self._clock = clock
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._used = clock()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a child."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._process.pid if self._process is not None and self.running else None
+
+    def open(self, plan: StudyPlan, snapshot: str) -> None:
+        """Start the worker if need be and load the snapshot, before anything is charged. Raises WorkerFailed."""
+        self._ask({"op": "open", "snapshot": snapshot, "model": _model(plan)}, b"", length=0, seconds=START_SECONDS)
+
+    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytes:
+        """The noised gradient sum for the model's vector: float64, little-endian. Raises WorkerFailed."""
+        training = plan.spec.training
+        header = {
+            "op": "train",
+            "model": _model(plan),
+            "clip": training.clip,
+            "sampling_rate": training.sampling_rate,
+            "noise_std": noise_std,
+        }
+        return self._ask(header, parameters, length=plan.parameters, seconds=self._step_seconds)
+
+    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytes:
+        """The score histogram of the held-out patients, noised unless noise_std is None. Raises WorkerFailed."""
+        bins = plan.spec.evaluation.bins
+        header = {"op": "evaluate", "model": _model(plan), "bins": bins, "noise_std": noise_std}
+        return self._ask(header, parameters, length=2 * bins, seconds=self._step_seconds)
+
+    def close_if_idle(self) -> None:
+        """End the child when it has had nothing to do for a minute."""
+        if self.running and self._clock() - self._used > IDLE_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        """End the child now."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
+        process.wait()
+
+    def _ask(self, header: dict[str, Any], body: bytes, *, length: int, seconds: float) -> bytes:
+        """One request and its answer, of exactly `length` floats; a child that fails in any way is ended."""
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watch = threading.Timer(seconds, process.kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            write_frame(process.stdin.fileno(), header, body)
+            answer, result = read_frame(process.stdout.fileno(), most=length * FLOAT_BYTES)
+        except FrameError as error:
+            self.close()
+            raise _failed(f"worker: {error}") from None
+        finally:
+            watch.cancel()
+            self._used = self._clock()
+        if answer.get("ok") is not True:
+            # The snapshot may not be loaded, or memory be spent: a fresh child is the safe state.
+            self.close()
+            raise _failed(_type_name(answer.get("error")))
+        if len(result) != length * FLOAT_BYTES:
+            self.close()
+            raise _failed("worker: wrong length")
+        return bytes(result)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if not self._gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        self._process = subprocess.Popen(  # noqa: S603 - our own module, by the running interpreter
+            [*self._command, str(self._home.path), "gpu" if self._gpu else "cpu", str(MOST_BYTES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            cwd=self._home.path,
+            bufsize=0,
+            close_fds=True,
+        )
+        return self._process
+
+
+def _model(plan: StudyPlan) -> dict[str, Any]:
+    return plan.spec.model.model_dump(mode="json")
+
+
+def _failed(reason: str) -> WorkerFailed:
+    return WorkerFailed(
+        f"The training worker could not compute the step ({reason}).",
+        "Check the snapshot with cloister-site datasets list, and this machine's memory.",
+    )
+
+
+def _type_name(value: object) -> str:
+    return value if isinstance(value, str) and value.isidentifier() and len(value) <= 60 else "unknown"
