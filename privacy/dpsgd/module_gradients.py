@@ -1,0 +1,76 @@
+"""One gradient per patient for any torch module whose forward pass treats records apart (torch.func, vmap over grad).
+
+The only part of privacy/ that imports torch: import it in the training process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from privacy.dpsgd.per_patient import Index, check_records
+from privacy.entropy import Float64
+from privacy.errors import ParameterError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+RECORDS_AT_ONCE = 256
+_COUPLING = (nn.modules.batchnorm._BatchNorm,)
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the trained parameters in the order in which gradients are flattened."""
+    return tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def module_gradients(
+    module: nn.Module, loss: Loss, features: Tensor, labels: Tensor, patients: Index, count: int
+) -> Float64:
+    """(count, D) float64: each patient's mean over its records of the gradient of `loss`, flattened by parameter.
+
+    features: (R, ...). labels: (R, ...). patients: (R,) in 0..count-1. `loss(output, label)` takes batches of one
+    record and gives a scalar that depends on that record alone. Records are worked on 256 at a time.
+    Raises ParameterError for batch normalisation, which couples patients so that clipping bounds nothing, for active
+    dropout, and for arrays that do not fit.
+    """
+    _check_module(module)
+    check_records(_meta(features), _meta(labels), patients, count)
+    names = parameter_names(module)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    trained = {name: parameters.pop(name) for name in names}
+    fixed = {**parameters, **{name: b.detach() for name, b in module.named_buffers()}}
+
+    def record_loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        output = functional_call(module, {**values, **fixed}, (x.unsqueeze(0),))
+        return loss(output, y.unsqueeze(0))
+
+    per_record = vmap(grad(record_loss), in_dims=(None, 0, 0))
+    sums = np.zeros((count, sum(value.numel() for value in trained.values())))
+    for start in range(0, features.shape[0], RECORDS_AT_ONCE):
+        part = slice(start, start + RECORDS_AT_ONCE)
+        gradients = per_record(trained, features[part], labels[part])
+        rows = torch.cat([gradients[name].flatten(1) for name in names], dim=1)
+        np.add.at(sums, patients[part], rows.to(torch.float64).cpu().numpy())
+    sums /= np.maximum(np.bincount(patients, minlength=count), 1)[:, np.newaxis]
+    return sums
+
+
+def _meta(tensor: Tensor) -> np.ndarray:
+    return np.broadcast_to(np.float64(0), tuple(tensor.shape))
+
+
+def _check_module(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, _COUPLING):
+            raise ParameterError(
+                f"The layer {name or 'itself'} normalises over the batch, which couples patients.",
+                "Use group or layer normalisation.",
+            )
+        if isinstance(part, _RANDOM) and part.training:
+            raise ParameterError(
+                f"The layer {name or 'itself'} draws random numbers while training.", "Leave dropout out."
+            )
