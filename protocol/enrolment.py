@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from protocol.canonical import canonical, parse
 from protocol.errors import Malformed
 from protocol.identifiers import Digest, Frozen, KeyText, SiteName, Timestamp
+from protocol.study import MINIMUM_CELL
 
 TOKEN_SECRET_BYTES = 32
 TOKEN_HOURS = 24
@@ -64,6 +65,11 @@ def site_uri(site: str) -> str:
     return f"spiffe://{SPIFFE_DOMAIN}/site/{site}"
 
 
+def witness_name(site: str) -> str:
+    """The name of a site's cosigner key: one site, one witness."""
+    return f"{site}/witness"
+
+
 class EnrolmentRequest(Frozen):
     """Site -> coordinator. `csr`: PEM, self-signed by the site key made on site; `witness`: the vkey that cosigns
     checkpoints; `identity`: the same Ed25519 key as in the CSR."""
@@ -85,3 +91,23 @@ class EnrolmentResponse(Frozen):
     witness_policy: dict[str, Any]
     not_after: Timestamp
     poll_seconds: Annotated[float, Field(gt=0)] = 1.0
+
+
+class DatasetRegistration(Frozen):
+    """Site -> coordinator: a snapshot by its digest and its counts, which are above the minimum cell."""
+
+    schema_digest: Digest
+    snapshot: Digest
+    patients: Annotated[int, Field(gt=MINIMUM_CELL, le=1_000_000_000)]
+    held_out: Annotated[int, Field(ge=0, le=1_000_000_000)]
+
+
+def registration_message(secret: str, name: str, key: str) -> bytes:
+    """What a person's new key signs to show that whoever holds the one-time secret holds the key too."""
+    return b"cloister-register\0" + canonical([secret, name, key])
+
+
+def session_message(ca: str, name: str, challenge: str) -> bytes:
+    """What a person's key signs to sign in. `ca`: the coordinator's CA fingerprint, so that another coordinator
+    can't have its own challenge answered here."""
+    return b"cloister-session\0" + canonical([ca, name, challenge])

@@ -1,0 +1,94 @@
+"""The web application: every room's routes over one appliance, and the limits that hold for all of them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from coordinator import problems
+from coordinator.appliance import Appliance
+from coordinator.audit.routes import router as audit_router
+from coordinator.errors import TooLarge
+from coordinator.people.routes import router as people_router
+from coordinator.sites.routes import router as sites_router
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
+
+open_router = APIRouter(prefix="/v1", tags=["open"])
+FLEET = "/v1/fleet/"
+
+
+@open_router.get("/ca")
+def ca(request: Request) -> Response:
+    """The CA's certificate (PEM): whoever asks compares it with the fingerprint in a token."""
+    return PlainTextResponse(request.app.state.appliance.keys.authority.pem, media_type="application/x-pem-file")
+
+
+@open_router.get("/health")
+def health(request: Request) -> dict[str, Any]:
+    """Whether the parts run; no counts, no names."""
+    parts: dict[str, Callable[[], str]] = request.app.state.parts
+    states = {name: state() for name, state in parts.items()}
+    return {"status": "ok" if set(states.values()) <= {"ok"} else "degraded", "parts": states}
+
+
+def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application. `app.state.parts` names what runs beside it, each with a function that tells its state."""
+    app = FastAPI(
+        title="Cloister coordinator", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan,
+        redirect_slashes=False,
+    )  # fmt: skip
+    app.state.appliance = appliance
+    app.state.parts = {}
+    problems.install(app)
+    for router in (open_router, people_router, sites_router, audit_router, *_rooms()):
+        app.include_router(router)
+    app.add_middleware(BodyLimit, limit=appliance.settings.body_limit)
+    return app
+
+
+def _rooms() -> list[APIRouter]:
+    rooms = []
+    for name in ("coordinator.studies.routes", "coordinator.releases.routes"):
+        if importlib.util.find_spec(name) is not None:
+            rooms.append(importlib.import_module(name).router)
+    return rooms
+
+
+class BodyLimit:
+    """Refuses a request body over the limit before anything reads it whole. The fleet's gateway has its own."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(FLEET):
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large()
+            return message
+
+        if declared.isdigit() and int(declared) > self._limit:
+            error = self._too_large()
+            await problems.problem(413, error.code, error.message, error.remedy)(scope, receive, send)
+            return
+        await self._app(scope, counted, send)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The request body is larger than {self._limit} bytes.", "Send a smaller document.")

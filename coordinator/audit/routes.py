@@ -1,0 +1,93 @@
+"""HTTP for the log: checkpoints, tiles and entry bundles for anyone, cosignatures from sites, the export for people."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from coordinator.audit.append import append, person_label
+from coordinator.audit.export import bundle_archive
+from coordinator.audit.repository import LogRepository
+from coordinator.audit.sequencer import tile_store
+from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
+from coordinator.database import reading, transaction
+from coordinator.errors import NotFound
+from coordinator.identity import ApplianceOf, CurrentSite, current_person
+from coordinator.people.tables import Person
+from protocol.audit_event import EventType
+from protocol.canonical import sha256_hex
+from protocol.errors import Malformed
+from protocol.identifiers import Role
+from protocol.tiles import TILE_HEIGHT, Tile
+
+router = APIRouter(prefix="/v1", tags=["log"])
+_TEXT = "text/plain; charset=utf-8"
+_BYTES = "application/octet-stream"
+_Auditor = Annotated[
+    Person, Depends(current_person(Role.AUDITOR, Role.COMPLIANCE_OFFICER, Role.ADMINISTRATOR, Role.CLINICAL_LEAD))
+]
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.get("/log/checkpoint")
+def checkpoint(appliance: ApplianceOf) -> Response:
+    with reading(appliance.engine) as session:
+        note = latest_note(session, appliance)
+    return Response(note, media_type=_TEXT, headers={"cache-control": "no-store"})
+
+
+@router.get("/log/policy")
+def policy(appliance: ApplianceOf) -> Response:
+    with reading(appliance.engine) as session:
+        found = policy_in_force(session, appliance)
+    if found is None:
+        raise NotFound("No site is enrolled, so the log has no witness.", "Enrol sites first.")
+    return Response(found.to_bytes(), media_type="application/json")
+
+
+@router.get("/log/tile/{path:path}")
+def tile(path: str, appliance: ApplianceOf) -> Response:
+    """A tile or entry bundle of the published log, at its C2SP path."""
+    try:
+        wanted = Tile.parse(f"tile/{path}")
+    except Malformed:
+        raise _no_tile() from None
+    with reading(appliance.engine) as session:
+        size = LogRepository(session, appliance.settings.origin).head().size
+    row = size >> TILE_HEIGHT * (wanted.level or 0)
+    if wanted.index * 256 + wanted.width > row:
+        raise _no_tile()
+    return Response(
+        tile_store(appliance).read(wanted),
+        media_type=_BYTES,
+        headers={"cache-control": "public, max-age=31536000, immutable"},
+    )
+
+
+@router.post("/log/cosignatures")
+def cosignatures(site: CurrentSite, appliance: ApplianceOf, body: Annotated[bytes, Depends(_body)]) -> dict[str, int]:
+    with transaction(appliance.engine) as session:
+        size = accept_cosignatures(session, appliance, site.witness or "", body)
+    return {"size": size}
+
+
+@router.get("/audit/export")
+def export(
+    person: _Auditor, appliance: ApplianceOf, minimum_size: Annotated[int, Query(ge=1, le=2**53)] = 1
+) -> Response:
+    with reading(appliance.engine) as session:
+        archive = bundle_archive(session, appliance, minimum_size=minimum_size)
+    with transaction(appliance.engine) as session:
+        append(
+            session, appliance, EventType.AUDIT_EXPORTED, actor=person_label(appliance, person.name),
+            subject=appliance.settings.name, digests={"bundle": sha256_hex(archive)},
+        )  # fmt: skip
+    return Response(archive, media_type="application/x-tar")
+
+
+def _no_tile() -> NotFound:
+    return NotFound("The published log has no such tile.", "Fetch the checkpoint, then tiles within its size.")

@@ -1,0 +1,215 @@
+"""`cloister-coordinator`: what the coordinator's operator runs, on the coordinator's machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from coordinator.terminal import emit, run, table
+from protocol.identifiers import Role
+
+if TYPE_CHECKING:
+    from coordinator.appliance import Appliance
+    from protocol.enrolment import Token
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+people = typer.Typer(no_args_is_help=True, help="People: invite, list, disable.")
+sites = typer.Typer(no_args_is_help=True, help="Sites: invite, list, revoke.")
+app.add_typer(people, name="people")
+app.add_typer(sites, name="sites")
+
+Home = Annotated[
+    Path | None, typer.Option("--home", help="The coordinator's folder.", envvar="CLOISTER_COORDINATOR_HOME")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def about() -> None:
+    """Run a Cloister coordinator."""
+
+
+@app.command()
+def init(
+    address: Annotated[str, typer.Option(help="HOST:PORT at which sites and people reach the coordinator.")],
+    home: Home = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT to bind, if it differs.")] = None,
+    database: Annotated[str | None, typer.Option(help="postgresql+psycopg:// URL; SQLite in the home if none.")] = None,
+    name: Annotated[str | None, typer.Option(help="The log's name; made up if none.")] = None,
+    administrator: Annotated[str, typer.Option(help="The first administrator's name.")] = "administrator",
+    as_json: Json = False,
+) -> None:
+    """Make a new coordinator and print its first administrator's one-time token."""
+    from coordinator.initialise import initialise
+
+    made = initialise(
+        _home(home), address=address, listen=listen, database=database, name=name, administrator=administrator
+    )
+    emit(
+        {
+            "home": str(made.settings.home),
+            "address": made.settings.address,
+            "origin": made.settings.origin,
+            "ca": made.fingerprint,
+            "administrator": administrator,
+            "token": made.token.to_text(),
+        },
+        as_json=as_json,
+        text=f"The coordinator is in {made.settings.home}; it will be reached at {made.settings.address}.\n"
+        f"CA fingerprint: {made.fingerprint}\n"
+        f"One-time token of the administrator {administrator} (24 hours, for `cloister login`):\n{made.token.to_text()}",
+    )
+
+
+@app.command()
+def serve(home: Home = None) -> None:
+    """Serve sites and people over TLS 1.3 until stopped."""
+    import logging
+
+    from coordinator.appliance import open_appliance
+    from coordinator.server import serve as run_server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    appliance = open_appliance(_home(home), migrate=True)
+    run_server(appliance, ready=lambda: typer.echo(f"ready at https://{appliance.settings.address}"))
+
+
+@app.command()
+def migrate(home: Home = None) -> None:
+    """Bring the database to this program's version."""
+    from coordinator.appliance import open_appliance
+
+    open_appliance(_home(home), migrate=True)
+    typer.echo("The database is up to date.")
+
+
+@app.command()
+def status(home: Home = None, as_json: Json = False) -> None:
+    """Show whether it is being served, how large the log is, and who is enrolled."""
+    from coordinator.status import describe
+
+    document = describe(_open(home))
+    emit(document, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in document.items()))
+
+
+@people.command("add")
+def people_add(
+    name: str,
+    role: Annotated[Role, typer.Option(help="What the person may do.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Invite a person and print the one-time token for `cloister login`."""
+    from coordinator.database import transaction
+    from coordinator.people.accounts import invite
+
+    appliance = _open(home)
+    with transaction(appliance.engine) as session:
+        token = invite(session, appliance, name, role)
+    _print_token(token, as_json)
+
+
+@people.command("list")
+def people_list(home: Home = None, as_json: Json = False) -> None:
+    """List people, their roles and states."""
+    from coordinator.database import reading
+    from coordinator.people.repository import PersonRepository
+
+    with reading(_open(home).engine) as session:
+        rows = [
+            {"name": row.name, "role": row.role, "status": row.status, "registered_at": row.registered_at}
+            for row in PersonRepository(session).all()
+        ]
+    emit(
+        rows,
+        as_json=as_json,
+        text=table(("name", "role", "status", "registered"), [list(row.values()) for row in rows]),
+    )
+
+
+@people.command("disable")
+def people_disable(name: str, home: Home = None) -> None:
+    """Disable a person at once."""
+    from coordinator.database import transaction
+    from coordinator.people.accounts import disable
+
+    appliance = _open(home)
+    with transaction(appliance.engine) as session:
+        disable(session, appliance, name)
+    typer.echo(f"{name} is disabled.")
+
+
+@sites.command("invite")
+def sites_invite(name: str, home: Home = None, as_json: Json = False) -> None:
+    """Invite a site and print the one-time token for `cloister-site enrol`."""
+    from coordinator.database import transaction
+    from coordinator.sites.enrolment import invite
+
+    appliance = _open(home)
+    with transaction(appliance.engine) as session:
+        token = invite(session, appliance, name)
+    _print_token(token, as_json)
+
+
+@sites.command("list")
+def sites_list(home: Home = None, as_json: Json = False) -> None:
+    """List sites and their certificates."""
+    from coordinator.database import reading
+    from coordinator.sites.repository import SiteRepository
+
+    with reading(_open(home).engine) as session:
+        rows = [
+            {"name": row.name, "status": row.status, "enrolled_at": row.enrolled_at, "not_after": row.not_after}
+            for row in SiteRepository(session).all()
+        ]
+    emit(
+        rows, as_json=as_json,
+        text=table(("name", "status", "enrolled", "certificate until"), [list(row.values()) for row in rows]),
+    )  # fmt: skip
+
+
+@sites.command("revoke")
+def sites_revoke(name: str, home: Home = None) -> None:
+    """Revoke a site: its next request is refused."""
+    from coordinator.database import transaction
+    from coordinator.sites.enrolment import revoke
+
+    appliance = _open(home)
+    with transaction(appliance.engine) as session:
+        revoke(session, appliance, name)
+    typer.echo(f"{name} is revoked.")
+
+
+def _print_token(token: Token, as_json: bool) -> None:
+    command = "cloister login" if token.kind == "person" else "cloister-site enrol"
+    emit(
+        {"name": token.name, "kind": token.kind, "token": token.to_text()},
+        as_json=as_json,
+        text=f"One-time token for {token.name} (24 hours, for `{command} TOKEN`):\n{token.to_text()}",
+    )
+
+
+def _open(home: Path | None) -> Appliance:
+    from coordinator.appliance import open_appliance
+
+    return open_appliance(_home(home))
+
+
+def _home(home: Path | None) -> Path:
+    from coordinator.settings import default_home
+
+    return home if home is not None else default_home()
+
+
+def main() -> NoReturn:
+    """The entry point of `cloister-coordinator`."""
+    os.umask(0o077)  # whatever is written, the database and its side files too, is the coordinator's user's alone
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What people run. Its verifying parts import `protocol` alone, so they work with nothing but a bundle."""

@@ -1,0 +1,123 @@
+"""What is done with accounts: invite, register, sign in, disable. Each is one transaction with its audit event."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+
+from sqlmodel import Session
+
+from coordinator.appliance import Appliance
+from coordinator.audit.append import LOCAL_ADMINISTRATOR, append, person_label
+from coordinator.errors import Conflict, NotFound
+from coordinator.people.challenge import ChallengeRefused, challenge_hash, check_challenge
+from coordinator.people.repository import PersonRepository
+from coordinator.people.states import (
+    LIFETIME,
+    TokenRefused,
+    decide_invitation,
+    decide_sign_in,
+    decide_token,
+)
+from coordinator.people.tables import Person
+from coordinator.secrets import new_secret
+from protocol.audit_event import EventType
+from protocol.enrolment import TOKEN_HOURS, Token, registration_message, secret_hash, session_message
+from protocol.identifiers import Role, require_name
+from protocol.signing import VerifyingKey
+from protocol.timestamp import timestamp
+
+
+def invite(session: Session, appliance: Appliance, name: str, role: Role) -> Token:
+    """A one-time token (24 hours) for a new person, for one who has not registered, or for one who was disabled."""
+    require_name(name, "The person's name")
+    people, now = PersonRepository(session), appliance.clock()
+    person = people.get(name)
+    decide_invitation(person.status if person else None, person.role if person else None, role, name)
+    if person is None:
+        person = Person(name=name, role=role.value, status="invited", invited_at=timestamp(now))
+    person.status, person.key, person.invited_at = "invited", None, timestamp(now)
+    people.save(person)
+    secret = new_secret(appliance.entropy)
+    people.invite(name, secret_hash(secret), timestamp(now + timedelta(hours=TOKEN_HOURS)))
+    append(
+        session, appliance, EventType.PERSON_INVITED, actor=LOCAL_ADMINISTRATOR,
+        subject=person_label(appliance, name), labels={"role": role.value}, payload={"name": name},
+    )  # fmt: skip
+    return Token(
+        kind="person",
+        name=name,
+        address=appliance.settings.address,
+        ca=appliance.keys.authority.fingerprint,
+        secret=secret,
+    )
+
+
+def register(session: Session, appliance: Appliance, *, secret: str, name: str, key: str, proof: bytes) -> Person:
+    """Register a person's key against the one-time secret. Raises TokenRefused, BadSignature or Conflict."""
+    people, now = PersonRepository(session), appliance.clock()
+    hashed = secret_hash(secret)
+    invitation = people.invitation(hashed)
+    decide_token(
+        known=invitation is not None, holder=invitation.person if invitation else "", name=name,
+        used_at=invitation.used_at if invitation else None, expires_at=invitation.expires_at if invitation else "",
+        now=now,
+    )  # fmt: skip
+    VerifyingKey.from_text(key).verify(proof, registration_message(secret, name, key))
+    if people.by_key(key) is not None:
+        raise Conflict("This key is registered already.", "Make a new key: each person has an own one.")
+    person = people.get(name)
+    if person is None or not people.use_invitation(hashed, timestamp(now)):
+        raise TokenRefused("The token has been used already.", "Ask the coordinator's administrator for a new one.")
+    person.key, person.status, person.registered_at = key, "active", timestamp(now)
+    people.save(person)
+    append(
+        session, appliance, EventType.PERSON_REGISTERED, actor=person_label(appliance, name),
+        subject=person_label(appliance, name), labels={"role": person.role},
+        digests={"key": VerifyingKey.from_text(key).key_id}, payload={"name": name},
+    )  # fmt: skip
+    return person
+
+
+def sign_in(session: Session, appliance: Appliance, *, name: str, challenge: str, signature: bytes) -> str:
+    """A session token (256 bits) for an answered challenge; only its hash is stored.
+
+    Raises ChallengeRefused, Forbidden or BadSignature.
+    """
+    people, now = PersonRepository(session), appliance.clock()
+    expires = check_challenge(appliance.keys.challenge_secret, name, challenge, now=now)
+    person = people.get(name)
+    decide_sign_in(person.status if person else None)
+    key = VerifyingKey.from_text(person.key or "" if person else "")
+    key.verify(signature, session_message(appliance.keys.authority.fingerprint, name, challenge))
+    if not people.spend_challenge(challenge_hash(challenge), timestamp(expires), timestamp(now)):
+        raise ChallengeRefused
+    token = new_secret(appliance.entropy)
+    people.end_sessions_before(timestamp(now - LIFETIME))
+    people.start_session(token_hash(token), name, timestamp(now))
+    append(
+        session, appliance, EventType.PERSON_SIGNED_IN, actor=person_label(appliance, name),
+        subject=person_label(appliance, name),
+    )  # fmt: skip
+    return token
+
+
+def disable(session: Session, appliance: Appliance, name: str) -> None:
+    """Disable an account at once: its sessions end and its key signs nothing here any more. Raises NotFound."""
+    people = PersonRepository(session)
+    person = people.get(name)
+    if person is None:
+        raise NotFound(f"There is no person named {name}.", "See `cloister-coordinator people list`.")
+    if person.status == "disabled":
+        return
+    person.status = "disabled"
+    people.save(person)
+    people.end_sessions(name)
+    append(
+        session, appliance, EventType.PERSON_DISABLED, actor=LOCAL_ADMINISTRATOR, subject=person_label(appliance, name)
+    )
+
+
+def token_hash(token: str) -> str:
+    """What is stored of a session token."""
+    return hashlib.sha256(b"cloister session\0" + token.encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""Rows about people. One-time secrets and session tokens are stored as hashes only."""
+
+from __future__ import annotations
+
+from sqlmodel import Field
+
+from coordinator.database import Table
+
+
+class Person(Table, table=True):
+    """`status`: invited, active or disabled. `key`: the person's Ed25519 key as text, once registered."""
+
+    __tablename__ = "person"
+
+    name: str = Field(primary_key=True)
+    role: str
+    status: str
+    key: str | None = Field(default=None, unique=True)
+    invited_at: str
+    registered_at: str | None = None
+
+
+class PersonInvitation(Table, table=True):
+    """A one-time secret, by its hash."""
+
+    __tablename__ = "person_invitation"
+
+    secret_hash: str = Field(primary_key=True)
+    person: str = Field(foreign_key="person.name", index=True)
+    expires_at: str
+    used_at: str | None = None
+
+
+class PersonSession(Table, table=True):
+    """A signed-in session, by its token's hash."""
+
+    __tablename__ = "person_session"
+
+    token_hash: str = Field(primary_key=True)
+    person: str = Field(foreign_key="person.name", index=True)
+    started_at: str
+    seen_at: str
+
+
+class SpentChallenge(Table, table=True):
+    """A sign-in challenge that was answered: it can't be answered again while it would still be valid."""
+
+    __tablename__ = "spent_challenge"
+
+    challenge_hash: str = Field(primary_key=True)
+    expires_at: str

@@ -1,0 +1,208 @@
+"""`serve`: one port, TLS 1.3 only, client certificates optional; the parts that run beside the application.
+
+Each route enforces what it needs of the caller; TLS only guarantees that a client certificate, when there is one, was
+issued by our CA and is in date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from coordinator.app import create_app
+from coordinator.appliance import Appliance
+from coordinator.audit.sequencer import SequencerThread, verify_log
+from coordinator.errors import place_of
+from coordinator.identity import PEER_CERTIFICATE
+from coordinator.keystore import Keys, renew_server_certificate
+from coordinator.settings import split_address
+from protocol.errors import CloisterError
+
+RENEWAL_CHECK_SECONDS = 3600.0
+SHUTDOWN_SECONDS = 10
+_log = logging.getLogger("cloister.server")
+
+
+class CannotServe(CloisterError):
+    """The port or the home is in use, or the server could not start."""
+
+    code = "cannot-serve"
+
+
+class PeerCertificateProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with the peer's certificate (DER, verified by TLS) put into each request's scope."""
+
+    _peer_certificate: bytes | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        connection = transport.get_extra_info("ssl_object")
+        self._peer_certificate = connection.getpeercert(binary_form=True) if connection else None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope.update({PEER_CERTIFICATE: self._peer_certificate})  # type: ignore[typeddict-item]
+
+
+def tls_context(keys: Keys) -> ssl.SSLContext:
+    """TLS 1.3 only; a client certificate is asked for and, if sent, must chain to our CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(keys.server_certificate_path, keys.server_key_path)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(keys.ca_path)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.num_tickets = 0  # no resumption: every connection shows its certificate anew
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def serve(appliance: Appliance, *, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is called once requests are answered.
+
+    Raises CannotServe when the home is already served or the port is in use, LogTampered when the log contradicts
+    itself, and what a part that can't start raises.
+    """
+    with serving_lock(appliance.home):
+        keys = appliance.keys
+        renew_server_certificate(keys, appliance.settings.address, now=appliance.clock(), entropy=appliance.entropy)
+        verify_log(appliance)
+        context = tls_context(keys)
+        with listening(appliance.settings.listen) as listener:
+            _run(appliance, context, listener, ready)
+
+
+def _run(appliance: Appliance, context: ssl.SSLContext, listener: socket.socket, ready: Callable[[], None]) -> None:
+    failures: list[CloisterError] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            try:
+                for part in _parts():
+                    await stack.enter_async_context(part(app, appliance))
+                await stack.enter_async_context(_certificate_renewal(appliance, context))
+            except CloisterError as error:
+                failures.append(error)
+                raise
+            yield
+
+    server = _Server(server_config(create_app(appliance, lifespan=lifespan), context), ready)
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+    if not server.started:
+        raise CannotServe("The coordinator did not start.", "Read its log above for the reason.")
+
+
+def server_config(app: FastAPI, context: ssl.SSLContext) -> uvicorn.Config:
+    """How uvicorn runs an application of ours."""
+    return uvicorn.Config(
+        app, http=PeerCertificateProtocol, ssl_context_factory=lambda *_: context, lifespan="on", ws="none",
+        log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS, h11_max_incomplete_event_size=1 << 16,
+    )  # fmt: skip
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+Part = Callable[[FastAPI, Appliance], Any]
+
+
+def _parts() -> list[Part]:
+    """What runs beside the application, in order of start; the reverse is the order of the end."""
+    return [_sequencer]
+
+
+@asynccontextmanager
+async def _sequencer(app: FastAPI, appliance: Appliance) -> AsyncIterator[None]:
+    thread = SequencerThread(appliance)
+    app.state.parts["log"] = lambda: thread.failure or "ok"
+    thread.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(thread.stop)
+
+
+@asynccontextmanager
+async def _certificate_renewal(appliance: Appliance, context: ssl.SSLContext) -> AsyncIterator[None]:
+    async def forever() -> None:
+        while True:
+            await asyncio.sleep(RENEWAL_CHECK_SECONDS)
+            keys = appliance.keys
+            try:
+                renewed = renew_server_certificate(
+                    keys, appliance.settings.address, now=appliance.clock(), entropy=appliance.entropy
+                )
+                if renewed:
+                    context.load_cert_chain(keys.server_certificate_path, keys.server_key_path)
+            except (CloisterError, OSError) as error:
+                _log.error("the server's certificate can't be renewed: %s at %s", type(error).__name__, place_of(error))
+
+    task = asyncio.create_task(forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextmanager
+def serving_lock(home: Path) -> Iterator[None]:
+    """Hold the home for one server. Raises CannotServe when another process holds it."""
+    descriptor = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CannotServe(
+            f"The coordinator in {home} is already being served.", "Stop the other process first."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    """A bound socket. Raises CannotServe when the address is in use or not ours."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise CannotServe(
+                    f"Port {port} on {host} is in use.",
+                    "Stop the program that holds it, or change listen in coordinator.toml.",
+                ) from None
+            raise CannotServe(
+                f"The address {address} can't be listened on: {error.strerror}.", "Correct listen in coordinator.toml."
+            ) from None
+        yield listener

@@ -1,0 +1,1 @@
+"""Sites: invitation, enrolment, certificate renewal, revocation, and what each has on record."""

@@ -1,0 +1,72 @@
+"""HTTP for sites, and what people may see of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from coordinator.database import reading, transaction
+from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite
+from coordinator.sites import enrolment
+from coordinator.sites.repository import SiteRepository
+from coordinator.sites.tables import Site, SiteDataset
+from protocol.enrolment import DatasetRegistration, EnrolmentRequest, EnrolmentResponse
+from protocol.identifiers import Frozen
+
+router = APIRouter(prefix="/v1", tags=["sites"])
+
+
+class RenewalRequest(Frozen):
+    csr: Annotated[str, Field(max_length=10_000)]
+
+
+@router.post("/enrol", status_code=201)
+def enrol(body: EnrolmentRequest, appliance: ApplianceOf) -> EnrolmentResponse:
+    with transaction(appliance.engine) as session:
+        return enrolment.enrol(session, appliance, body)
+
+
+@router.get("/sites/me")
+def me(site: CurrentSite, appliance: ApplianceOf) -> dict[str, Any]:
+    with reading(appliance.engine) as session:
+        datasets = [row for row in SiteRepository(session).datasets() if row.site == site.name]
+    return {**_site(site), "datasets": [_dataset(row) for row in datasets]}
+
+
+@router.post("/sites/me/renew")
+def renew(body: RenewalRequest, site: CurrentSite, appliance: ApplianceOf) -> dict[str, str]:
+    with transaction(appliance.engine) as session:
+        certificate, not_after = enrolment.renew(session, appliance, site.name, body.csr)
+    return {"certificate": certificate, "not_after": not_after}
+
+
+@router.put("/sites/me/datasets/{name}", status_code=204)
+def put_dataset(name: str, body: DatasetRegistration, site: CurrentSite, appliance: ApplianceOf) -> None:
+    with transaction(appliance.engine) as session:
+        enrolment.register_dataset(session, appliance, site.name, name, body)
+
+
+@router.get("/sites")
+def sites(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    del person
+    with reading(appliance.engine) as session:
+        return [_site(row) for row in SiteRepository(session).all()]
+
+
+@router.get("/datasets")
+def datasets(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    del person
+    with reading(appliance.engine) as session:
+        return [{"site": row.site, **_dataset(row)} for row in SiteRepository(session).datasets()]
+
+
+def _site(site: Site) -> dict[str, Any]:
+    fields = ("name", "status", "invited_at", "enrolled_at", "identity", "witness", "serial", "not_after")
+    return {field: getattr(site, field) for field in fields}
+
+
+def _dataset(row: SiteDataset) -> dict[str, Any]:
+    fields = ("name", "schema_digest", "snapshot", "patients", "held_out", "registered_at")
+    return {field: getattr(row, field) for field in fields}
