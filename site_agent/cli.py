@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from protocol.errors import CloisterError
 from site_agent.cohort import commands as cohort_commands
+from site_agent.settings import SiteHome, load_settings
+from site_agent.witness import commands as log_commands
+
+Home = Annotated[Path | None, typer.Option("--home", help="The site's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(
     name="cloister-site",
@@ -18,6 +25,64 @@ app = typer.Typer(
     help="A hospital's side of Cloister: patients' data stays here.",
 )
 app.add_typer(cohort_commands.app, name="datasets")
+app.add_typer(log_commands.app, name="log")
+
+
+@app.command("enrol")
+def enrol(
+    token: Annotated[str, typer.Argument(help="The line that cloister-coordinator sites invite printed.")],
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Enrol this machine as a site: make its keys here, check the coordinator, pin what it will trust."""
+    from site_agent.clock import system_clock
+    from site_agent.enrol import enrol as enrol_site
+
+    enrolled = enrol_site(token, SiteHome.resolve(home), system_clock)
+    if as_json:
+        document = {
+            "site": enrolled.site,
+            "home": str(enrolled.home.path),
+            "coordinator": enrolled.address,
+            "identity": enrolled.identity,
+            "not_after": enrolled.not_after,
+            "witnesses": enrolled.witnesses,
+            "quorum": enrolled.quorum,
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return
+    typer.echo(f"{enrolled.site} is enrolled at {enrolled.address}; its home is {enrolled.home.path}")
+    typer.echo(f"  site key {enrolled.identity}, certificate until {enrolled.not_after}")
+    typer.echo(f"  the log is watched by {enrolled.witnesses} witnesses, {enrolled.quorum} of which must agree")
+    typer.echo("Next: cloister-site datasets add FILE.csv --dictionary DICTIONARY.yaml; cloister-site agent")
+
+
+@app.command("status")
+def status(as_json: Json = False, home: Home = None) -> None:
+    """Show what this site holds and trusts. Exit code 2: the log has contradicted itself."""
+    from site_agent.clock import system_clock
+    from site_agent.database import open_database
+    from site_agent.keystore import load_keys
+    from site_agent.status import status as read_status
+
+    settings = load_settings(SiteHome.resolve(home))
+    document = read_status(settings, load_keys(settings.home), open_database(settings.home), system_clock())
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        certificate, log, snapshots = document["certificate"], document["log"], document["snapshots"]
+        left = "EXPIRED" if certificate["expired"] else f"{certificate['hours_left']} h left"
+        typer.echo(f"{document['site']}, enrolled at {document['coordinator']}")
+        typer.echo(f"  certificate until {certificate['not_after']} ({left})")
+        typer.echo(
+            f"  log {log['name']}: {log['size']} entries verified"
+            f"{', cosigned' if log['cosigned'] else ''}; {log['witnesses']} witnesses, quorum {log['quorum']}"
+        )
+        typer.echo(f"  {snapshots['stored']} snapshots, {snapshots['waiting_for_registration']} not registered yet")
+        for alarm in log["alarms"]:
+            typer.echo(f"  ALARM {alarm['raised_at']} {alarm['code']}: {alarm['detail']}")
+    if document["log"]["alarms"]:
+        raise typer.Exit(log_commands.ALARMED)
 
 
 def main() -> None:

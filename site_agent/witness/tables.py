@@ -7,7 +7,10 @@ from sqlmodel import Field, SQLModel
 
 
 class LogHead(SQLModel, table=True):
-    """The one latest checkpoint that was verified and persisted (row 1)."""
+    """The one latest checkpoint that was verified and persisted (row 1).
+
+    peaks: the frontier's 32-byte hashes, joined. policy_digest: of the last witness policy that an entry names.
+    """
 
     __tablename__ = "log_head"
 
@@ -15,6 +18,8 @@ class LogHead(SQLModel, table=True):
     size: int
     root: bytes = Field(sa_type=LargeBinary)
     note: bytes = Field(sa_type=LargeBinary)
+    peaks: bytes = Field(sa_type=LargeBinary)
+    policy_digest: str | None = None
     seen_at: str
 
 

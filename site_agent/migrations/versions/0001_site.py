@@ -38,6 +38,8 @@ def upgrade() -> None:
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("root", sa.LargeBinary(), nullable=False),
         sa.Column("note", sa.LargeBinary(), nullable=False),
+        sa.Column("peaks", sa.LargeBinary(), nullable=False),
+        sa.Column("policy_digest", sa.String(), nullable=True),
         sa.Column("seen_at", sa.String(), nullable=False),
     )
     op.create_table(
