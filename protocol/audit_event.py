@@ -36,6 +36,8 @@ class EventType(StrEnum):
     POLICY_DECIDED = "policy.decided"
     STUDY_PROPOSED = "study.proposed"
     STUDY_DENIED = "study.denied"
+    STUDY_APPROVED = "study.approved"
+    STUDY_REJECTED = "study.rejected"
     STUDY_CONSENTED = "study.consented"
     STUDY_REFUSED = "study.refused"
     STUDY_STARTED = "study.started"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from protocol.identifiers import Digest, Frozen, SiteName, StudyId, Timestamp
+from protocol.identifiers import Digest, Frozen, PersonName, Role, SiteName, StudyId, Timestamp
 
 CONSENT_TYPE = "application/vnd.cloister.consent+json"
 PROPOSAL_TYPE = "application/vnd.cloister.study-proposal+json"
 PLAN_TYPE = "application/vnd.cloister.study-plan+json"
+PLAN_APPROVAL_TYPE = "application/vnd.cloister.plan-approval+json"
 
 
 class Consent(Frozen):
@@ -27,3 +28,14 @@ class Consent(Frozen):
     decision_digest: Digest
     packs: dict[str, Digest]
     at: Timestamp
+
+
+class PlanApproval(Frozen):
+    """Signed by a planned approver's own key, where policy asks for it before sites are asked (a larger epsilon)."""
+
+    study: StudyId
+    plan_digest: Digest
+    person: PersonName
+    role: Role
+    decision: Literal["approve", "reject"]
+    signed_at: Timestamp

@@ -16,20 +16,13 @@ from protocol.round import (
     REFUSAL_TYPE,
     Contribution,
     Packet,
+    RefusalCode,
     RoundRefusal,
     RoundRequest,
 )
 from protocol.signing import VerifyingKey
 
 WORD_BYTES = 4
-REFUSALS = frozenset(
-    {
-        "expired", "consumed", "budget", "budget-exceeded", "consent", "no-consent", "plan", "cohort", "model",
-        "keys", "snapshot", "paused", "malformed", "signature", "round", "attempt", "policy", "busy", "internal",
-    }
-)  # fmt: skip
-"""The codes of a site's refusal that are recorded as they are; any other becomes `refused:other`, so that nothing a
-site writes reaches the log."""
 
 
 class Excluded(Exception):
@@ -110,5 +103,7 @@ def _refusal(envelope: Envelope, request: RoundRequest, site: str, key: Verifyin
 
 
 def refusal_code(code: str) -> str:
-    """`refused:` and the site's code if it is a known one, else `refused:other`."""
-    return f"refused:{code}" if code in REFUSALS else "refused:other"
+    """`refused:` and the site's code if it is one of the protocol's, else `refused:other`: nothing that a site writes
+    reaches the log."""
+    known = {item.value for item in RefusalCode}
+    return f"refused:{code}" if code in known else "refused:other"

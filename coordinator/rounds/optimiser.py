@@ -70,8 +70,9 @@ def initial_point(model: ModelSpec, inputs: int, plan_digest: str) -> ModelPoint
 
 
 def expected_batch(plan: StudyPlan, cohort: tuple[str, ...]) -> float:
-    """q times the patients that the plan says the cohort's sites train on."""
-    return plan.spec.training.sampling_rate * sum(plan.site(name).patients for name in cohort)
+    """q times the patients that the plan's public counts leave for training at the cohort's sites."""
+    sites = [plan.site(name) for name in cohort]
+    return plan.spec.training.sampling_rate * sum(site.patients - site.held_out for site in sites)
 
 
 def step(point: ModelPoint, noisy_sum: Float64, batch: float, training: Training) -> ModelPoint:

@@ -15,8 +15,10 @@ from coordinator.errors import Conflict, NotFound
 from coordinator.rounds.optimiser import ModelPoint, from_bytes, to_bytes
 from coordinator.rounds.states import Attempt, AttemptStatus, Progress, replay
 from coordinator.rounds.tables import Candidate, KeySetup, ModelState, RoundAttempt, StudyRound
+from coordinator.studies.repository import StudyRepository, plan_of
 from protocol.canonical import digest
 from protocol.round import Phase
+from protocol.study import StudyPlan
 
 
 class AnotherDriver(Conflict):
@@ -71,6 +73,13 @@ class RoundRepository:
         """Every attempt in the order made."""
         query = select(RoundAttempt).where(col(RoundAttempt.study) == study).order_by(col(RoundAttempt.sequence))
         return [_recorded(row) for row in self._session.exec(query)]
+
+    def attempts_of(self, study: str, phase: Phase, round_number: int) -> list[RecordedAttempt]:
+        """The attempts of one round in the order made."""
+        query = select(RoundAttempt).where(
+            col(RoundAttempt.study) == study, col(RoundAttempt.phase) == phase, col(RoundAttempt.round) == round_number
+        )
+        return [_recorded(row) for row in self._session.exec(query.order_by(col(RoundAttempt.attempt)))]
 
     def progress(self, study: str) -> Progress:
         """What the records say so far."""
@@ -179,6 +188,12 @@ class RoundRepository:
     def rounds_digest(self, study: str) -> str:
         """SHA-256 over the canonical list of the committed rounds' records."""
         return digest([round_record(row) for row in self.rounds(study)])
+
+    def other_trained_plans(self, study: str) -> tuple[StudyPlan, ...]:
+        """The plans of the other studies in which a training attempt was made."""
+        query = select(RoundAttempt.study).where(col(RoundAttempt.study) != study).distinct()
+        studies = StudyRepository(self._session)
+        return tuple(plan_of(studies.get(other)) for other in self._session.exec(query.order_by(RoundAttempt.study)))
 
     def add_candidate(self, row: Candidate) -> None:
         """Store the candidate, once."""

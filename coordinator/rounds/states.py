@@ -43,12 +43,13 @@ class FailureCode(StrEnum):
 
 @dataclass(frozen=True)
 class Design:
-    """What the plan fixes about the rounds."""
+    """What the plan fixes about the rounds. evaluators: the sites that hold enough patients out."""
 
     rounds: int
     retries: int
     evaluation_attempts: int
     minimum_sites: int
+    evaluators: tuple[str, ...]
 
     @classmethod
     def of(cls, plan: StudyPlan) -> Design:
@@ -58,6 +59,7 @@ class Design:
             retries=plan.spec.privacy.retries,
             evaluation_attempts=plan.spec.evaluation.attempts,
             minimum_sites=plan.spec.minimum_sites,
+            evaluators=tuple(site.name for site in plan.sites if site.held_out > 0),
         )
 
 
@@ -138,6 +140,14 @@ def replay(established: tuple[str, ...], attempts: Iterable[Attempt]) -> Progres
 
 
 @dataclass(frozen=True)
+class Await:
+    """Wait until these sites are connected, or until the driver's patience ends; `enough`: how many would do."""
+
+    sites: tuple[str, ...]
+    enough: int
+
+
+@dataclass(frozen=True)
 class EstablishKeys:
     """Run the key set-up with these sites."""
 
@@ -174,15 +184,26 @@ class Fail:
     detail: str
 
 
-Action = EstablishKeys | Begin | Resend | Finish | Fail
+Action = Await | EstablishKeys | Begin | Resend | Finish | Fail
 
 
-def next_action(design: Design, granted: tuple[str, ...], progress: Progress) -> Action:
-    """What to do now. `granted`: the sites whose consent stands, in name order."""
+def next_action(
+    design: Design, granted: tuple[str, ...], progress: Progress, present: frozenset[str], *, patient: bool
+) -> Action:
+    """What to do now. granted: the sites whose consent stands, in name order. present: those connected now.
+    patient: whether waiting for absent sites is still an option.
+
+    A site that is not connected is not invited, for its absence would cost everybody's patients a step.
+    """
     if len(granted) < design.minimum_sites:
         return _too_few(len(granted), design, "have granted")
     if not progress.established:
-        return EstablishKeys(granted)
+        here = tuple(site for site in granted if site in present)
+        if patient and len(here) < len(granted):
+            return Await(granted, len(granted))
+        if len(here) < design.minimum_sites:
+            return _too_few(len(here), design, "are connected for the key set-up")
+        return EstablishKeys(here)
     if progress.open is not None:
         return Resend(progress.open)
     if progress.evaluated:
@@ -194,42 +215,49 @@ def next_action(design: Design, granted: tuple[str, ...], progress: Progress) ->
                 FailureCode.RETRIES_EXHAUSTED,
                 f"{progress.abandoned} attempts were abandoned and the noise is calibrated for {design.retries}",
             )
-        return _begin(design, members, progress, TRAIN, progress.committed + 1)
+        return _begin(design, members, progress, present, patient, TRAIN, progress.committed + 1)
     if progress.evaluation_attempts >= design.evaluation_attempts:
         return Fail(
             FailureCode.EVALUATION_EXHAUSTED,
             f"all {design.evaluation_attempts} planned evaluations missed a site",
         )
-    return _begin(design, members, progress, EVALUATE, 1)
+    evaluators = tuple(site for site in members if site in design.evaluators)
+    return _begin(design, evaluators, progress, present, patient, EVALUATE, 1)
 
 
 def _begin(
-    design: Design, members: tuple[str, ...], progress: Progress, phase: Phase, round_number: int
-) -> Begin | Fail:
+    design: Design,
+    members: tuple[str, ...],
+    progress: Progress,
+    present: frozenset[str],
+    patient: bool,
+    phase: Phase,
+    round_number: int,
+) -> Await | Begin | Fail:
     latest = progress.latest
+    where = f"could take part in {phase} round {round_number}"
     if latest is not None and (latest.phase, latest.round) == (phase, round_number):
         keep = {site for site, code in latest.excluded.items() if code in PASSED_OVER} | set(latest.contributed)
         cohort = tuple(site for site in latest.cohort if site in keep and site in members)
-        number = latest.attempt + 1
-    else:
-        cohort = due(design, members, progress, round_number if phase == TRAIN else design.rounds + 1)
-        number = 1
-    if len(cohort) < design.minimum_sites:
-        return _too_few(len(cohort), design, f"could take part in {phase} round {round_number}")
-    return Begin(phase, round_number, number, cohort)
+        if len(cohort) < design.minimum_sites:
+            return _too_few(len(cohort), design, where)
+        return Begin(phase, round_number, latest.attempt + 1, cohort)
+    here = tuple(site for site in members if site in present)
+    if len(here) < design.minimum_sites:
+        return Await(members, design.minimum_sites) if patient else _too_few(len(here), design, where)
+    number = round_number if phase == TRAIN else design.rounds + 1
+    return Begin(phase, round_number, 1, due(design, here, progress, number))
 
 
-def due(
-    design: Design, members: tuple[str, ...], progress: Progress, round_number: int
-) -> tuple[str, ...]:
-    """Whom to invite to a round's first attempt.
+def due(design: Design, here: tuple[str, ...], progress: Progress, round_number: int) -> tuple[str, ...]:
+    """Whom of those connected to invite to a round's first attempt.
 
     A site that missed one attempt is invited to the next round. After m misses in a row it sits 2^(m-1) - 1 rounds
-    out, so that a dead site costs a logarithm of the rounds and not all the retries. With fewer than the agreed
+    out, so that a failing site costs a logarithm of the rounds and not all the retries. With fewer than the agreed
     minimum left, everybody is invited.
     """
-    ready = tuple(site for site in members if _is_due(progress.absences.get(site), round_number))
-    return ready if len(ready) >= design.minimum_sites else members
+    ready = tuple(site for site in here if _is_due(progress.absences.get(site), round_number))
+    return ready if len(ready) >= design.minimum_sites else here
 
 
 def _is_due(absence: Absence | None, round_number: int) -> bool:

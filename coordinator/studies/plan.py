@@ -10,6 +10,7 @@ from typing import Any
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.accounting.epsilon import FORECAST_INTERVAL, curve_points, epsilon, epsilon_per_round
 from privacy.accounting.gaussian import gaussian_multiplier_for
+from privacy.evaluation.histogram import check_bins
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
 from protocol.dataset import DatasetSchema
@@ -17,8 +18,6 @@ from protocol.errors import CloisterError
 from protocol.study import MINIMUM_CELL, PlannedApprover, PlannedSite, StudyPlan, StudySpec
 
 APPROVER_ROLES = ("compliance_officer", "clinical_lead")
-ACCOUNTANT = "pld"
-SAMPLING = "poisson"
 
 
 class PlanRefused(CloisterError):
@@ -126,6 +125,13 @@ def planned_sites(
         raise PlanRefused(
             f"Not more than {MINIMUM_CELL} patients at {', '.join(small)}.", "Leave these sites out of the study."
         )
+    evaluators = [name for name in spec.invited if latest[name].held_out > 0]
+    if len(evaluators) < spec.minimum_sites:
+        raise PlanRefused(
+            f"Only {len(evaluators)} of the invited sites hold patients out for evaluation; minimum_sites is "
+            f"{spec.minimum_sites}.",
+            "Invite larger sites: one holds patients out from 41 patients on.",
+        )
     return tuple(
         PlannedSite(
             name=name,
@@ -182,6 +188,7 @@ def build_plan(
 ) -> StudyPlan:
     """The plan. Raises PlanRefused where the noise cannot keep every bound that the spec sets."""
     require_plausible(spec, sites)
+    check_bins(spec.evaluation.bins)
     calibration = calibrate(spec, len(sites))
     limit = spec.privacy.epsilon_worst_site
     if limit is not None and calibration.epsilon_worst_site > limit:

@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 from coordinator.database import one_row
 from coordinator.errors import Conflict, NotFound
 from coordinator.studies.states import ACTIVE, Answer, StudyState, require_transition
-from coordinator.studies.tables import DeniedProposal, Study, StudyConsent
+from coordinator.studies.tables import DeniedProposal, PlanApprovalRecord, Study, StudyConsent
 from protocol.canonical import parse
 from protocol.envelope import Envelope
 from protocol.study import StudyPlan
@@ -98,6 +98,18 @@ class StudyRepository:
     def put_consent(self, row: StudyConsent) -> None:
         """Store a site's answer in place of its earlier one."""
         self._session.merge(row)
+        self._session.flush()
+
+    def approvals(self, study: str) -> list[PlanApprovalRecord]:
+        """The signed decisions on a held plan, by person."""
+        query = select(PlanApprovalRecord).where(col(PlanApprovalRecord.study) == study)
+        return list(self._session.exec(query.order_by(col(PlanApprovalRecord.person))))
+
+    def add_approval(self, row: PlanApprovalRecord) -> None:
+        """Store one. Conflict for a second one by the same person."""
+        if self._session.get(PlanApprovalRecord, (row.study, row.person)) is not None:
+            raise Conflict(f"{row.person} has decided on study {row.study} already.", "Nothing has to be done again.")
+        self._session.add(row)
         self._session.flush()
 
     def planned_for(self, site: str) -> list[Study]:

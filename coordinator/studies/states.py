@@ -1,7 +1,7 @@
 """The life of a study, as pure transitions.
 
-proposal denied: denied. Otherwise consenting -> ready -> keys -> running -> evaluating -> candidate, or failed (the
-rounds could not go on) or stopped (a person, a refusal or a withdrawn consent ended it).
+A proposal is denied, or held while an approval is owed; then consenting -> ready -> keys -> running -> evaluating ->
+candidate, or failed (the rounds could not go on) or stopped (a person, a refusal or a withdrawn consent ended it).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class StudyState(StrEnum):
     """Where a study stands."""
 
     DENIED = "denied"
+    HELD = "held"
     CONSENTING = "consenting"
     READY = "ready"
     KEYS = "keys"
@@ -34,7 +35,8 @@ ACTIVE = frozenset({StudyState.KEYS, StudyState.RUNNING, StudyState.EVALUATING})
 """A driver is at work."""
 ENDED = frozenset({StudyState.DENIED, StudyState.CANDIDATE, StudyState.FAILED, StudyState.STOPPED})
 _ONWARD: Mapping[StudyState, frozenset[StudyState]] = {
-    StudyState.READY: frozenset({StudyState.KEYS, StudyState.STOPPED}),
+    StudyState.HELD: frozenset({StudyState.CONSENTING, StudyState.STOPPED}),
+    StudyState.READY: frozenset({StudyState.CONSENTING, StudyState.KEYS, StudyState.STOPPED}),
     StudyState.CONSENTING: frozenset({StudyState.READY, StudyState.STOPPED}),
     StudyState.KEYS: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.STOPPED}),
     StudyState.RUNNING: frozenset({StudyState.EVALUATING, StudyState.FAILED, StudyState.STOPPED}),
@@ -49,6 +51,7 @@ class Reason(StrEnum):
     TOO_FEW_CONSENTS = "too-few-consents"
     CONSENT_WITHDRAWN = "consent-withdrawn"
     STOPPED_BY_PERSON = "stopped-by-person"
+    PLAN_REJECTED = "plan-rejected"
 
 
 class StudyConflict(Conflict):
@@ -148,6 +151,11 @@ def require_startable(study: str, state: StudyState, planned: tuple[str, ...], a
         raise StudyConflict(
             f"Study {study} waits for the answer of {silent}.",
             "Ask them to run `cloister-site studies review` and to grant or refuse.",
+        )
+    if state is StudyState.HELD:
+        raise StudyConflict(
+            f"Study {study} is held until a compliance officer approves its plan.",
+            "Have one run `cloister study approve`.",
         )
     if state in ACTIVE:
         raise StudyConflict(f"Study {study} has already started.", "Follow it with `cloister study status`.")

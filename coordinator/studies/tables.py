@@ -60,3 +60,16 @@ class StudyConsent(Table, table=True):
     plan_digest: str
     consent: bytes = Field(sa_type=LargeBinary)
     at: str
+
+
+class PlanApprovalRecord(Table, table=True):
+    """One person's signed decision on a plan that policy holds."""
+
+    __tablename__ = "plan_approval"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    person: str = Field(primary_key=True)
+    role: str
+    decision: str
+    envelope: bytes = Field(sa_type=LargeBinary)
+    signed_at: str

@@ -1,0 +1,130 @@
+"""One attempt: the signed request, and what its answers come to. Pure but for the key that signs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from coordinator.rounds.contributions import Excluded, masked_vector
+from coordinator.rounds.exchange import Answer, Kind, Unreached
+from coordinator.rounds.repository import RecordedAttempt
+from coordinator.rounds.states import Attempt, Begin
+from privacy.entropy import Float64
+from privacy.parameters import Grid, plan_grid
+from privacy.secagg.server import SecureSum
+from protocol.canonical import digest, parse, sha256_hex
+from protocol.envelope import Envelope, seal
+from protocol.round import ROUND_REQUEST_TYPE, Packet, Phase, RoundRequest
+from protocol.signing import SigningKey, VerifyingKey
+from protocol.study import SecureSum as PlannedSum
+from protocol.study import StudyPlan
+from protocol.timestamp import timestamp
+
+KINDS: Mapping[Phase, Kind] = {"train": "train.contribute", "evaluate": "evaluate.histogram"}
+CLOCK_SKEW_SECONDS = 5
+"""How far a site's clock may be from ours before it takes a fresh request for an expired one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Who contributed and who did not, with a closed code each; the masked vectors in cohort order."""
+
+    contributed: tuple[str, ...]
+    excluded: dict[str, str]
+    bodies: dict[str, bytes]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole cohort is in, so that the sum is more than noise."""
+        return not self.excluded
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the digests of the contributions by site: what the log holds of them."""
+        return digest({site: sha256_hex(body) for site, body in self.bodies.items()})
+
+
+def compose(
+    begin: Begin,
+    *,
+    study: str,
+    plan_digest: str,
+    model_digest: str,
+    signer: SigningKey,
+    now: datetime,
+    deadline_seconds: float,
+) -> RecordedAttempt:
+    """The attempt with its signed request, to be recorded and then sent."""
+    lifetime = timedelta(seconds=math.ceil(deadline_seconds) + CLOCK_SKEW_SECONDS)
+    request = RoundRequest(
+        study=study,
+        plan_digest=plan_digest,
+        phase=begin.phase,
+        round=begin.round,
+        attempt=begin.attempt,
+        cohort=begin.cohort,
+        model=model_digest,
+        issued_at=timestamp(now),
+        expires_at=timestamp(now + lifetime),
+    )
+    envelope = seal(ROUND_REQUEST_TYPE, request.model_dump(mode="json"), signer)
+    return RecordedAttempt(
+        attempt=Attempt(begin.phase, begin.round, begin.attempt, begin.cohort),
+        request=envelope.to_bytes(),
+        model_digest=model_digest,
+        issued_at=request.issued_at,
+    )
+
+
+def packet_of(recorded: RecordedAttempt, model: bytes) -> bytes:
+    """The bytes to send: the recorded request and the model it names. ValueError for another model."""
+    if sha256_hex(model) != recorded.model_digest:
+        raise ValueError("the model at hand is not the one that the recorded request names")
+    return Packet(Envelope.from_bytes(recorded.request), model).to_bytes()
+
+
+def request_of(recorded: RecordedAttempt) -> RoundRequest:
+    """The request that was signed."""
+    return RoundRequest.model_validate(parse(Envelope.from_bytes(recorded.request).payload))
+
+
+def judge(request: RoundRequest, answers: Mapping[str, Answer], plan: StudyPlan) -> Outcome:
+    """Verify each site's answer against the request."""
+    length = plan.secure_sum(request.phase, request.cohort).length
+    excluded: dict[str, str] = {}
+    bodies: dict[str, bytes] = {}
+    for site in request.cohort:
+        answer = answers.get(site)
+        if answer is None:
+            excluded[site] = "no-answer"
+        elif isinstance(answer, Unreached):
+            excluded[site] = answer.code
+        else:
+            key = VerifyingKey.from_text(plan.site(site).identity)
+            try:
+                bodies[site] = masked_vector(answer, request, site=site, key=key, length=length)
+            except Excluded as error:
+                excluded[site] = error.code
+    return Outcome(tuple(bodies), excluded, bodies)
+
+
+def unmasked_sum(planned: PlannedSum, cohort: tuple[str, ...], bodies: Mapping[str, bytes]) -> Float64:
+    """(length,) float64: the sum of the whole cohort's vectors, masks cancelled.
+
+    Raises MissingContributors where anybody is missing, ProtocolViolation for a wrong length.
+    """
+    running = SecureSum(cohort, planned.length)
+    for site, body in bodies.items():
+        running.add(site, body)
+    return running.result(grid_of(planned))
+
+
+def grid_of(planned: PlannedSum) -> Grid:
+    """The grid that both ends derive from the plan and the cohort."""
+    if planned.noise_multiplier is None:
+        return Grid(planned.exact_step)
+    return plan_grid(
+        planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
+    ).grid

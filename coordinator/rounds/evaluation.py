@@ -1,0 +1,138 @@
+"""From the summed score histogram to the candidate: what was measured, and the epsilons that go with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+
+from coordinator.rounds.optimiser import to_bytes
+from coordinator.rounds.tables import Candidate
+from privacy.accounting.epsilon import LEDGER_INTERVAL
+from privacy.accounting.gaussian import gaussian_epsilon
+from privacy.entropy import Float64
+from privacy.evaluation.histogram import ScoreHistogram
+from privacy.evaluation.metrics import Estimate, evaluate
+from privacy.parameters import plan_grid
+from protocol.canonical import sha256_hex
+from protocol.release import EpsilonStatement, EvaluationReport, Interval
+from protocol.study import StudyPlan
+
+GROUPS = 5
+"""Reliability groups of the calibration error."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a candidate rests on. earlier: the plans of other studies that began to train, for the cohort's total."""
+
+    plan: StudyPlan
+    rounds_executed: int
+    attempts: int
+    rounds_digest: str
+    report: EvaluationReport
+    histogram: Float64
+    earlier: tuple[StudyPlan, ...]
+    created_at: str
+
+
+def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64) -> EvaluationReport:
+    """What the sum of the cohort's histograms says. counts: (2 bins,), as decoded.
+
+    The simulation behind the intervals is seeded with the counts, so that anybody who holds them gets the same.
+    Raises PrivacyError for counts that are not finite.
+    """
+    planned = plan.secure_sum("evaluate", cohort)
+    exact = planned.noise_multiplier is None
+    if planned.noise_multiplier is None:
+        histogram = ScoreHistogram(np.rint(counts), 0.0)
+    else:
+        parameters = plan_grid(
+            planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
+        )
+        histogram = ScoreHistogram(counts, parameters.sum_std(len(cohort)))
+    seed = int.from_bytes(hashlib.sha256(to_bytes(histogram.counts)).digest(), "big")
+    found = evaluate(histogram, np.random.default_rng(seed), groups=min(GROUPS, histogram.bins))
+    return EvaluationReport(
+        mode=plan.spec.evaluation.mode,
+        outside_guarantee=exact,
+        held_out=sum(plan.site(site).held_out for site in cohort),
+        bins=histogram.bins,
+        auc=_interval(found.auc),
+        accuracy=_interval(found.accuracy),
+        calibration_error=_interval(found.expected_calibration_error),
+    )
+
+
+def _interval(estimate: Estimate) -> Interval:
+    return Interval(value=estimate.value, low=estimate.low, high=estimate.high, reason=estimate.reason)
+
+
+def candidate_row(evidence: Evidence, weights: Float64) -> Candidate:
+    """The candidate with its evidence as JSON."""
+    vector = to_bytes(weights)
+    return Candidate(
+        study=evidence.plan.spec.study,
+        weights=vector,
+        weights_digest=sha256_hex(vector),
+        rounds_digest=evidence.rounds_digest,
+        evaluation=json.dumps(evidence.report.model_dump(mode="json")),
+        histogram=json.dumps([float(value) for value in evidence.histogram]),
+        epsilon=json.dumps(epsilon_statement(evidence).model_dump(mode="json")),
+        created_at=evidence.created_at,
+    )
+
+
+def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
+    """The three epsilons and what they rest on. Epsilon is that of all T + A steps, whatever was executed."""
+    plan, spec = evidence.plan, evidence.plan.spec
+    privacy = spec.privacy
+    tolerated = privacy.colluders + privacy.dropouts
+    return EpsilonStatement(
+        unit=privacy.unit,
+        adjacency="zero-out",
+        epsilon=plan.epsilon,
+        delta=privacy.delta,
+        epsilon_worst_site=plan.epsilon_worst_site,
+        epsilon_cohort_to_date=cohort_to_date((*evidence.earlier, plan), plan.names),
+        epsilon_evaluation=evaluation_epsilon(plan),
+        steps_charged=spec.steps,
+        rounds_executed=evidence.rounds_executed,
+        attempts=evidence.attempts,
+        sampling=f"Poisson, each patient of each site with probability {spec.training.sampling_rate:g} a step",
+        accountant=(
+            f"privacy loss distributions, dp-accounting {metadata.version('dp-accounting')}, "
+            f"discretisation {LEDGER_INTERVAL:g}"
+        ),
+        trust=(
+            f"epsilon holds while at most {tolerated} of the {len(plan.sites)} sites are absent or collude: each adds its "
+            "share of the noise and the coordinator sees sums only; epsilon_worst_site holds if all others collude"
+        ),
+    )
+
+
+def evaluation_epsilon(plan: StudyPlan) -> float | None:
+    """What all planned evaluations cost the held-out patients at the plan's delta; None where the mode is exact."""
+    if plan.evaluation_multiplier == 0:
+        return None
+    attempts = plan.spec.evaluation.attempts
+    return gaussian_epsilon(plan.evaluation_multiplier / math.sqrt(attempts), plan.spec.privacy.delta)
+
+
+def cohort_to_date(plans: Iterable[StudyPlan], sites: tuple[str, ...]) -> dict[str, float]:
+    """Per site the sum of epsilon over these studies of this coordinator, each at all its steps (basic composition).
+
+    It is an upper bound for any patient who trains at the site; the site's own ledger goes by patient and also knows
+    studies of other coordinators.
+    """
+    totals = dict.fromkeys(sites, 0.0)
+    for plan in plans:
+        for site in plan.names:
+            if site in totals:
+                totals[site] += plan.epsilon
+    return totals

@@ -1,0 +1,183 @@
+"""Approve a held plan, start a study, stop it."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from coordinator.appliance import Appliance
+from coordinator.audit.append import COORDINATOR, append, person_label
+from coordinator.people.tables import Person
+from coordinator.studies.facts import proposal_facts
+from coordinator.studies.propose import state_of
+from coordinator.studies.repository import StudyRepository, plan_of
+from coordinator.studies.states import (
+    ENDED,
+    Reason,
+    StudyConflict,
+    StudyState,
+    cohort,
+    require_startable,
+)
+from coordinator.studies.tables import PlanApprovalRecord, Study
+from policies.evaluation import evaluate
+from policies.findings import Decision
+from policies.packs import Policy
+from protocol.audit_event import EventType
+from protocol.canonical import digest
+from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
+from protocol.envelope import Envelope, open_json
+from protocol.errors import Malformed, Refused
+from protocol.identifiers import Role
+from protocol.signing import VerifyingKey
+from protocol.study import StudyPlan
+from protocol.timestamp import timestamp
+
+_MAY_STOP = frozenset({Role.ADMINISTRATOR.value, Role.COMPLIANCE_OFFICER.value})
+
+
+def approve_plan(
+    session: Session, appliance: Appliance, policy: Policy, person: Person, study: str, data: bytes
+) -> Decision | None:
+    """Record a planned approver's signed decision on a held plan and decide at the gate again; None on a rejection,
+    which stops the study.
+
+    Raises StudyConflict unless the study is held, Refused for somebody who is no planned approver, BadSignature.
+    """
+    studies = StudyRepository(session)
+    row = studies.get(study)
+    if StudyState(row.state) is not StudyState.HELD:
+        raise StudyConflict(f"Study {study} is {row.state}: no approval is owed.", "Look at `cloister study status`.")
+    plan = plan_of(row)
+    approval = _read(data, plan, person)
+    if (approval.study, approval.plan_digest) != (study, row.plan_digest):
+        raise StudyConflict(
+            f"The approval is for plan {approval.plan_digest}; the plan of study {study} is {row.plan_digest}.",
+            "Read the plan again and sign that one.",
+        )
+    studies.add_approval(
+        PlanApprovalRecord(
+            study=study,
+            person=person.name,
+            role=approval.role.value,
+            decision=approval.decision,
+            envelope=data,
+            signed_at=approval.signed_at,
+        )
+    )
+    approved = approval.decision == "approve"
+    append(
+        session,
+        appliance,
+        EventType.STUDY_APPROVED if approved else EventType.STUDY_REJECTED,
+        actor=person_label(appliance, person.name),
+        subject=study,
+        digests={"plan": approval.plan_digest},
+        labels={"role": approval.role.value, "decision": approval.decision},
+    )
+    if not approved:
+        _stop(session, appliance, row, person, Reason.PLAN_REJECTED)
+        return None
+    facts = proposal_facts(plan, approval.plan_digest, approvals=_verified(studies, study, row), append_ok=True)
+    decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
+    append(
+        session,
+        appliance,
+        EventType.POLICY_DECIDED,
+        actor=COORDINATOR,
+        subject=study,
+        digests={"decision": digest(decision.to_dict())},
+        labels={"gate": "proposal", "outcome": decision.outcome.value},
+        payload={"decision": json.dumps(decision.to_dict(), sort_keys=True)},
+    )
+    row.decision = json.dumps(decision.to_dict())
+    session.add(row)
+    session.flush()
+    if state_of(decision) is StudyState.CONSENTING:
+        studies.set_state(row, StudyState.CONSENTING)
+    return decision
+
+
+def start(session: Session, appliance: Appliance, person: Person, study: str) -> StudyState:
+    """ready -> keys, by the submitter or an administrator. Raises StudyConflict, Refused."""
+    studies = StudyRepository(session)
+    row = studies.get(study)
+    if person.name != row.submitter and person.role != Role.ADMINISTRATOR.value:
+        raise Refused("Only the study's submitter or an administrator starts it.", "Ask one of them.")
+    plan, answers = plan_of(row), studies.answers(study)
+    require_startable(study, StudyState(row.state), plan.names, answers)
+    members = cohort(plan.names, answers)
+    studies.set_state(row, StudyState.KEYS, started_at=timestamp(appliance.clock()))
+    append(
+        session,
+        appliance,
+        EventType.STUDY_STARTED,
+        actor=person_label(appliance, person.name),
+        subject=study,
+        digests={"plan": row.plan_digest or ""},
+        numbers={"rounds": plan.spec.training.rounds, "retries": plan.spec.privacy.retries},
+        groups={"cohort": members},
+    )
+    return StudyState.KEYS
+
+
+def stop(session: Session, appliance: Appliance, person: Person, study: str) -> StudyState:
+    """Stop a study that has not ended, by its submitter, a compliance officer or an administrator."""
+    studies = StudyRepository(session)
+    row = studies.get(study)
+    if person.name != row.submitter and person.role not in _MAY_STOP:
+        raise Refused(
+            "Only the study's submitter, a compliance officer or an administrator stops it.", "Ask one of them."
+        )
+    if StudyState(row.state) in ENDED:
+        raise StudyConflict(f"Study {study} is {row.state} already.", "Nothing is left to stop.")
+    _stop(session, appliance, row, person, Reason.STOPPED_BY_PERSON)
+    return StudyState.STOPPED
+
+
+def _stop(session: Session, appliance: Appliance, row: Study, person: Person, reason: Reason) -> None:
+    StudyRepository(session).set_state(
+        row, StudyState.STOPPED, reason=reason.value, ended_at=timestamp(appliance.clock())
+    )
+    append(
+        session,
+        appliance,
+        EventType.STUDY_STOPPED,
+        actor=person_label(appliance, person.name),
+        subject=row.id,
+        digests={"plan": row.plan_digest} if row.plan_digest else {},
+        labels={"state": StudyState.STOPPED.value, "reason": reason.value},
+    )
+
+
+def _read(data: bytes, plan: StudyPlan, person: Person) -> PlanApproval:
+    planned = next((approver for approver in plan.approvers if approver.person == person.name), None)
+    if planned is None:
+        raise Refused(f"{person.name} is not an approver of this plan.", "Ask one of the plan's approvers.")
+    key = VerifyingKey.from_text(planned.key)
+    envelope = Envelope.from_bytes(data)
+    open_json(envelope, PLAN_APPROVAL_TYPE, {key.key_id: key})
+    try:
+        approval = PlanApproval.model_validate_json(envelope.payload)
+    except ValidationError:
+        raise Malformed("The approval is not of the agreed form.", "Sign it with `cloister study approve`.") from None
+    if (approval.person, approval.role) != (planned.person, planned.role):
+        raise Refused("The approval is signed for another person or role.", "Sign your own decision.")
+    return approval
+
+
+def _verified(studies: StudyRepository, study: str, row: Study) -> list[dict[str, str]]:
+    return [
+        {
+            "person": record.person,
+            "role": record.role,
+            "subject_digest": row.plan_digest or "",
+            "decision": record.decision,
+            "meaning": "reviewed-and-approved",
+            "signed_at": record.signed_at,
+        }
+        for record in studies.approvals(study)
+        if record.decision == "approve"
+    ]

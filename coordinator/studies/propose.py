@@ -1,0 +1,233 @@
+"""A proposal: verify who signed it, make the plan, decide at the gate, keep both with the decision, log all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from coordinator.appliance import Appliance
+from coordinator.audit.append import COORDINATOR, append, person_label
+from coordinator.audit.witnessing import policy_in_force
+from coordinator.errors import Conflict, Unavailable
+from coordinator.people.repository import PersonRepository
+from coordinator.people.tables import Person
+from coordinator.sites.repository import SiteRepository
+from coordinator.studies.facts import proposal_facts
+from coordinator.studies.plan import (
+    EnrolledSite,
+    PlanRefused,
+    RegisteredDataset,
+    build_plan,
+    forecast,
+    plan_digest,
+    planned_approvers,
+    planned_sites,
+    schema_digest,
+)
+from coordinator.studies.policy import pack_digests
+from coordinator.studies.repository import StudyRepository
+from coordinator.studies.states import StudyState
+from coordinator.studies.tables import DeniedProposal, Study
+from policies.evaluation import evaluate
+from policies.findings import APPROVAL, Decision
+from policies.packs import Policy
+from privacy.errors import PrivacyError
+from protocol.audit_event import EventType
+from protocol.canonical import digest, sha256_hex
+from protocol.consent import PLAN_TYPE, PROPOSAL_TYPE
+from protocol.envelope import Envelope, open_json
+from protocol.envelope import seal as sign
+from protocol.errors import Malformed, Refused
+from protocol.identifiers import Role
+from protocol.signing import VerifyingKey
+from protocol.study import PlannedApprover, StudyPlan, StudySpec
+from protocol.timestamp import timestamp
+
+
+class ProposalDenied(Refused):
+    """Policy denies the study; `facts` holds the findings for the caller."""
+
+    code = "policy-denied"
+
+    def __init__(self, decision: Decision) -> None:
+        first = decision.findings[0]
+        super().__init__(f"{first.rule} ({first.citation}): {first.message}", first.remedy)
+        self.facts: dict[str, Any] = {"findings": [finding.to_dict() for finding in decision.findings]}
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """What came of a proposal. plan: also where the gate is shut, for a dry run."""
+
+    decision: Decision
+    plan: StudyPlan
+    plan_digest: str
+    state: StudyState
+
+
+def read_proposal(data: bytes, person: Person) -> tuple[StudySpec, str]:
+    """The spec that this person signed, and the digest of the signed bytes.
+
+    Raises Malformed with every field that is wrong, BadSignature.
+    """
+    if person.key is None:
+        raise Refused(f"{person.name} has no registered key.", "Run `cloister login` with a new invitation.")
+    key = VerifyingKey.from_text(person.key)
+    envelope = Envelope.from_bytes(data)
+    open_json(envelope, PROPOSAL_TYPE, {key.key_id: key})
+    try:
+        return StudySpec.model_validate_json(envelope.payload), sha256_hex(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False, include_context=False)[:10]
+        )
+        raise Malformed(
+            f"The study is not valid: {problems}.", "Run `cloister study validate` on the file it was made from."
+        ) from None
+
+
+def prepare(
+    session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes
+) -> tuple[StudyPlan, str]:
+    """The plan that the proposal would become, and its digest. Nothing is stored.
+
+    Raises Conflict for a name that is taken, PlanRefused, PrivacyError, Unavailable before any site witnesses the log.
+    """
+    spec, proposal_digest = read_proposal(data, person)
+    if StudyRepository(session).exists(spec.study):
+        raise Conflict(f"There is a study {spec.study} already.", "Choose another name in the field study.")
+    witnesses = policy_in_force(session, appliance)
+    if witnesses is None:
+        raise Unavailable("No site witnesses the log yet.", "Enrol the sites first.")
+    sites = SiteRepository(session)
+    enrolled = {
+        site.name: EnrolledSite(site.name, site.identity) for site in sites.active() if site.identity is not None
+    }
+    try:
+        plan = build_plan(
+            spec,
+            proposal_digest=proposal_digest,
+            submitter=person.name,
+            sites=planned_sites(spec, enrolled, _registered(sites, spec)),
+            approvers=planned_approvers(_approvers(session), person.name),
+            packs=pack_digests(policy),
+            witness_policy=witnesses.to_document(),
+            coordinator=appliance.keys.coordinator.public.text,
+            created_at=timestamp(appliance.clock()),
+        )
+    except PrivacyError as error:
+        raise PlanRefused(error.message, error.remedy) from error
+    return plan, plan_digest(plan)
+
+
+def propose(
+    session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes, prepared: tuple[StudyPlan, str]
+) -> Proposed:
+    """Decide at the proposal gate and keep the outcome, in the caller's transaction.
+
+    `prepared`: from `prepare`, made before the transaction because calibrating the noise takes a while. A denial is
+    stored and returned too: the caller raises ProposalDenied after the commit.
+    """
+    plan, its_digest = prepared
+    spec = plan.spec
+    studies = StudyRepository(session)
+    if studies.exists(spec.study):
+        raise Conflict(f"There is a study {spec.study} already.", "Choose another name in the field study.")
+    actor = person_label(appliance, person.name)
+    now = timestamp(appliance.clock())
+    appended = append(
+        session,
+        appliance,
+        EventType.STUDY_PROPOSED,
+        actor=actor,
+        subject=spec.study,
+        digests={"spec": plan.spec_digest, "proposal": plan.proposal_digest, "plan": its_digest},
+        numbers={"epsilon": plan.epsilon, "delta": spec.privacy.delta, "sites": len(plan.sites)},
+    )
+    facts = proposal_facts(plan, its_digest, append_ok=appended > 0)
+    decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
+    document = decision.to_dict()
+    append(
+        session,
+        appliance,
+        EventType.POLICY_DECIDED,
+        actor=COORDINATOR,
+        subject=spec.study,
+        digests={"decision": digest(document), **_packs(decision)},
+        labels={"gate": "proposal", "outcome": decision.outcome.value},
+        payload={"decision": json.dumps(document, sort_keys=True)},
+    )
+    state = state_of(decision)
+    if state is StudyState.DENIED:
+        append(
+            session,
+            appliance,
+            EventType.STUDY_DENIED,
+            actor=COORDINATOR,
+            subject=spec.study,
+            digests={"decision": digest(document)},
+            groups={"rules": sorted({finding.rule for finding in decision.findings})},
+        )
+        studies.add_denied(
+            DeniedProposal(
+                study=spec.study,
+                submitter=person.name,
+                proposal=data,
+                proposal_digest=plan.proposal_digest,
+                decision=json.dumps(document),
+                proposed_at=now,
+            )
+        )
+    else:
+        studies.add(
+            Study(
+                id=spec.study,
+                title=spec.title,
+                submitter=person.name,
+                state=state.value,
+                proposal=data,
+                proposal_digest=plan.proposal_digest,
+                plan=sign(PLAN_TYPE, plan.model_dump(mode="json"), appliance.keys.coordinator).to_bytes(),
+                plan_digest=its_digest,
+                decision=json.dumps(document),
+                forecast=json.dumps(forecast(spec, plan.noise_multiplier)),
+                proposed_at=now,
+            )
+        )
+    return Proposed(decision, plan, its_digest, state)
+
+
+def state_of(decision: Decision) -> StudyState:
+    """An open gate lets sites answer; one that waits for nothing but approvals holds; evidence that is owed belongs in
+    the spec, so it denies."""
+    if decision.allowed:
+        return StudyState.CONSENTING
+    owed = [finding for finding in decision.findings if finding.effect != "warn"]
+    if owed and all(finding.effect.startswith(APPROVAL) for finding in owed):
+        return StudyState.HELD
+    return StudyState.DENIED
+
+
+def _packs(decision: Decision) -> dict[str, str]:
+    return {f"pack_{name.replace('-', '_')}": value for name, value in decision.pack_digests.items()}
+
+
+def _registered(sites: SiteRepository, spec: StudySpec) -> list[RegisteredDataset]:
+    rows = sorted(sites.datasets(schema_digest(spec.dataset)), key=lambda row: row.registered_at)
+    return [
+        RegisteredDataset(row.site, row.schema_digest, row.snapshot, row.patients, row.held_out) for row in rows
+    ]
+
+
+def _approvers(session: Session) -> Sequence[PlannedApprover]:
+    return [
+        PlannedApprover(person=person.name, role=Role(person.role), key=person.key)
+        for person in PersonRepository(session).all()
+        if person.status == "active" and person.key is not None
+    ]
