@@ -102,12 +102,15 @@ def enrol(token_text: str, home: SiteHome, clock: Clock) -> Enrolled:
 
 
 def _refuse_occupied(home: SiteHome) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if not home.path.is_dir() or any(home.path.iterdir()):
-            raise EnrolmentRefused(
-                f"{home.path} is already in use.",
-                "Choose another folder with --home, or move this one away: it may hold a site's keys and ledger.",
-            )
+    if home.path.is_symlink() or (home.path.exists() and not _is_empty_folder(home)):
+        raise EnrolmentRefused(
+            f"{home.path} is already in use.",
+            "Choose another folder with --home, or move this one away: it may hold a site's keys and ledger.",
+        )
+
+
+def _is_empty_folder(home: SiteHome) -> bool:
+    return home.path.is_dir() and not any(home.path.iterdir())
 
 
 def _fetch_authority(token: Token) -> x509.Certificate:
