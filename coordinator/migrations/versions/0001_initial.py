@@ -308,6 +308,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study", "site", name=op.f("pk_study_consent")),
     )
     op.create_table(
+        "plan_approval",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("decision", sa.String(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("signed_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_plan_approval_study_study")),
+        sa.PrimaryKeyConstraint("study", "person", name=op.f("pk_plan_approval")),
+    )
+    op.create_table(
         "study_round",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("phase", sa.String(), nullable=False),
@@ -329,6 +340,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop them."""
     op.drop_table("study_round")
+    op.drop_table("plan_approval")
     op.drop_table("study_consent")
     op.drop_index(op.f("ix_site_invitation_site"), table_name="site_invitation")
     op.drop_table("site_invitation")
