@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from policies.evaluation import evaluate
 from policies.findings import APPROVAL, Decision, Finding, Outcome
-from protocol.canonical import digest
-from protocol.consent import PLAN_TYPE
-from protocol.envelope import Envelope, open_json
-from protocol.errors import CloisterError, Malformed
-from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
 from site_agent.cohort.snapshot import latest, load, registration
 from site_agent.cohort.tables import Snapshot
 from site_agent.consent.facts import Epsilons, LocalData, consent_facts
 from site_agent.consent.governance import Governance, local_policy
 from site_agent.consent.judgement import Difference, Identity, Objection, charges, differences, objections, own_epsilons
+from site_agent.consent.plans import SignedPlan, open_plan
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.keystore import SiteKeys
@@ -33,23 +25,6 @@ from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import spent
 from site_agent.training.states import Budget, Charge
 from site_agent.witness.tables import LogAlarm
-
-PLAN_LIMIT = 4 << 20
-
-
-class UnknownStudy(CloisterError):
-    """The coordinator does not invite this site to such a study."""
-
-    code = "unknown-study"
-
-
-@dataclass(frozen=True)
-class SignedPlan:
-    """A plan whose signature by the pinned coordinator key holds. digest: of its canonical form."""
-
-    plan: StudyPlan
-    digest: str
-    envelope: bytes
 
 
 @dataclass(frozen=True)
@@ -87,36 +62,6 @@ class Review:
             return False
         waiting = [f for f in self.decision.findings if f.effect == "evidence" or f.effect.startswith(APPROVAL)]
         return all(finding.effect == "evidence" and evidence.get(finding.rule) for finding in waiting)
-
-
-def open_plan(envelope: bytes, coordinator: str) -> SignedPlan:
-    """The plan in a signed envelope. Raises BadSignature unless the pinned coordinator key signed it, and Malformed."""
-    key = VerifyingKey.from_text(coordinator)
-    parsed = Envelope.from_bytes(envelope, limit=2 * PLAN_LIMIT)
-    document, _ = open_json(parsed, PLAN_TYPE, {key.key_id: key}, limit=PLAN_LIMIT)
-    try:
-        plan = StudyPlan.model_validate(document)
-    except ValidationError:
-        raise Malformed(
-            "The study's plan is not of a form that this version of cloister-site knows.",
-            "Update both sides to the same version.",
-        ) from None
-    return SignedPlan(plan, digest(document), envelope)
-
-
-def find_plan(studies: list[Mapping[str, Any]], study: str, coordinator: str) -> SignedPlan:
-    """The named study's plan, of those that the coordinator lists. Raises UnknownStudy, BadSignature, Malformed."""
-    for item in studies:
-        if item.get("study") == study:
-            try:
-                envelope = base64.b64decode(str(item.get("plan_envelope", "")), validate=True)
-            except (binascii.Error, ValueError):
-                raise Malformed("The coordinator's list holds a plan that is not base64.", "Report it.") from None
-            signed = open_plan(envelope, coordinator)
-            if signed.plan.spec.study != study or signed.digest != item.get("plan_digest", signed.digest):
-                raise Malformed("The coordinator lists a plan under another study's name.", "Report it.")
-            return signed
-    raise UnknownStudy(f"This site is not invited to a study {study}.", "See cloister-site studies list.")
 
 
 def local_data(session: Session, settings: SiteSettings, plan: StudyPlan) -> LocalData | None:

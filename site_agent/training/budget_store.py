@@ -17,6 +17,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from protocol.errors import CloisterError
 from protocol.round import Phase, RefusalCode
+from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
 from site_agent.training.states import (
@@ -152,7 +153,7 @@ class BudgetStore:
         self._reached("before-charge")
         with transaction(self._engine) as session:
             grant = session.get(StudyGrant, plan_digest)
-            if grant is None or grant.state != "granted" or grant.study != key.study:
+            if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
             row = session.exec(_attempt(key)).first()
             charge = session.exec(_charge(plan_digest, key.phase)).first()
@@ -191,6 +192,21 @@ class BudgetStore:
             self._reached("in-charge")
         self._reached("charged")
         return None
+
+    def stored(self, key: AttemptKey, *, plan_digest: str, request_digest: str) -> bytes | None:
+        """The answer on disk for this very request, while its plan is granted; None where there is none."""
+        with transaction(self._engine) as session:
+            grant = session.get(StudyGrant, plan_digest)
+            row = session.exec(_attempt(key)).first()
+            if row is None or grant is None or grant.state != Answer.GRANTED:
+                return None
+            return row.packet if (row.plan_digest, row.request_digest) == (plan_digest, request_digest) else None
+
+    def granted(self, plan_digest: str) -> StudyGrant | None:
+        """The grant of this plan, while it stands."""
+        with transaction(self._engine) as session:
+            grant = session.get(StudyGrant, plan_digest)
+            return grant if grant is not None and grant.state == Answer.GRANTED else None
 
     def keep(self, key: AttemptKey, packet: bytes, keys_state: bytes) -> None:
         """Store the answer and the keys' state, together, before it is sent. Raises LedgerConflict unless the
@@ -231,7 +247,7 @@ class BudgetStore:
         """
         with transaction(self._engine) as session:
             grant = session.get(StudyGrant, plan_digest)
-            if grant is None or grant.state != "granted":
+            if grant is None or grant.state != Answer.GRANTED:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
             if anew:
                 if session.exec(select(ConsumedAttempt).where(ConsumedAttempt.study == study)).first() is not None:
