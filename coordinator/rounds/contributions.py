@@ -33,9 +33,7 @@ class Excluded(Exception):
         self.code = code
 
 
-def masked_vector(
-    data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int
-) -> bytes:
+def masked_vector(data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int) -> bytes:
     """The body of a contribution that answers exactly `request`: 4 `length` bytes.
 
     Raises Excluded: malformed, bad-signature, refused:<code>, wrong-site, wrong-study, wrong-plan, wrong-phase,

@@ -186,9 +186,7 @@ class RoundDriver:
                 rounds.begin_keys(running.study, members)
             else:
                 members = tuple(json.loads(begun.cohort))
-        setup = KeySetupRun(
-            running.study, running.plan, running.plan_digest, members, self._appliance.keys.coordinator
-        )
+        setup = KeySetupRun(running.study, running.plan, running.plan_digest, members, self._appliance.keys.coordinator)
         try:
             transcript = setup.run(
                 self._exchange,
@@ -403,9 +401,7 @@ class RoundDriver:
         rounds.add_round(row)
         return row
 
-    def _log_commit(
-        self, session: Session, record: StudyRound, closed: Attempt, outcome: Outcome, before: str
-    ) -> None:
+    def _log_commit(self, session: Session, record: StudyRound, closed: Attempt, outcome: Outcome, before: str) -> None:
         excluded: dict[str, str] = json.loads(record.excluded)
         append(
             session,

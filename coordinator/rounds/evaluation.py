@@ -110,8 +110,8 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
             f"discretisation {LEDGER_INTERVAL:g}"
         ),
         trust=(
-            f"epsilon holds while at most {tolerated} of the {len(plan.sites)} sites are absent or collude: each adds its "
-            "share of the noise and the coordinator sees sums only; epsilon_worst_site holds if all others collude"
+            f"epsilon holds while at most {tolerated} of the {len(plan.sites)} sites are absent or collude: each adds "
+            "its share of the noise and the coordinator sees sums only; epsilon_worst_site holds if all others collude"
         ),
     )
 

@@ -265,6 +265,4 @@ def _is_due(absence: Absence | None, round_number: int) -> bool:
 
 
 def _too_few(count: int, design: Design, what: str) -> Fail:
-    return Fail(
-        FailureCode.TOO_FEW_SITES, f"{count} sites {what}; the study agreed on at least {design.minimum_sites}"
-    )
+    return Fail(FailureCode.TOO_FEW_SITES, f"{count} sites {what}; the study agreed on at least {design.minimum_sites}")

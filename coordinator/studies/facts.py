@@ -31,7 +31,5 @@ def proposal_facts(
 def documents(plan: StudyPlan, plan_digest: str) -> dict[str, Any]:
     """`study.*` and `plan.*`."""
     study = {**study_facts(plan.spec), "submitter": plan.submitter}
-    planned = plan_facts(
-        plan, plan_digest, epsilon=plan.epsilon, epsilon_worst_site=plan.epsilon_worst_site
-    )
+    planned = plan_facts(plan, plan_digest, epsilon=plan.epsilon, epsilon_worst_site=plan.epsilon_worst_site)
     return {"study": study, "plan": planned}

@@ -220,9 +220,7 @@ def _packs(decision: Decision) -> dict[str, str]:
 
 def _registered(sites: SiteRepository, spec: StudySpec) -> list[RegisteredDataset]:
     rows = sorted(sites.datasets(schema_digest(spec.dataset)), key=lambda row: row.registered_at)
-    return [
-        RegisteredDataset(row.site, row.schema_digest, row.snapshot, row.patients, row.held_out) for row in rows
-    ]
+    return [RegisteredDataset(row.site, row.schema_digest, row.snapshot, row.patients, row.held_out) for row in rows]
 
 
 def _approvers(session: Session) -> Sequence[PlannedApprover]:

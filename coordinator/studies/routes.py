@@ -1,0 +1,147 @@
+"""HTTP for studies: people propose, approve, start, stop and look; sites fetch plans, answer, and poll for work."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from coordinator.database import reading, transaction
+from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
+from coordinator.people.tables import Person
+from coordinator.releases.repository import ReleaseRepository
+from coordinator.releases.routes import installable_for
+from coordinator.studies import views
+from coordinator.studies.consent import answer
+from coordinator.studies.control import approve_plan, start, stop
+from coordinator.studies.facts import proposal_facts
+from coordinator.studies.policy import active_policy
+from coordinator.studies.propose import ProposalDenied, Proposed, prepare, propose, state_of
+from coordinator.studies.repository import StudyRepository
+from coordinator.studies.states import ACTIVE, StudyState, cohort
+from policies.evaluation import evaluate
+from protocol.identifiers import Role
+
+router = APIRouter(prefix="/v1", tags=["studies"])
+_Researcher = Annotated[Person, Depends(current_person(Role.RESEARCHER))]
+_SHOWN = frozenset(StudyState) - {StudyState.HELD, StudyState.DENIED}
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+_Body = Annotated[bytes, Depends(_body)]
+
+
+@router.post("/studies", status_code=201)
+def post_study(
+    person: _Researcher, appliance: ApplianceOf, body: _Body, dry_run: Annotated[bool, Query()] = False
+) -> dict[str, Any]:
+    """Propose a signed spec; with `dry_run`, only say what the gate would."""
+    policy = active_policy()
+    with reading(appliance.engine) as session:
+        prepared = prepare(session, appliance, policy, person, body)
+    if dry_run:
+        plan, digest = prepared
+        facts = proposal_facts(plan, digest, append_ok=True)
+        decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
+        return _proposed(Proposed(decision, plan, digest, state_of(decision)))
+    with transaction(appliance.engine) as session:
+        proposed = propose(session, appliance, policy, person, body, prepared)
+    if proposed.state is StudyState.DENIED:
+        raise ProposalDenied(proposed.decision)
+    return _proposed(proposed)
+
+
+def _proposed(proposed: Proposed) -> dict[str, Any]:
+    plan = proposed.plan
+    return {
+        "study": plan.spec.study,
+        "state": proposed.state.value,
+        "plan_digest": proposed.plan_digest,
+        "decision": proposed.decision.to_dict(),
+        "noise_multiplier": plan.noise_multiplier,
+        "epsilon": plan.epsilon,
+        "epsilon_worst_site": plan.epsilon_worst_site,
+        "sites": [{"name": site.name, "patients": site.patients, "held_out": site.held_out} for site in plan.sites],
+    }
+
+
+@router.get("/studies")
+def get_studies(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    del person
+    with reading(appliance.engine) as session:
+        studies = StudyRepository(session)
+        rows = [views.summary(row) for row in studies.all()] + [views.denied(row) for row in studies.denied()]
+    return sorted(rows, key=lambda row: (row["proposed_at"], row["study"]))
+
+
+@router.get("/studies/{study}")
+def get_study(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+    del person
+    with reading(appliance.engine) as session:
+        return views.status(session, StudyRepository(session).get(study))
+
+
+@router.get("/studies/{study}/plan")
+def get_plan(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+    """The signed plan, for whoever must judge it."""
+    del person
+    with reading(appliance.engine) as session:
+        return views.for_site(StudyRepository(session).get(study))
+
+
+@router.get("/studies/{study}/rounds")
+def get_rounds(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+    del person
+    with reading(appliance.engine) as session:
+        StudyRepository(session).get(study)
+        return views.round_records(session, study)
+
+
+@router.post("/studies/{study}/approvals", status_code=201)
+def post_approval(study: str, person: AnyPerson, appliance: ApplianceOf, body: _Body) -> dict[str, Any]:
+    """A planned approver's signed decision on a plan that policy holds."""
+    with transaction(appliance.engine) as session:
+        decision = approve_plan(session, appliance, active_policy(), person, study, body)
+        state = StudyRepository(session).get(study).state
+    return {"study": study, "state": state, "decision": decision.to_dict() if decision else None}
+
+
+@router.post("/studies/{study}/start")
+def post_start(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, str]:
+    with transaction(appliance.engine) as session:
+        return {"study": study, "state": start(session, appliance, person, study).value}
+
+
+@router.post("/studies/{study}/stop")
+def post_stop(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, str]:
+    with transaction(appliance.engine) as session:
+        return {"study": study, "state": stop(session, appliance, person, study).value}
+
+
+@router.get("/sites/me/studies")
+def get_site_studies(site: CurrentSite, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    """The plans that name this site, each as the coordinator signed it."""
+    with reading(appliance.engine) as session:
+        rows = StudyRepository(session).planned_for(site.name)
+    return [views.for_site(row) for row in rows if StudyState(row.state) in _SHOWN]
+
+
+@router.get("/sites/me/work")
+def get_site_work(site: CurrentSite, appliance: ApplianceOf) -> dict[str, list[str]]:
+    """Cheap to poll: the studies this site is to take part in now, and the releases it may install."""
+    with reading(appliance.engine) as session:
+        studies = StudyRepository(session)
+        active = [
+            row.id for row in studies.in_states(ACTIVE) if site.name in cohort((site.name,), studies.answers(row.id))
+        ]
+        return {"active": active, "installable": installable_for(ReleaseRepository(session), site.name)}
+
+
+@router.post("/studies/{study}/consents", status_code=201)
+def post_consent(study: str, site: CurrentSite, appliance: ApplianceOf, body: _Body) -> dict[str, str]:
+    """This site's signed answer to the plan."""
+    with transaction(appliance.engine) as session:
+        return {"study": study, "state": answer(session, appliance, site.name, study, body).value}

@@ -1,0 +1,119 @@
+"""What people and sites are shown of a study, as JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.rounds.repository import RoundRepository, round_record
+from coordinator.studies.plan import spent
+from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
+from coordinator.studies.states import StudyState
+from coordinator.studies.tables import DeniedProposal, Study
+
+
+def summary(row: Study) -> dict[str, Any]:
+    """One line of the list."""
+    return {
+        "study": row.id,
+        "title": row.title,
+        "submitter": row.submitter,
+        "state": row.state,
+        "reason": row.reason,
+        "detail": row.detail,
+        "plan_digest": row.plan_digest,
+        "proposed_at": row.proposed_at,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+    }
+
+
+def denied(row: DeniedProposal) -> dict[str, Any]:
+    """One line of the list, for a proposal that policy denied."""
+    rules = sorted({finding["rule"] for finding in json.loads(row.decision)["findings"]})
+    return {
+        "study": row.study,
+        "submitter": row.submitter,
+        "state": StudyState.DENIED.value,
+        "reason": "policy-denied",
+        "detail": ", ".join(rules),
+        "proposed_at": row.proposed_at,
+    }
+
+
+def status(session: Session, row: Study) -> dict[str, Any]:
+    """Everything about a study but its rounds' records: sites with their answers, what was spent, how far it is."""
+    studies, rounds = StudyRepository(session), RoundRepository(session)
+    plan = plan_of(row)
+    consents = studies.consents(row.id)
+    setup = rounds.key_setup(row.id)
+    progress = rounds.progress(row.id)
+    curve = forecast_of(row)
+    joined = set(json.loads(setup.joined)) if setup is not None else set()
+    if setup is not None and setup.established_at is not None:
+        joined = set(json.loads(setup.cohort))
+    return {
+        **summary(row),
+        "decision": json.loads(row.decision),
+        "epsilon": {
+            "target": plan.spec.privacy.epsilon,
+            "global": plan.epsilon,
+            "worst_site": plan.epsilon_worst_site,
+            "spent": spent(curve, progress.attempts),
+            "delta": plan.spec.privacy.delta,
+        },
+        "noise_multiplier": plan.noise_multiplier,
+        "rounds": {
+            "planned": plan.spec.training.rounds,
+            "committed": progress.committed,
+            "abandoned_attempts": progress.abandoned,
+            "retries_planned": plan.spec.privacy.retries,
+        },
+        "minimum_sites": plan.spec.minimum_sites,
+        "sites": [
+            {
+                "name": site.name,
+                "jurisdiction": site.jurisdiction,
+                "patients": site.patients,
+                "answer": consents[site.name].decision if site.name in consents else None,
+                "reason": consents[site.name].reason if site.name in consents else None,
+                "joined": site.name in joined,
+            }
+            for site in plan.sites
+        ],
+        "approvers": [{"person": approver.person, "role": approver.role.value} for approver in plan.approvers],
+    }
+
+
+def round_records(session: Session, study: str) -> dict[str, Any]:
+    """The committed rounds and the attempts that were not."""
+    rounds = RoundRepository(session)
+    return {
+        "rounds": [round_record(row) for row in rounds.rounds(study)],
+        "abandoned": [
+            {
+                "phase": recorded.attempt.phase,
+                "round": recorded.attempt.round,
+                "attempt": recorded.attempt.attempt,
+                "cohort": list(recorded.attempt.cohort),
+                "contributed": list(recorded.attempt.contributed),
+                "excluded": dict(recorded.attempt.excluded),
+            }
+            for recorded in rounds.attempts(study)
+            if recorded.attempt.status.value == "abandoned"
+        ],
+        "rounds_digest": rounds.rounds_digest(study),
+    }
+
+
+def for_site(row: Study) -> dict[str, Any]:
+    """What a planned site is shown: the signed plan itself."""
+    return {
+        "study": row.id,
+        "state": row.state,
+        "plan_envelope": base64.b64encode(row.plan or b"").decode("ascii"),
+        "plan_digest": row.plan_digest,
+    }
