@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydantic import BaseModel
 
-from privacy.entropy import Entropy
 from privacy.errors import PrivacyError
 from protocol.canonical import digest, sha256_hex
 from protocol.envelope import seal
@@ -49,6 +48,7 @@ from site_agent.training.sums import sum_parameters
 from site_agent.training.worker_client import WorkerClient, WorkerFailed
 
 if TYPE_CHECKING:
+    from privacy.entropy import Entropy
     from privacy.secagg.client import SecAggSite
 
 _REPLY_TYPES = {
