@@ -57,7 +57,8 @@ class Design:
         return cls(
             rounds=plan.spec.training.rounds,
             retries=plan.spec.privacy.retries,
-            evaluation_attempts=plan.spec.evaluation.attempts,
+            # the declared exception happens once
+            evaluation_attempts=plan.spec.evaluation.attempts if plan.spec.evaluation.mode == "noised" else 1,
             minimum_sites=plan.spec.minimum_sites,
             evaluators=tuple(site.name for site in plan.sites if site.held_out > 0),
         )

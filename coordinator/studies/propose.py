@@ -30,7 +30,7 @@ from coordinator.studies.plan import (
     schema_digest,
 )
 from coordinator.studies.policy import pack_digests
-from coordinator.studies.repository import StudyRepository
+from coordinator.studies.repository import PLAN_LIMIT, StudyRepository
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import DeniedProposal, Study
 from policies.evaluation import evaluate
@@ -78,8 +78,8 @@ def read_proposal(data: bytes, person: Person) -> tuple[StudySpec, str]:
     if person.key is None:
         raise Refused(f"{person.name} has no registered key.", "Run `cloister login` with a new invitation.")
     key = VerifyingKey.from_text(person.key)
-    envelope = Envelope.from_bytes(data)
-    open_json(envelope, PROPOSAL_TYPE, {key.key_id: key})
+    envelope = Envelope.from_bytes(data, limit=2 * PLAN_LIMIT)
+    open_json(envelope, PROPOSAL_TYPE, {key.key_id: key}, limit=PLAN_LIMIT)
     try:
         return StudySpec.model_validate_json(envelope.payload), sha256_hex(data)
     except ValidationError as error:

@@ -16,6 +16,9 @@ from protocol.canonical import parse
 from protocol.envelope import Envelope
 from protocol.study import StudyPlan
 
+PLAN_LIMIT = 4 << 20
+"""Bytes of a plan: a schema of thousands of columns stands in it whole."""
+
 
 class StudyRepository:
     """Studies within the caller's transaction."""
@@ -121,7 +124,8 @@ def plan_of(row: Study) -> StudyPlan:
     """The plan in the study's own signed envelope. NotFound where there is none."""
     if row.plan is None:
         raise NotFound(f"Study {row.id} has no plan.", "Look at its decision with `cloister study status`.")
-    return StudyPlan.model_validate(parse(Envelope.from_bytes(row.plan).payload))
+    payload = Envelope.from_bytes(row.plan, limit=2 * PLAN_LIMIT).payload
+    return StudyPlan.model_validate(parse(payload, limit=PLAN_LIMIT))
 
 
 def forecast_of(row: Study) -> list[tuple[int, float]]:

@@ -1,0 +1,468 @@
+"""A federation in one process: the coordinator's own round driver and the sites' own participation, over an exchange
+that loses, delays, repeats and forges messages as a test says.
+
+Real: both databases, keys, proposals, plans, consents, secure aggregation, ledgers, the log's entries. Stood in for:
+the transport, the worker that reads patients (a known vector instead), and how the log is witnessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from coordinator.appliance import Appliance, open_appliance
+from coordinator.audit.append import append
+from coordinator.audit.health import LogHealth
+from coordinator.audit.witnessing import build_policy, set_policy
+from coordinator.database import reading, transaction
+from coordinator.initialise import initialise
+from coordinator.people.repository import PersonRepository
+from coordinator.people.tables import Person
+from coordinator.rounds.driver import RoundDriver
+from coordinator.rounds.exchange import Answer, Kind, Unreached
+from coordinator.rounds.repository import RoundRepository
+from coordinator.sites.repository import SiteRepository
+from coordinator.sites.tables import Site, SiteDataset
+from coordinator.studies.consent import answer
+from coordinator.studies.control import start
+from coordinator.studies.plan import schema_digest
+from coordinator.studies.policy import active_policy
+from coordinator.studies.propose import Proposed, prepare, propose
+from coordinator.studies.repository import StudyRepository, plan_of
+from coordinator.studies.states import StudyState
+from protocol.audit_event import EventType
+from protocol.canonical import digest, sha256_hex
+from protocol.checkpoint import cosigner_key
+from protocol.consent import CONSENT_TYPE, PROPOSAL_TYPE, Consent
+from protocol.dataset import DatasetSchema, Feature, LabelRule
+from protocol.envelope import seal
+from protocol.signing import SigningKey
+from protocol.study import StudyPlan, StudySpec
+from protocol.timestamp import timestamp
+from site_agent.consent.judgement import charges, own_epsilons
+from site_agent.consent.tables import StudyGrant
+from site_agent.cohort.tables import Snapshot, SnapshotPatient
+from site_agent.database import create_database
+from site_agent.database import transaction as site_transaction
+from site_agent.keystore import SiteKeys
+from site_agent.settings import SiteHome, SiteSettings
+from site_agent.training.budget_store import BudgetStore, reserve
+from site_agent.training.participate import Participant
+from site_agent.training.states import Budget
+from site_agent.training.worker_client import WorkerFailed
+
+NAMES = ("aachen", "berlin", "cologne", "dresden")
+EPOCH = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SCHEMA = DatasetSchema(
+    name="hearts",
+    features=(
+        Feature(name="age", kind="number", unit="years", minimum=0, maximum=120, center=54, scale=9),
+        Feature(name="sex", kind="category", levels=(0, 1)),
+    ),
+    label=LabelRule(name="disease", column="num", operator=">", value=0),
+)
+
+
+class SimulatedClock:
+    """Wall and monotonic time that pass only when somebody waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class HealthyLog:
+    """The log as a working federation has it."""
+
+    def health(self) -> LogHealth:
+        return LogHealth(quorum=True, age_seconds=1, unwitnessed=0)
+
+
+class KnownWorker:
+    """Computes no gradient: a vector that depends on site, model and call, with noise of the planned size.
+
+    `returned` keeps every vector by the digest of the model it was asked for, so that a test knows the true sum.
+    """
+
+    def __init__(self, site: str) -> None:
+        self._draw = np.random.default_rng(int.from_bytes(hashlib.sha256(site.encode()).digest()[:8], "big"))
+        self.returned: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.noisy_steps = 0
+        self.fails = False
+
+    def open(self, plan: StudyPlan, snapshot: str) -> None:
+        del plan, snapshot
+
+    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytes:
+        weights = np.frombuffer(parameters, dtype="<f8")
+        return self._give(parameters, -0.1 * weights + self._draw.normal(0.0, noise_std, weights.size))
+
+    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytes:
+        bins = plan.spec.evaluation.bins
+        counts = np.concatenate([np.linspace(3, 1, bins), np.linspace(1, 3, bins)]).round()
+        noise = 0.0 if noise_std is None else self._draw.normal(0.0, noise_std, counts.size)
+        return self._give(parameters, counts + noise)
+
+    def _give(self, parameters: bytes, vector: np.ndarray) -> bytes:
+        if self.fails:
+            raise WorkerFailed("the worker was told to fail")
+        self.noisy_steps += 1
+        self.returned[sha256_hex(parameters)].append(vector)
+        return vector.astype("<f8").tobytes()
+
+
+@dataclass
+class SimulatedSite:
+    """One hospital: its database, keys, ledger and participation."""
+
+    name: str
+    settings: SiteSettings
+    keys: SiteKeys
+    store: BudgetStore
+    worker: KnownWorker
+    clock: SimulatedClock
+    snapshot: str
+    reached: Callable[[str], None] = lambda _point: None
+    participant: Participant = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """A new process over the same database."""
+        self.participant = Participant(
+            settings=self.settings,
+            keys=self.keys,
+            store=self.store,
+            worker=self.worker,  # type: ignore[arg-type]
+            clock=self.clock.now,
+            reached=lambda point: self.reached(point),
+        )
+
+
+Fault = Callable[["Delivery"], Answer | None]
+"""What comes back to the coordinator for one delivery: bytes, Unreached, or None for no answer."""
+
+
+@dataclass
+class Delivery:
+    """A request on its way to a site; `answer()` lets the site work, as often as it is called."""
+
+    kind: Kind
+    site: SimulatedSite
+    packet: bytes
+    group: str
+    number: int
+
+    def answer(self) -> bytes:
+        return self.site.participant.answer(self.kind, self.packet)
+
+
+class SimulatedExchange:
+    """In memory, sequential. `faults`: tried in order for each delivery; the first that does not pass decides."""
+
+    def __init__(self, sites: Mapping[str, SimulatedSite], clock: SimulatedClock) -> None:
+        self._sites = dict(sites)
+        self._clock = clock
+        self.absent: set[str] = set()
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[Kind, str, dict[str, bytes]]] = []
+        self.answers: list[tuple[str, str, Answer | None]] = []
+        self.after_request: Callable[[], None] = lambda: None
+        self.before_request: Callable[[], None] = lambda: None
+
+    def present(self) -> frozenset[str]:
+        return frozenset(self._sites) - self.absent
+
+    def wait(self, seconds: float) -> None:
+        self._clock.seconds += seconds
+
+    def request(
+        self, kind: Kind, packets: Mapping[str, bytes], *, group: str, deadline_seconds: float
+    ) -> dict[str, Answer]:
+        self.before_request()
+        self.requests.append((kind, group, dict(packets)))
+        answers: dict[str, Answer] = {}
+        for name, packet in packets.items():
+            delivery = Delivery(kind, self._sites[name], packet, group, len(self.requests))
+            given = self._deliver(delivery)
+            self.answers.append((group, name, given))
+            if given is not None:
+                answers[name] = given
+        self._clock.seconds += 0.5 if len(answers) == len(packets) else deadline_seconds
+        self.after_request()
+        return answers
+
+    def _deliver(self, delivery: Delivery) -> Answer | None:
+        if delivery.site.name in self.absent:
+            return Unreached("offline")
+        for fault in self.faults:
+            outcome = fault(delivery)
+            if outcome is not PASS:
+                return outcome
+        return delivery.answer()
+
+
+PASS = Unreached("pass")
+"""What a fault returns when it leaves a delivery alone."""
+
+
+@dataclass
+class Federation:
+    """Everything, with a study that is ready to start unless a test says otherwise."""
+
+    appliance: Appliance
+    clock: SimulatedClock
+    sites: dict[str, SimulatedSite]
+    exchange: SimulatedExchange
+    researcher: Person
+    researcher_key: SigningKey
+    approver_keys: dict[str, SigningKey]
+
+    def driver(self, study: str = "hearts-1", exchange: SimulatedExchange | None = None) -> RoundDriver:
+        """A new driver process."""
+        return RoundDriver(
+            self.appliance,
+            study,
+            exchange or self.exchange,
+            policy=active_policy(),
+            watch=HealthyLog(),
+            monotonic=self.clock.monotonic,
+        )
+
+    def propose(self, spec: StudySpec) -> Proposed:
+        data = seal(PROPOSAL_TYPE, spec.model_dump(mode="json"), self.researcher_key).to_bytes()
+        with reading(self.appliance.engine) as session:
+            prepared = prepare(session, self.appliance, active_policy(), self.researcher, data)
+        with transaction(self.appliance.engine) as session:
+            return propose(session, self.appliance, active_policy(), self.researcher, data, prepared)
+
+    def consent(self, study: str, site: str, decision: str = "grant", **changes: object) -> StudyState:
+        """The site's signed answer; a grant reserves its ledger and lets it take part."""
+        with reading(self.appliance.engine) as session:
+            row = StudyRepository(session).get(study)
+        plan, here = plan_of(row), self.sites[site]
+        consent = Consent.model_validate(
+            {
+                "study": study,
+                "site": site,
+                "plan_digest": row.plan_digest,
+                "spec_digest": plan.spec_digest,
+                "snapshot": here.snapshot,
+                "decision": decision,
+                "reason": "agreed" if decision == "grant" else "other",
+                "decision_digest": digest({"site": site}),
+                "packs": plan.packs,
+                "at": timestamp(self.clock.now()),
+                **changes,
+            }
+        )
+        signed = seal(CONSENT_TYPE, consent.model_dump(mode="json"), here.keys.identity).to_bytes()
+        if decision == "grant":
+            self._grant_locally(here, plan, row.plan or b"", row.plan_digest or "", signed)
+        with transaction(self.appliance.engine) as session:
+            return answer(session, self.appliance, site, study, signed)
+
+    def _grant_locally(
+        self, site: SimulatedSite, plan: StudyPlan, envelope: bytes, plan_digest: str, consent: bytes
+    ) -> None:
+        at = timestamp(self.clock.now())
+        with site_transaction(site.store._engine) as session:
+            if session.get(StudyGrant, plan_digest) is not None:
+                return
+            reserve(
+                session,
+                study=plan.spec.study,
+                plan_digest=plan_digest,
+                snapshot=site.snapshot,
+                charges=charges(plan, own_epsilons(plan)),
+                cap=Budget(10.0, 1e-2),
+                at=at,
+            )
+            session.add(
+                StudyGrant(
+                    plan_digest=plan_digest,
+                    study=plan.spec.study,
+                    spec_digest=plan.spec_digest,
+                    snapshot=site.snapshot,
+                    state="granted",
+                    plan=envelope,
+                    consent=consent,
+                    decision="{}",
+                    evidence="{}",
+                    decided_at=at,
+                    delivered=True,
+                )
+            )
+
+    def start(self, study: str = "hearts-1") -> None:
+        with transaction(self.appliance.engine) as session:
+            start(session, self.appliance, self.researcher, study)
+
+    def ready(self, spec: StudySpec | None = None, refuse: tuple[str, ...] = ()) -> StudySpec:
+        """Propose, let every site answer, start."""
+        spec = spec or study_spec()
+        self.propose(spec)
+        for name in spec.invited:
+            self.consent(spec.study, name, "refuse" if name in refuse else "grant")
+        self.start(spec.study)
+        return spec
+
+    def state(self, study: str = "hearts-1") -> StudyState:
+        with reading(self.appliance.engine) as session:
+            return StudyState(StudyRepository(session).get(study).state)
+
+    def rounds(self, study: str = "hearts-1") -> RoundRepository:
+        with reading(self.appliance.engine) as session:
+            return RoundRepository(session)
+
+
+def study_spec(study: str = "hearts-1", names: tuple[str, ...] = NAMES, **changes: object) -> StudySpec:
+    """A small study: 3 rounds, 3 retries."""
+    document: dict[str, object] = {
+        "study": study,
+        "title": "Heart disease",
+        "purpose": {"code": "cardiology", "description": "Predict heart disease"},
+        "legal_basis": {
+            name: {
+                "jurisdiction": "EU",
+                "gdpr_article6": "e",
+                "gdpr_article9": "j",
+                "member_state_law": "BDSG 27",
+            }
+            for name in names
+        },
+        "governance": {
+            "controllers": ["University hospital"],
+            "notice": "https://example.org/notice",
+            "dpia": "DPIA-7",
+            "research_safeguards": True,
+            "updates_until": "2027-01-01",
+            "checkpoints_until": "2027-01-01",
+            "model_until": "2030-01-01",
+        },
+        "dataset": SCHEMA.model_dump(mode="json"),
+        "justified_columns": ["age", "sex", "num"],
+        "model": {"architecture": "logistic_regression"},
+        "privacy": {"epsilon": 1.0, "delta": 1e-4, "retries": 3},
+        "training": {"rounds": 3, "sampling_rate": 0.25, "clip": 0.25, "learning_rate": 1.0},
+        "evaluation": {"epsilon": 2.0, "attempts": 2, "bins": 4},
+        "minimum_sites": 3,
+        "recipients": list(names),
+    }
+    return StudySpec.model_validate({**document, **changes})
+
+
+def build_federation(folder: Path, names: tuple[str, ...] = NAMES) -> Federation:
+    """A coordinator with people and enrolled sites, each with a registered snapshot."""
+    clock = SimulatedClock()
+    home = folder / "coordinator"
+    initialise(home, address="127.0.0.1:8443", clock=clock.now)
+    appliance = open_appliance(home, clock=clock.now)
+    keys = {name: SigningKey.generate() for name in ("rosa", "carl", "lena")}
+    roles = {"rosa": "researcher", "carl": "compliance_officer", "lena": "clinical_lead"}
+    sites = {name: _site(folder / name, name, appliance, clock) for name in names}
+    with transaction(appliance.engine) as session:
+        people = PersonRepository(session)
+        for name, role in roles.items():
+            people.save(
+                Person(
+                    name=name,
+                    role=role,
+                    status="active",
+                    key=keys[name].public.text,
+                    invited_at=timestamp(clock.now()),
+                    registered_at=timestamp(clock.now()),
+                )
+            )
+        _enrol(session, appliance, sites, clock)
+        researcher = people.get("rosa")
+    assert researcher is not None
+    exchange = SimulatedExchange(sites, clock)
+    return Federation(appliance, clock, sites, exchange, researcher, keys["rosa"], keys)
+
+
+def _enrol(session, appliance: Appliance, sites: Mapping[str, SimulatedSite], clock: SimulatedClock) -> None:  # type: ignore[no-untyped-def]
+    rows, at = SiteRepository(session), timestamp(clock.now())
+    witnesses = []
+    for name, site in sites.items():
+        witnesses.append(cosigner_key(name, site.keys.witness).text)
+        rows.save(
+            Site(
+                name=name,
+                status="active",
+                invited_at=at,
+                enrolled_at=at,
+                identity=site.keys.identity.public.text,
+                witness=witnesses[-1],
+            )
+        )
+        rows.put_dataset(
+            SiteDataset(
+                site=name,
+                name="hearts",
+                schema_digest=schema_digest(SCHEMA),
+                snapshot=site.snapshot,
+                patients=80,
+                held_out=20,
+                registered_at=at,
+            )
+        )
+    policy = build_policy(appliance, witnesses)
+    assert policy is not None
+    entry = append(session, appliance, EventType.SITE_ENROLLED, actor="coordinator", subject="site:all")
+    set_policy(session, appliance, policy, entry=entry)
+
+
+def _site(folder: Path, name: str, appliance: Appliance, clock: SimulatedClock) -> SimulatedSite:
+    folder.mkdir()
+    (folder / "keys").mkdir()
+    engine = create_database(folder / "site.db")
+    snapshot = sha256_hex(name.encode())
+    with site_transaction(engine) as session:
+        session.add(
+            Snapshot(
+                digest=snapshot,
+                name="hearts",
+                schema_text="{}",
+                schema_digest=schema_digest(SCHEMA),
+                records=80,
+                dropped=0,
+                patients=80,
+                held_out=20,
+                created_at=timestamp(clock.now()),
+            )
+        )
+        session.flush()
+        session.add_all(
+            SnapshotPatient(snapshot=snapshot, patient_hash=number.to_bytes(32, "big"), held_out=number < 20)
+            for number in range(80)
+        )
+    settings = SiteSettings(
+        home=SiteHome(folder),
+        site=name,
+        address="127.0.0.1:8443",
+        log="log",
+        coordinator=appliance.keys.coordinator.public.text,
+        poll_seconds=1.0,
+    )
+    return SimulatedSite(
+        name=name,
+        settings=settings,
+        keys=SiteKeys.generate(folder / "keys"),
+        store=BudgetStore(engine),
+        worker=KnownWorker(name),
+        clock=clock,
+        snapshot=snapshot,
+    )
