@@ -77,7 +77,8 @@ def _masked(rounds: list[dict[str, Any]]) -> bool:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """The closing table."""
-    table = Table(title=f"{document['study']}: one private model of {len(document['sites'])} hospitals", title_justify="left")
+    title = f"{document['study']}: one private model of {len(document['sites'])} hospitals"
+    table = Table(title=title, title_justify="left")
     table.add_column("what")
     table.add_column("value")
     for site in document["sites"]:
@@ -88,7 +89,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     epsilon = document["epsilon"]
     table.add_row("privacy of a patient", f"epsilon {epsilon['global']:.3f} at delta {document['delta']:g}")
     table.add_row("if all other sites collude", f"epsilon {epsilon['worst_site']:.3f}")
-    table.add_row("AUC the product reported", _interval(document["auc_reported"]))
+    table.add_row("AUC the product reported", interval(document["auc_reported"]))
     table.add_row("AUC of the released model", _number(document["auc"]))
     table.add_row("AUC of a hospital alone (mean)", _number(document["auc_local_mean"]))
     table.add_row("AUC pooled, without privacy", _number(document["auc_pooled_nonprivate"]))
@@ -116,7 +117,8 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _interval(value: dict[str, Any]) -> str:
+def interval(value: dict[str, Any]) -> str:
+    """A value with its interval, or why it is undefined."""
     if value["value"] is None:
         return f"undefined: {value.get('reason', '')}"
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import clinics
 import httpx
 import report
-from processes import DemonstrationFailed, Service, free_port, run, run_json, together
+from processes import DemonstrationFailed, Service, free_port, run_json, together
 from rich.console import Console
 
 PEOPLE = {
@@ -144,8 +143,7 @@ class Demonstration:
         self.facts["candidate"] = status["candidate"]
         self.say("[bold]7  Candidate[/]")
         auc = status["candidate"]["evaluation"]["auc"]
-        figures = f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" if auc["value"] is not None else auc["reason"]
-        self.say(f"   AUC as the product reports it: {figures}")
+        self.say(f"   AUC as the product reports it: {report.interval(auc)}")
 
     def release(self, study: str) -> None:
         """Draft, two approvals, seal, install."""
@@ -209,7 +207,7 @@ class Demonstration:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the demonstration.")
-    parser.add_argument("--data", type=Path, help="a folder of real hospitals' files, e.g. ../shared/data/uci_heart_disease")
+    parser.add_argument("--data", type=Path, help="a folder of real hospitals' files: .../uci_heart_disease")
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     parser.add_argument("--keep", action="store_true", help="keep every party's folder (prints where)")
     options = parser.parse_args()
@@ -249,11 +247,6 @@ def main() -> int:
             console.print(f"kept {work}", highlight=False)
         else:
             shutil.rmtree(work, ignore_errors=True)
-
-
-def median(values: list[float]) -> float | None:
-    """None for no values."""
-    return statistics.median(values) if values else None
 
 
 if __name__ == "__main__":

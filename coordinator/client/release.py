@@ -1,0 +1,215 @@
+"""cloister release …: draft, review, approve or reject, seal.
+
+An approver's machine recomputes the release digest from the document it shows before the key is unlocked: what is
+read is what is signed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.client.options import Home, Json, PassphraseFile
+from coordinator.terminal import emit, read_passphrase
+
+if TYPE_CHECKING:
+    from protocol.release import ReleaseSubject
+
+app = typer.Typer(no_args_is_help=True, help="Releases: draft, review, approve, seal.")
+Name = Annotated[str, typer.Argument(help="The release, as `cloister release list` shows it.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in words; kept at the coordinator, erasable.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask before signing.")]
+SEAL_POLL_SECONDS = 0.5
+
+
+@app.command()
+def draft(
+    study: Annotated[str, typer.Argument(help="The study whose candidate is released.")],
+    intended_use: Annotated[str, typer.Option("--intended-use", help="A purpose code that the study declared.")],
+    use_mode: Annotated[str, typer.Option("--use-mode", help="research or decision-support.")] = "research",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Draft a release from a study's candidate."""
+    from coordinator.client.account import open_account
+
+    body = {"study": study, "intended_use": intended_use, "use_mode": use_mode}
+    with open_account(home).connect() as connection:
+        made = connection.post("/v1/releases", body)
+    _tell(made, as_json, next_step=f"cloister release submit {made['release']}")
+
+
+@app.command("list")
+def list_releases(home: Home = None, as_json: Json = False) -> None:
+    """List releases."""
+    from coordinator.client.account import open_account
+    from coordinator.terminal import table
+
+    with open_account(home).connect() as connection:
+        rows = connection.get("/v1/releases")
+    columns = ("release", "study", "state", "submitter", "subject_digest")
+    emit(rows, as_json=as_json, text=table(columns, [tuple(row[name] for name in columns) for row in rows]))
+
+
+@app.command()
+def show(release: Name, home: Home = None, as_json: Json = False) -> None:
+    """Show a release: its model card, the decisions on it, and what the release gate says now."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.get(f"/v1/releases/{_name(release)}")
+    _check_subject(document["subject"], document["subject_digest"])
+    findings = [f"  {item['rule']} ({item['citation']}): {item['message']}" for item in document["gate"]["findings"]]
+    votes = [f"  {vote['role']} {vote['person']}: {vote['decision']}" for vote in document["approvals"]]
+    text = [
+        document["model_card"],
+        f"Release {document['release']} is {document['state'].replace('_', ' ')}; digest {document['subject_digest']}",
+        "Decisions:",
+        *(votes or ["  none yet"]),
+        f"The release gate says now: {document['gate']['outcome']}",
+        *findings,
+    ]
+    emit(document, as_json=as_json, text="\n".join(text))
+
+
+@app.command()
+def submit(release: Name, home: Home = None, as_json: Json = False) -> None:
+    """Put a draft into review."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.post(f"/v1/releases/{_name(release)}/submit")
+    _tell(document, as_json, next_step="a compliance officer and a clinical lead run cloister release approve")
+
+
+@app.command()
+def approve(
+    release: Name, reason: Reason, yes: Yes = False, home: Home = None, passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Sign an approval of the release's digest with your own key."""
+    _decide(release, "approve", reason, yes, home, passphrase_file, as_json)
+
+
+@app.command()
+def reject(
+    release: Name, reason: Reason, yes: Yes = False, home: Home = None, passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Sign a rejection: one is enough to end the release."""
+    _decide(release, "reject", reason, yes, home, passphrase_file, as_json)
+
+
+@app.command()
+def seal(
+    release: Name,
+    home: Home = None,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the sites to cosign.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Have the release gate decide, sign and log an approved release; wait until a quorum of sites has cosigned."""
+    from coordinator.client.account import open_account
+
+    deadline = time.monotonic() + wait
+    with open_account(home).connect() as connection:
+        while True:
+            document = connection.post(f"/v1/releases/{_name(release)}/seal")
+            if document["state"] == "released" or time.monotonic() >= deadline:
+                break
+            time.sleep(SEAL_POLL_SECONDS)
+    sealed = document["state"] == "released"
+    step = f"cloister-site releases install {release}" if sealed else "wait for the sites' agents, then seal again"
+    _tell(document, as_json, next_step=step)
+    if not sealed:
+        raise typer.Exit(1)
+
+
+def _decide(
+    release: str, decision: str, reason: str, yes: bool, home: Path | None, passphrase_file: Path | None, as_json: bool
+) -> None:
+    from datetime import UTC, datetime
+
+    from coordinator.client.account import open_account
+    from protocol.canonical import parse, sha256_hex
+    from protocol.envelope import seal as sign
+    from protocol.release import APPROVAL_TYPE, Approval
+    from protocol.timestamp import timestamp
+
+    account = open_account(home)
+    with account.connect() as connection:
+        asked = connection.post(f"/v1/releases/{_name(release)}/challenge")
+        subject = _check_subject(asked["subject"], asked["subject_digest"])
+        if not as_json:
+            typer.echo(_summary(subject))
+        if not yes:
+            typer.confirm(f"Sign «{decision}» over {subject.digest}?", abort=True)
+        key = account.unlock(read_passphrase(passphrase_file, "Passphrase"))
+        approval = Approval.model_validate(
+            {
+                "release": subject.release,
+                "subject_digest": subject.digest,
+                "person": account.name,
+                "role": account.role,
+                "decision": decision,
+                "meaning": "reviewed-and-approved" if decision == "approve" else "reviewed-and-rejected",
+                "reason_hash": sha256_hex(reason.encode()),
+                "packs": asked["packs"],
+                "challenge": asked["challenge"],
+                "signed_at": timestamp(datetime.now(UTC)),
+            }
+        )
+        envelope = sign(APPROVAL_TYPE, approval.model_dump(mode="json"), key)
+        body = {"envelope": parse(envelope.to_bytes()), "reason": reason}
+        document = connection.post(f"/v1/releases/{release}/approvals", body)
+    _tell(document, as_json, next_step=f"cloister release show {release}")
+
+
+def _check_subject(document: Any, digest: str) -> ReleaseSubject:
+    """The subject, once its own digest is found to be the one that the coordinator names."""
+    from pydantic import ValidationError
+
+    from protocol.errors import VerificationFailed
+    from protocol.release import ReleaseSubject
+
+    try:
+        subject = ReleaseSubject.model_validate(document)
+    except ValidationError:
+        subject = None
+    if subject is None or subject.digest != digest:
+        raise VerificationFailed(
+            "The coordinator shows a release that does not have the digest it names.",
+            "Sign nothing; tell the coordinator's administrator and the compliance officer.",
+        )
+    return subject
+
+
+def _summary(subject: ReleaseSubject) -> str:
+    epsilon, auc = subject.epsilon, subject.evaluation.auc
+    told = "undefined" if auc.value is None else f"{auc.value:.3f}"
+    if auc.low is not None and auc.high is not None:
+        told += f" ({auc.low:.3f} to {auc.high:.3f})"
+    outside = " (evaluated outside the privacy guarantee)" if subject.evaluation.outside_guarantee else ""
+    return "\n".join(
+        [
+            f"release     {subject.release} of study {subject.study}",
+            f"use         {subject.intended_use}, {subject.use_mode}; for {', '.join(subject.recipients)}",
+            f"privacy     epsilon {epsilon.epsilon:.3f} at delta {epsilon.delta:g} per patient; "
+            f"worst case of a site {epsilon.epsilon_worst_site:.3f}",
+            f"AUC         {told}{outside}",
+            f"digest      {subject.digest}",
+        ]
+    )
+
+
+def _name(release: str) -> str:
+    from protocol.identifiers import require_name
+
+    return require_name(release, "The release's name")
+
+
+def _tell(document: dict[str, Any], as_json: bool, *, next_step: str) -> None:
+    state = document["state"].replace("_", " ")
+    emit(document, as_json=as_json, text=f"{document['release']} is {state}. Next: {next_step}")
