@@ -11,6 +11,8 @@ import typer
 
 from protocol.errors import CloisterError
 from site_agent.cohort import commands as cohort_commands
+from site_agent.releases import commands as release_commands
+from site_agent.serving import commands as serving_commands
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import commands as log_commands
 
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(cohort_commands.app, name="datasets")
 app.add_typer(log_commands.app, name="log")
+app.add_typer(release_commands.app, name="releases")
+app.command("serve")(serving_commands.serve)
 
 
 @app.command("enrol")

@@ -11,8 +11,9 @@ from protocol.release import EpsilonStatement, EvaluationReport, Interval
 from protocol.study import StudyPlan
 
 
-def write(plan: StudyPlan, epsilon: EpsilonStatement, evaluation: EvaluationReport, *, intended_use: str,
-          use_mode: str) -> str:
+def write(
+    plan: StudyPlan, epsilon: EpsilonStatement, evaluation: EvaluationReport, *, intended_use: str, use_mode: str
+) -> str:
     """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
     spec = plan.spec
     model = spec.model

@@ -95,9 +95,7 @@ def _encode(graph: _Graph, index: int, feature: Feature) -> str:
     where = graph.constant(f"index{index}", np.array([index], dtype=np.int64))
     column = graph.add("Gather", [INPUT, where], f"column{index}", axis=1)
     if feature.impute is not None:
-        stand_in = (
-            float(feature.levels.index(feature.impute)) if feature.kind == "category" else float(feature.impute)
-        )
+        stand_in = float(feature.levels.index(feature.impute)) if feature.kind == "category" else float(feature.impute)
         missing = graph.add("IsNaN", [column], f"missing{index}")
         impute = graph.constant(f"impute{index}", np.array([[stand_in]]))
         column = graph.add("Where", [missing, impute, column], f"filled{index}")

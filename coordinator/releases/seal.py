@@ -80,9 +80,7 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
     if not decision.allowed:
         return decision
     votes = releases.votes(name)
-    approved = outcome(
-        [vote_of(row) for row in votes], digest=release.subject_digest, submitter=release.submitter
-    )
+    approved = outcome([vote_of(row) for row in votes], digest=release.subject_digest, submitter=release.submitter)
     if approved is not ReleaseState.APPROVED:
         raise Refused("Two people in two roles have not approved this release.", "See `cloister release show`.")
     subject = subject_of_release(release)
@@ -155,9 +153,7 @@ def bundle(session: Session, name: str) -> bytes:
     return pack(files, BUNDLE_FILES)
 
 
-def _evaluate(
-    session: Session, appliance: Appliance, policy: Policy, person: Person, release: Release
-) -> Decision:
+def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Person, release: Release) -> Decision:
     plan = plan_of_release(release)
     votes = ReleaseRepository(session).votes(release.id)
     health = log_health(session, appliance)
