@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from coordinator.database import open_engine, require_current, upgrade
 from coordinator.keystore import Entropy, Keys, load_keys
 from coordinator.settings import Settings, load_settings
+from protocol.errors import CloisterError
 
 Clock = Callable[[], datetime]
 
@@ -47,8 +48,12 @@ def open_appliance(
     settings = load_settings(home.expanduser().resolve())
     keys = load_keys(settings)
     engine = open_engine(settings.database)
-    if migrate:
-        upgrade(engine)
-    else:
-        require_current(engine)
+    try:
+        if migrate:
+            upgrade(engine)
+        else:
+            require_current(engine)
+    except CloisterError:
+        engine.dispose()
+        raise
     return Appliance(settings, engine, keys, clock, entropy)

@@ -17,9 +17,10 @@ from coordinator.appliance import Appliance, Clock, system_clock
 from coordinator.audit.append import COORDINATOR, append
 from coordinator.audit.repository import LogRepository
 from coordinator.audit.sequencer import integrate_once, log_key
-from coordinator.database import metadata, open_engine, transaction, upgrade
+from coordinator.database import open_engine, transaction, upgrade
 from coordinator.keystore import Entropy, load_keys, make_keys, write_private
 from coordinator.people import accounts
+from coordinator.schema import metadata
 from coordinator.settings import FILE, Settings, SettingsError, default_listen, make_settings
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
@@ -93,7 +94,10 @@ def _build(settings: Settings, administrator: str, clock: Clock, entropy: Entrop
             LogRepository(session, settings.origin).start(EMPTY_ROOT)
             append(
                 session, appliance, EventType.LOG_STARTED, actor=COORDINATOR, subject=settings.name,
-                digests={"log_key": sha256_hex(log_key(appliance).text.encode()), "ca": appliance.keys.authority.fingerprint},
+                digests={
+                    "log_key": sha256_hex(log_key(appliance).text.encode()),
+                    "ca": appliance.keys.authority.fingerprint,
+                },
             )  # fmt: skip
             token = accounts.invite(session, appliance, administrator, Role.ADMINISTRATOR)
         integrate_once(appliance)

@@ -16,7 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -54,7 +54,7 @@ class PeerCertificateProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope.update({PEER_CERTIFICATE: self._peer_certificate})  # type: ignore[typeddict-item]
+        cast(dict[str, Any], self.scope)[PEER_CERTIFICATE] = self._peer_certificate
 
 
 def tls_context(keys: Keys) -> ssl.SSLContext:
@@ -83,10 +83,13 @@ def serve(appliance: Appliance, *, ready: Callable[[], None] = lambda: None) -> 
         verify_log(appliance)
         context = tls_context(keys)
         with listening(appliance.settings.listen) as listener:
-            _run(appliance, context, listener, ready)
+            build_server(appliance, context, ready=ready).serve_on(listener)
 
 
-def _run(appliance: Appliance, context: ssl.SSLContext, listener: socket.socket, ready: Callable[[], None]) -> None:
+def build_server(
+    appliance: Appliance, context: ssl.SSLContext, *, ready: Callable[[], None] = lambda: None
+) -> CoordinatorServer:
+    """The server of an application with all its parts; run it with a bound socket."""
     failures: list[CloisterError] = []
 
     @asynccontextmanager
@@ -101,12 +104,7 @@ def _run(appliance: Appliance, context: ssl.SSLContext, listener: socket.socket,
                 raise
             yield
 
-    server = _Server(server_config(create_app(appliance, lifespan=lifespan), context), ready)
-    server.run(sockets=[listener])
-    if failures:
-        raise failures[0]
-    if not server.started:
-        raise CannotServe("The coordinator did not start.", "Read its log above for the reason.")
+    return CoordinatorServer(server_config(create_app(appliance, lifespan=lifespan), context), ready, failures)
 
 
 def server_config(app: FastAPI, context: ssl.SSLContext) -> uvicorn.Config:
@@ -118,15 +116,26 @@ def server_config(app: FastAPI, context: ssl.SSLContext) -> uvicorn.Config:
     )  # fmt: skip
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+class CoordinatorServer(uvicorn.Server):
+    """uvicorn's server, which tells when it answers and why it could not start."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], failures: list[CloisterError]) -> None:
         super().__init__(config)
         self._ready = ready
+        self._failures = failures
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._ready()
+
+    def serve_on(self, listener: socket.socket) -> None:
+        """Serve until told to stop. Raises what a part that could not start raised, CannotServe for anything else."""
+        self.run(sockets=[listener])
+        if self._failures:
+            raise self._failures[0]
+        if not self.started:
+            raise CannotServe("The coordinator did not start.", "Read its log above for the reason.")
 
 
 Part = Callable[[FastAPI, Appliance], Any]

@@ -14,7 +14,7 @@ import typer
 
 from protocol.errors import CloisterError
 
-PASSPHRASE_VARIABLE = "CLOISTER_PASSPHRASE"
+PASSPHRASE_VARIABLE = "CLOISTER_PASSPHRASE"  # noqa: S105 - a name, no secret
 
 
 class NoPassphrase(CloisterError):

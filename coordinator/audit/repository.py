@@ -71,7 +71,7 @@ class LogRepository:
         return len(ids)
 
     def advance(self, old: Head, size: int, root: bytes, note: bytes, signed_at: str) -> None:
-        """Publish a head in place of `old`, and its checkpoint. Raises CheckpointConflict when `old` is not the head."""
+        """Publish a head in place of `old`, and its checkpoint. CheckpointConflict if `old` is not the head."""
         moved = self._session.exec(
             update(LogHead)
             .where(col(LogHead.origin) == self._origin, col(LogHead.size) == old.size, col(LogHead.root) == old.root)

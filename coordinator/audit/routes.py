@@ -6,10 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from coordinator import problems
 from coordinator.audit.append import append, person_label
 from coordinator.audit.export import bundle_archive
 from coordinator.audit.repository import LogRepository
 from coordinator.audit.sequencer import tile_store
+from coordinator.audit.tile_store import LogDamaged
 from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
 from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
@@ -22,6 +24,7 @@ from protocol.identifiers import Role
 from protocol.tiles import TILE_HEIGHT, Tile
 
 router = APIRouter(prefix="/v1", tags=["log"])
+problems.register(LogDamaged, 503)
 _TEXT = "text/plain; charset=utf-8"
 _BYTES = "application/octet-stream"
 _Auditor = Annotated[

@@ -57,21 +57,20 @@ def integrate_once(appliance: Appliance) -> int:
             LogRepository(session, origin).assign(BATCH)
     elif head.assigned == head.size:
         return head.size
-    with reading(appliance.engine) as session:
-        repository = LogRepository(session, origin)
-        head = repository.head()
-        leaves = list(repository.leaves(head.size, min(head.assigned, head.size + BATCH)))
-    if not leaves:
-        return head.size
-    return _publish(appliance, head, leaves)
-
-
-def _publish(appliance: Appliance, head: Head, leaves: list[bytes]) -> int:
     store = tile_store(appliance)
+    with store.writing():
+        with reading(appliance.engine) as session:
+            repository = LogRepository(session, origin)
+            head = repository.head()
+            leaves = list(repository.leaves(head.size, min(head.assigned, head.size + BATCH)))
+        return _publish(appliance, store, head, leaves) if leaves else head.size
+
+
+def _publish(appliance: Appliance, store: TileStore, head: Head, leaves: list[bytes]) -> int:
     try:
         frontier = store.frontier(head.size, head.root)
     except LogDamaged:
-        rebuild_tiles(appliance)
+        _rebuild(appliance, store)
         frontier = store.frontier(head.size, head.root)
     after = store.extend(frontier, leaves)
     note = sign_checkpoint(TreeHead(appliance.settings.origin, after.size, after.root), appliance.keys.log)
@@ -106,8 +105,14 @@ def verify_log(appliance: Appliance) -> int:
 
 def rebuild_tiles(appliance: Appliance) -> None:
     """Write every tile anew from the database, after `verify_log` has found it true."""
+    store = tile_store(appliance)
+    with store.writing():
+        _rebuild(appliance, store)
+
+
+def _rebuild(appliance: Appliance, store: TileStore) -> None:
     verify_log(appliance)
-    store, frontier = tile_store(appliance), Frontier()
+    frontier = Frontier()
     with reading(appliance.engine) as session:
         repository = LogRepository(session, appliance.settings.origin)
         size = repository.head().size

@@ -6,8 +6,10 @@ same bytes, and a crash between writing tiles and publishing the head leaves not
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import VerificationFailed
@@ -30,10 +32,21 @@ class LogDamaged(VerificationFailed):
 
 
 class TileStore:
-    """The tiles under `folder`. One writer at a time; readers at any time."""
+    """The tiles under `folder`. Who writes holds `writing`; readers come at any time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wait for, then hold, the right to write: one thread of one process at a time."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def read(self, tile: Tile) -> bytes:
         """The tile's bytes. Raises LogDamaged when the disk does not hold so many."""
@@ -94,7 +107,7 @@ class TileStore:
     def _write(self, tile: Tile, data: bytes) -> None:
         path = self._path(tile)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+        fresh = path.with_name(f"{path.name}.new")
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)
             file.flush()

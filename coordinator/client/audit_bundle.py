@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -60,9 +61,58 @@ class AuditReport:
             "problems": self.problems,
         }
 
+    def text(self) -> str:
+        """The report for a person."""
+        lines = [f"{'VERIFIED' if self.verified else 'NOT VERIFIED'}"]
+        lines += [
+            f"  {'entries':<22}{self.entries}",
+            f"  {'checkpoint size':<22}{self.checkpoint_size}",
+            f"  {'cosignatures':<22}{self.cosignatures} ({', '.join(sorted(self.witnesses)) or 'none'})",
+            f"  {'payloads checked':<22}{self.payloads}",
+            f"  {'trust rests on':<22}{self.anchor}",
+        ]
+        lines += [f"  {event:<28}{count:>6}" for event, count in sorted(self.events.items())]
+        lines += [f"  problem: {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
     def complain(self, problem: str) -> None:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
+
+
+def read_bundle(path: Path) -> dict[str, bytes]:
+    """The files of a bundle on disk: a tar, or a folder that holds exactly those files. Raises Malformed."""
+    if not path.is_dir():
+        try:
+            return read_archive(path.read_bytes())
+        except FileNotFoundError:
+            raise Malformed(f"There is no bundle at {path}.", "Name the .tar or folder that was exported.") from None
+    found = sorted(entry.name for entry in path.iterdir())
+    if found != sorted(AUDIT_FILES) or not all((path / name).is_file() for name in AUDIT_FILES):
+        raise Malformed(f"{path} does not hold exactly {', '.join(AUDIT_FILES)}.", "Export the bundle again.")
+    return {name: (path / name).read_bytes() for name in AUDIT_FILES}
+
+
+def verify_path(path: Path, *, policy: WitnessPolicy | None = None, log: VerifierKey | None = None) -> AuditReport:
+    """`verify_bundle` for what lies at `path`. Raises Malformed only when nothing is there."""
+    try:
+        files = read_bundle(path)
+    except CloisterError as error:
+        if not path.exists():
+            raise
+        return AuditReport(problems=[error.message])
+    return verify_bundle(files, policy=policy, log=log)
+
+
+def read_policy(path: Path) -> WitnessPolicy:
+    """A witness policy to pin, as JSON or as a C2SP policy file. Raises Malformed."""
+    data = path.read_bytes()
+    if data.lstrip().startswith(b"{"):
+        document = parse(data)
+        if not isinstance(document, dict):
+            raise Malformed("The witness policy is not a JSON object.", "Give the file from a site's enrolment.")
+        return WitnessPolicy.from_document(document)
+    return WitnessPolicy.from_text(data.decode("utf-8", "replace"))
 
 
 def read_archive(data: bytes) -> dict[str, bytes]:

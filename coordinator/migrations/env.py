@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from coordinator.database import metadata
+from coordinator.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

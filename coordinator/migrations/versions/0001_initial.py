@@ -196,6 +196,17 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_person_session_person"), "person_session", ["person"], unique=False)
     op.create_table(
+        "plan_approval",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("decision", sa.String(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("signed_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_plan_approval_study_study")),
+        sa.PrimaryKeyConstraint("study", "person", name=op.f("pk_plan_approval")),
+    )
+    op.create_table(
         "release_challenge",
         sa.Column("nonce", sa.String(), nullable=False),
         sa.Column("release", sa.String(), nullable=False),
@@ -236,8 +247,8 @@ def upgrade() -> None:
         sa.Column("decided_at", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["release"], ["release.id"], name=op.f("fk_release_vote_release_release")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_release_vote")),
-        sa.UniqueConstraint("release", "person", name=op.f("uq_release_vote_release")),
-        sa.UniqueConstraint("release", "role", name=op.f("uq_release_vote_release")),
+        sa.UniqueConstraint("release", "person", name=op.f("uq_release_vote_release_person")),
+        sa.UniqueConstraint("release", "role", name=op.f("uq_release_vote_release_role")),
     )
     op.create_index(op.f("ix_release_vote_release"), "release_vote", ["release"], unique=False)
     op.create_table(
@@ -308,17 +319,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study", "site", name=op.f("pk_study_consent")),
     )
     op.create_table(
-        "plan_approval",
-        sa.Column("study", sa.String(), nullable=False),
-        sa.Column("person", sa.String(), nullable=False),
-        sa.Column("role", sa.String(), nullable=False),
-        sa.Column("decision", sa.String(), nullable=False),
-        sa.Column("envelope", sa.LargeBinary(), nullable=False),
-        sa.Column("signed_at", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_plan_approval_study_study")),
-        sa.PrimaryKeyConstraint("study", "person", name=op.f("pk_plan_approval")),
-    )
-    op.create_table(
         "study_round",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("phase", sa.String(), nullable=False),
@@ -340,7 +340,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop them."""
     op.drop_table("study_round")
-    op.drop_table("plan_approval")
     op.drop_table("study_consent")
     op.drop_index(op.f("ix_site_invitation_site"), table_name="site_invitation")
     op.drop_table("site_invitation")
@@ -357,6 +356,7 @@ def downgrade() -> None:
     op.drop_table("release_file")
     op.drop_index(op.f("ix_release_challenge_release"), table_name="release_challenge")
     op.drop_table("release_challenge")
+    op.drop_table("plan_approval")
     op.drop_index(op.f("ix_person_session_person"), table_name="person_session")
     op.drop_table("person_session")
     op.drop_index(op.f("ix_person_invitation_person"), table_name="person_invitation")

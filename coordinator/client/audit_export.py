@@ -1,0 +1,44 @@
+"""Fetch an audit bundle from the coordinator, once a quorum of sites has cosigned what was logged so far."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from coordinator.client.account import AccountError
+from coordinator.client.audit_bundle import read_archive
+from coordinator.client.connection import Connection, CoordinatorRefused
+from protocol.checkpoint import TreeHead
+from protocol.note import MAX_NOTE_BYTES, Note
+
+
+def fetch_bundle(connection: Connection, *, wait_seconds: float, pause_seconds: float) -> bytes:
+    """The bundle's tar, covering at least the log as it is now; waits that long for cosignatures.
+
+    Raises CoordinatorRefused (unavailable) when too few sites cosign in time.
+    """
+    note = connection.download("/v1/log/checkpoint", limit=MAX_NOTE_BYTES)
+    size = TreeHead.parse(Note.parse(note).text).size
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return connection.download("/v1/audit/export", minimum_size=size)
+        except CoordinatorRefused as error:
+            if error.code != "unavailable" or time.monotonic() >= deadline:
+                raise
+        time.sleep(pause_seconds)
+
+
+def write_bundle(archive: bytes, out: Path) -> None:
+    """Write a bundle: the tar as it is, or its files in a new folder. Whole or not at all; never over another."""
+    if out.exists():
+        raise AccountError(f"{out} exists already.", "Name another place, or remove it first.")
+    fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
+    if out.suffix == ".tar":
+        fresh.write_bytes(archive)
+    else:
+        fresh.mkdir(parents=True)
+        for name, data in read_archive(archive).items():
+            (fresh / name).write_bytes(data)
+    fresh.rename(out)

@@ -1,0 +1,143 @@
+"""`cloister`: what researchers, approvers and auditors run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from coordinator.client.options import Home, Json, PassphraseFile
+from coordinator.terminal import emit, read_passphrase, run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify.")
+app.add_typer(audit, name="audit")
+
+EXPORT_POLL_SECONDS = 0.5
+
+
+@app.callback()
+def about() -> None:
+    """Take part in a Cloister federation: studies, releases, audit."""
+
+
+@app.command()
+def login(
+    token: Annotated[str | None, typer.Argument(help="The one-time token, the first time.")] = None,
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Sign in. The first time, with the token, make your key and register it."""
+    from coordinator.client.account import open_account, register, sign_in
+
+    if token is None:
+        account = open_account(home)
+        passphrase = read_passphrase(passphrase_file, "Passphrase")
+    else:
+        passphrase = read_passphrase(passphrase_file, "Choose a passphrase for your key", confirm=True)
+        account = register(token, home, passphrase)
+    sign_in(account, account.unlock(passphrase))
+    emit(
+        {"name": account.name, "role": account.role.value, "address": account.address, "home": str(account.home)},
+        as_json=as_json,
+        text=f"Signed in at {account.address} as {account.name} ({account.role.value}).",
+    )
+
+
+@app.command()
+def logout(home: Home = None) -> None:
+    """End the session."""
+    from coordinator.client.account import open_account, sign_out
+
+    sign_out(open_account(home))
+    typer.echo("Signed out.")
+
+
+@app.command()
+def sites(home: Home = None, as_json: Json = False) -> None:
+    """List the sites and the data sets that they have registered: counts and schema digests."""
+    from coordinator.client.account import open_account
+    from coordinator.terminal import table
+
+    with open_account(home).connect() as connection:
+        found, datasets = connection.get("/v1/sites"), connection.get("/v1/datasets")
+    rows = [(row["site"], row["name"], row["patients"], row["held_out"], row["schema_digest"]) for row in datasets]
+    without = {row["name"] for row in found} - {row[0] for row in rows}
+    rows += [(name, None, None, None, None) for name in sorted(without)]
+    emit(
+        {"sites": found, "datasets": datasets},
+        as_json=as_json,
+        text=table(("site", "data set", "patients", "held out", "schema"), rows),
+    )
+
+
+@audit.command("export")
+def audit_export(
+    out: Annotated[Path, typer.Argument(help="The bundle to write: a name ending in .tar, or a new folder.")],
+    home: Home = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the sites to cosign what is logged now.")
+    ] = 30,
+    as_json: Json = False,
+) -> None:
+    """Export the log up to now, with the cosignatures of a quorum of sites."""
+    from coordinator.client.account import open_account
+    from coordinator.client.audit_export import fetch_bundle, write_bundle
+
+    with open_account(home).connect() as connection:
+        archive = fetch_bundle(connection, wait_seconds=wait, pause_seconds=EXPORT_POLL_SECONDS)
+    write_bundle(archive, out)
+    emit(
+        {"bundle": str(out), "bytes": len(archive)},
+        as_json=as_json,
+        text=f"The audit bundle is in {out}; check it anywhere with `cloister audit verify {out}`.",
+    )
+
+
+@audit.command("verify")
+def audit_verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle: a .tar or a folder.")],
+    witness_policy: Annotated[
+        Path | None, typer.Option("--witness-policy", help="The policy that you trust, from elsewhere.")
+    ] = None,
+    log_key: Annotated[str | None, typer.Option("--log-key", help="The log's key (vkey) that you trust.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a bundle offline. Nothing but the bundle, and the keys that you pin, is read."""
+    from coordinator.client.audit_bundle import read_policy, verify_path
+    from protocol.note import VerifierKey
+
+    report = verify_path(
+        bundle,
+        policy=read_policy(witness_policy) if witness_policy else None,
+        log=VerifierKey.parse(log_key) if log_key else None,
+    )
+    emit(report.document(), as_json=as_json, text=report.text())
+    if not report.verified:
+        sys.exit(1)
+
+
+def _join(name: str) -> None:
+    module = f"coordinator.client.{name}"
+    if importlib.util.find_spec(module) is not None:
+        app.add_typer(importlib.import_module(module).app, name=name)
+
+
+for _name in ("study", "release"):
+    _join(_name)
+
+
+def main() -> NoReturn:
+    """The entry point of `cloister`."""
+    os.umask(0o077)
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Every table of the coordinator: importing this fills `coordinator.database.metadata`."""
+
+from __future__ import annotations
+
+from coordinator.audit import tables as audit
+from coordinator.database import metadata
+from coordinator.people import tables as people
+from coordinator.releases import tables as releases
+from coordinator.rounds import tables as rounds
+from coordinator.sites import tables as sites
+from coordinator.studies import tables as studies
+
+__all__ = ["audit", "metadata", "people", "releases", "rounds", "sites", "studies"]

@@ -1,0 +1,203 @@
+"""Coordinators for tests: made by the product's own `initialise`, served by its own server, on loopback."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.appliance import Appliance, open_appliance
+from coordinator.database import transaction
+from coordinator.initialise import initialise
+from coordinator.people import accounts
+from coordinator.server import build_server, tls_context
+from coordinator.sites import enrolment
+from protocol.checkpoint import TreeHead, cosign, cosigner_key
+from protocol.enrolment import (
+    EnrolmentRequest,
+    EnrolmentResponse,
+    Token,
+    registration_message,
+    session_message,
+    witness_name,
+)
+from protocol.identifiers import Role
+from protocol.note import Note
+from protocol.signing import SigningKey
+
+
+class MovingClock:
+    """The system's clock, moved by what a test says."""
+
+    def __init__(self) -> None:
+        self.offset = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    def move(self, **span: float) -> None:
+        self.offset += timedelta(**span)
+
+
+@dataclass
+class Made:
+    """A coordinator, the clock that it goes by, and its first administrator's token."""
+
+    appliance: Appliance
+    clock: MovingClock
+    token: Token
+
+
+def make_coordinator(folder: Path, *, address: str = "127.0.0.1:8443", database: str | None = None) -> Made:
+    clock = MovingClock()
+    made = initialise(folder / "coordinator", address=address, database=database, clock=clock)
+    return Made(open_appliance(folder / "coordinator", clock=clock), clock, made.token)
+
+
+@contextlib.contextmanager
+def bound_socket() -> Iterator[socket.socket]:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        yield listener
+
+
+@dataclass
+class Served(Made):
+    """A coordinator that answers on `address`."""
+
+    address: str = ""
+
+    @property
+    def ca_path(self) -> Path:
+        return self.appliance.keys.ca_path
+
+    def client(self, *, context: ssl.SSLContext | None = None, token: str | None = None) -> httpx.Client:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(
+            base_url=f"https://{self.address}", verify=context or trusting(self.ca_path), trust_env=False,
+            headers=headers, timeout=20,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def served_coordinator(folder: Path, *, database: str | None = None) -> Iterator[Served]:
+    with bound_socket() as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        made = make_coordinator(folder, address=address, database=database)
+        ready = threading.Event()
+        server = build_server(made.appliance, tls_context(made.appliance.keys), ready=ready.set)
+        thread = threading.Thread(target=server.serve_on, args=(listener,))
+        thread.start()
+        try:
+            assert ready.wait(20), "the server did not start"
+            yield Served(made.appliance, made.clock, made.token, address)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            made.appliance.engine.dispose()
+
+
+def trusting(ca: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(ca)
+    return context
+
+
+@dataclass
+class TestSite:
+    """A site that keeps its keys in memory and its certificate in a folder, as httpx needs it."""
+
+    __test__ = False
+    name: str
+    folder: Path
+    key: SigningKey = field(default_factory=SigningKey.generate)
+    witness: SigningKey = field(default_factory=SigningKey.generate)
+    response: EnrolmentResponse | None = None
+
+    def csr(self, key: SigningKey | None = None, subject: str = "whoever") -> str:
+        private = serialization.load_pem_private_key((key or self.key).to_pem(), None)
+        assert isinstance(private, Ed25519PrivateKey)
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
+        request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(private, None)
+        return request.public_bytes(serialization.Encoding.PEM).decode()
+
+    def request(self, token: Token, **changes: str) -> EnrolmentRequest:
+        fields = {
+            "secret": token.secret,
+            "site": token.name,
+            "csr": self.csr(),
+            "identity": self.key.public.text,
+            "witness": cosigner_key(witness_name(token.name), self.witness).text,
+        }
+        return EnrolmentRequest(**(fields | changes))
+
+    def enrol_in(self, appliance: Appliance) -> EnrolmentResponse:
+        """Invite and enrol without HTTP."""
+        with transaction(appliance.engine) as session:
+            token = enrolment.invite(session, appliance, self.name)
+        with transaction(appliance.engine) as session:
+            self.response = enrolment.enrol(session, appliance, self.request(token))
+        return self.response
+
+    def context(self, ca: Path, certificate: str | None = None, key: SigningKey | None = None) -> ssl.SSLContext:
+        assert certificate or self.response
+        self.folder.mkdir(exist_ok=True, parents=True)
+        pair = self.folder / f"{self.name}.pem"
+        pem = certificate or (self.response.certificate if self.response else "")
+        pair.write_bytes(pem.encode() + (key or self.key).to_pem())
+        context = trusting(ca)
+        context.load_cert_chain(pair)
+        return context
+
+    def cosign(self, note: bytes, now: datetime) -> bytes:
+        head = TreeHead.parse(Note.parse(note).text)
+        line = cosign(head, witness_name(self.name), self.witness, timestamp=int(now.timestamp()))
+        return line.line.encode()
+
+
+@dataclass
+class TestPerson:
+    """A person who does by hand what `cloister login` does."""
+
+    __test__ = False
+    name: str
+    key: SigningKey = field(default_factory=SigningKey.generate)
+
+    def registration(self, token: Token) -> dict[str, str]:
+        proof = self.key.sign(registration_message(token.secret, self.name, self.key.public.text))
+        return {"secret": token.secret, "name": self.name, "key": self.key.public.text, "proof": _text(proof)}
+
+    def answer(self, ca: str, challenge: str) -> dict[str, str]:
+        signature = self.key.sign(session_message(ca, self.name, challenge))
+        return {"name": self.name, "challenge": challenge, "signature": _text(signature)}
+
+    def join(self, served: Served, role: Role) -> None:
+        """Be invited and register."""
+        with transaction(served.appliance.engine) as session:
+            token = accounts.invite(session, served.appliance, self.name, role)
+        with served.client() as client:
+            assert client.post("/v1/people/register", json=self.registration(token)).status_code == 201
+
+    def sign_in(self, served: Served) -> str:
+        with served.client() as client:
+            challenge = client.post("/v1/people/challenge", json={"name": self.name}).json()["challenge"]
+            body = self.answer(served.appliance.keys.authority.fingerprint, challenge)
+            answer = client.post("/v1/people/session", json=body)
+            assert answer.status_code == 201, answer.text
+            return str(answer.json()["token"])
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
