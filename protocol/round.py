@@ -48,6 +48,7 @@ class RefusalCode(StrEnum):
     COHORT_TOO_SMALL = "cohort-too-small"
     BODY_MISMATCH = "body-mismatch"
     WRONG_LENGTH = "wrong-length"
+    MODEL_NOT_FINITE = "model-not-finite"
     EXPIRED = "expired"
     ROUND_UNKNOWN = "round-unknown"
     ROUND_OVER = "round-over"

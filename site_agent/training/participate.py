@@ -197,6 +197,11 @@ class Participant:
         if stored is not None:
             _log.info("resent", study=key.study, phase=key.phase, round=key.round, attempt=key.attempt)
             return stored
+
+        import numpy as np
+
+        if not bool(np.isfinite(np.frombuffer(asked.body, dtype="<f8")).all()):
+            raise AttemptRefused(RefusalCode.MODEL_NOT_FINITE)
         machine = self._machine(request.study, request.plan_digest)
         if not machine.ready:
             raise AttemptRefused(RefusalCode.KEYS_MISSING)
@@ -220,9 +225,6 @@ class Participant:
         else:
             noised = self._worker.evaluate(plan, asked.body, noise_std=noise_std)
         self._reached("computed")
-
-        import numpy as np
-
         masked = machine.contribute(
             request.round if request.phase == "train" else plan.spec.training.rounds + request.round,
             request.attempt,
