@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import StringConstraints
 
 from coordinator.appliance import Appliance
@@ -18,10 +18,10 @@ from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseInstallation
-from policies.packs import Policy
+from coordinator.studies.policy import active_policy
 from protocol.audit_event import EventType
 from protocol.canonical import parse
-from protocol.errors import Malformed, Refused
+from protocol.errors import Malformed
 from protocol.identifiers import Digest, Frozen, Label, Role, StudyId
 from protocol.timestamp import timestamp
 
@@ -68,11 +68,11 @@ def list_releases(_: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
 
 
 @router.get("/{release}")
-def show(release: str, person: AnyPerson, appliance: ApplianceOf, request: Request) -> dict[str, Any]:
+def show(release: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
     with reading(appliance.engine) as session:
         releases = ReleaseRepository(session)
         row = releases.get(release)
-        gate = seal.preview(session, appliance, _policy(request), person, release)
+        gate = seal.preview(session, appliance, active_policy(), person, release)
         return {
             **describe(row, releases),
             "subject": parse(row.subject),
@@ -102,10 +102,10 @@ def decide(release: str, body: Decision, person: Approver, appliance: ApplianceO
 
 
 @router.post("/{release}/seal")
-def seal_release(release: str, person: Researcher, appliance: ApplianceOf, request: Request) -> dict[str, Any]:
+def seal_release(release: str, person: Researcher, appliance: ApplianceOf) -> dict[str, Any]:
     """Repeat until the answer's state is released: the sites have to cosign in between."""
     with transaction(appliance.engine) as session:
-        decision = seal.seal(session, appliance, _policy(request), person, release)
+        decision = seal.seal(session, appliance, active_policy(), person, release)
     if decision is not None and not decision.allowed:
         raise seal.ReleaseDenied(decision)
     with transaction(appliance.engine) as session:
@@ -186,10 +186,3 @@ def _log_site(session: Any, appliance: Appliance, event: EventType, site: str, r
         subject=f"release:{release.id}",
         digests={"subject": release.subject_digest},
     )
-
-
-def _policy(request: Request) -> Policy:
-    policy = getattr(request.app.state, "policy", None)
-    if not isinstance(policy, Policy):
-        raise Refused("No policy pack is active at the coordinator.", "Have the administrator activate a pack.")
-    return policy
