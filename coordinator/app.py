@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -17,7 +15,10 @@ from coordinator.appliance import Appliance
 from coordinator.audit.routes import router as audit_router
 from coordinator.errors import TooLarge
 from coordinator.people.routes import router as people_router
+from coordinator.releases.routes import router as releases_router
 from coordinator.sites.routes import router as sites_router
+from coordinator.studies.policy import active_policy
+from coordinator.studies.routes import router as studies_router
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
@@ -47,19 +48,12 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     )  # fmt: skip
     app.state.appliance = appliance
     app.state.parts = {}
+    app.state.policy = active_policy()
     problems.install(app)
-    for router in (open_router, people_router, sites_router, audit_router, *_rooms()):
+    for router in (open_router, people_router, sites_router, audit_router, studies_router, releases_router):
         app.include_router(router)
     app.add_middleware(BodyLimit, limit=appliance.settings.body_limit)
     return app
-
-
-def _rooms() -> list[APIRouter]:
-    rooms = []
-    for name in ("coordinator.studies.routes", "coordinator.releases.routes"):
-        if importlib.util.find_spec(name) is not None:
-            rooms.append(importlib.import_module(name).router)
-    return rooms
 
 
 class BodyLimit:

@@ -60,20 +60,19 @@ def init(
         as_json=as_json,
         text=f"The coordinator is in {made.settings.home}; it will be reached at {made.settings.address}.\n"
         f"CA fingerprint: {made.fingerprint}\n"
-        f"One-time token of the administrator {administrator} (24 hours, for `cloister login`):\n{made.token.to_text()}",
+        f"One-time token of the administrator {administrator} (24 hours, for `cloister login TOKEN`):\n"
+        f"{made.token.to_text()}",
     )
 
 
 @app.command()
 def serve(home: Home = None) -> None:
     """Serve sites and people over TLS 1.3 until stopped."""
-    import logging
-
     from coordinator.appliance import open_appliance
+    from coordinator.logs import configure_logs
     from coordinator.server import serve as run_server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    configure_logs()
     appliance = open_appliance(_home(home), migrate=True)
     run_server(appliance, ready=lambda: typer.echo(f"ready at https://{appliance.settings.address}"))
 

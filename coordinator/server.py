@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,16 +23,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from coordinator.app import create_app
 from coordinator.appliance import Appliance
-from coordinator.audit.sequencer import SequencerThread, verify_log
-from coordinator.errors import place_of
+from coordinator.audit.sequencer import verify_log
 from coordinator.identity import PEER_CERTIFICATE
 from coordinator.keystore import Keys, renew_server_certificate
+from coordinator.parts import Part, parts
 from coordinator.settings import split_address
 from protocol.errors import CloisterError
 
-RENEWAL_CHECK_SECONDS = 3600.0
 SHUTDOWN_SECONDS = 10
-_log = logging.getLogger("cloister.server")
 
 
 class CannotServe(CloisterError):
@@ -83,22 +80,25 @@ def serve(appliance: Appliance, *, ready: Callable[[], None] = lambda: None) -> 
         verify_log(appliance)
         context = tls_context(keys)
         with listening(appliance.settings.listen) as listener:
-            build_server(appliance, context, ready=ready).serve_on(listener)
+            build_server(appliance, context, parts(context), ready=ready).serve_on(listener)
 
 
 def build_server(
-    appliance: Appliance, context: ssl.SSLContext, *, ready: Callable[[], None] = lambda: None
+    appliance: Appliance,
+    context: ssl.SSLContext,
+    wanted: Sequence[Part],
+    *,
+    ready: Callable[[], None] = lambda: None,
 ) -> CoordinatorServer:
-    """The server of an application with all its parts; run it with a bound socket."""
+    """The server of an application with these parts beside it; run it with a bound socket."""
     failures: list[CloisterError] = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             try:
-                for part in _parts():
+                for part in wanted:
                     await stack.enter_async_context(part(app, appliance))
-                await stack.enter_async_context(_certificate_renewal(appliance, context))
             except CloisterError as error:
                 failures.append(error)
                 raise
@@ -136,47 +136,6 @@ class CoordinatorServer(uvicorn.Server):
             raise self._failures[0]
         if not self.started:
             raise CannotServe("The coordinator did not start.", "Read its log above for the reason.")
-
-
-Part = Callable[[FastAPI, Appliance], Any]
-
-
-def _parts() -> list[Part]:
-    """What runs beside the application, in order of start; the reverse is the order of the end."""
-    return [_sequencer]
-
-
-@asynccontextmanager
-async def _sequencer(app: FastAPI, appliance: Appliance) -> AsyncIterator[None]:
-    thread = SequencerThread(appliance)
-    app.state.parts["log"] = lambda: thread.failure or "ok"
-    thread.start()
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(thread.stop)
-
-
-@asynccontextmanager
-async def _certificate_renewal(appliance: Appliance, context: ssl.SSLContext) -> AsyncIterator[None]:
-    async def forever() -> None:
-        while True:
-            await asyncio.sleep(RENEWAL_CHECK_SECONDS)
-            keys = appliance.keys
-            try:
-                renewed = renew_server_certificate(
-                    keys, appliance.settings.address, now=appliance.clock(), entropy=appliance.entropy
-                )
-                if renewed:
-                    context.load_cert_chain(keys.server_certificate_path, keys.server_key_path)
-            except (CloisterError, OSError) as error:
-                _log.error("the server's certificate can't be renewed: %s at %s", type(error).__name__, place_of(error))
-
-    task = asyncio.create_task(forever())
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 @contextmanager

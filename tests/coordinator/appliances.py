@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.appliance import Appliance, open_appliance
 from coordinator.database import transaction
 from coordinator.initialise import initialise
+from coordinator.parts import sequencer
 from coordinator.people import accounts
 from coordinator.server import build_server, tls_context
 from coordinator.sites import enrolment
@@ -97,7 +98,7 @@ def served_coordinator(folder: Path, *, database: str | None = None) -> Iterator
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         made = make_coordinator(folder, address=address, database=database)
         ready = threading.Event()
-        server = build_server(made.appliance, tls_context(made.appliance.keys), ready=ready.set)
+        server = build_server(made.appliance, tls_context(made.appliance.keys), [sequencer], ready=ready.set)
         thread = threading.Thread(target=server.serve_on, args=(listener,))
         thread.start()
         try:
