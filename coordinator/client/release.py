@@ -127,6 +127,16 @@ def seal(
         raise typer.Exit(1)
 
 
+@app.command()
+def suspend(release: Name, reason: Reason, home: Home = None, as_json: Json = False) -> None:
+    """Stop a released model from being fetched: one approver is enough."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.post(f"/v1/releases/{_name(release)}/suspend", {"reason": reason})
+    _tell(document, as_json, next_step="have each site stop cloister-site serve, or roll back")
+
+
 def _decide(
     release: str, decision: str, reason: str, yes: bool, home: Path | None, passphrase_file: Path | None, as_json: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""The verbs before sealing: draft, submit, challenge, decide. Each is load, decide, save, append."""
+"""The verbs of people: draft, submit, challenge, decide, suspend. Each is load, decide, save, append."""
 
 from __future__ import annotations
 
@@ -145,6 +145,18 @@ def decide(
     state = outcome([*cast, vote], digest=release.subject_digest, submitter=release.submitter)
     if state is not ReleaseState(release.state):
         releases.set_state(release, move(ReleaseState(release.state), state))
+    return release
+
+
+def suspend(session: Session, appliance: Appliance, person: Person, name: str, *, reason: str) -> Release:
+    """released -> suspended, by one approver alone: stopping a model must be quick, starting it never is."""
+    if not 1 <= len(reason) <= MAX_REASON:
+        raise Malformed("The reason is missing or too long.", "Give --reason in words.")
+    releases = ReleaseRepository(session)
+    release = releases.get(name)
+    releases.set_state(release, move(ReleaseState(release.state), ReleaseState.SUSPENDED))
+    words: dict[str, object] = {"reason": reason, "person": person.name}
+    _log(session, appliance, EventType.RELEASE_SUSPENDED, person, release, payload=words)
     return release
 
 

@@ -45,6 +45,12 @@ class Decision(Frozen):
     reason: Annotated[str, StringConstraints(max_length=review.MAX_REASON)]
 
 
+class Suspension(Frozen):
+    """Why a released model must no longer be fetched."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=review.MAX_REASON)]
+
+
 class Installation(Frozen):
     """The digest that the site verified."""
 
@@ -112,6 +118,13 @@ def seal_release(release: str, person: Researcher, appliance: ApplianceOf) -> di
         seal.finish(session, appliance, release)
         releases = ReleaseRepository(session)
         return describe(releases.get(release), releases)
+
+
+@router.post("/{release}/suspend")
+def suspend(release: str, body: Suspension, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        row = review.suspend(session, appliance, person, release, reason=body.reason)
+        return describe(row, ReleaseRepository(session))
 
 
 @router.get("/{release}/bundle")

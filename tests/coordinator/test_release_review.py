@@ -1,0 +1,325 @@
+"""From a candidate to a sealed bundle that a site accepts, and every way in which people may try to cut it short."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.appliance import Appliance
+from coordinator.audit.sequencer import integrate_once
+from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
+from coordinator.database import reading, transaction
+from coordinator.people.tables import Person
+from coordinator.releases import review, seal
+from coordinator.releases.repository import ReleaseRepository
+from coordinator.rounds.tables import Candidate
+from coordinator.studies.policy import active_policy
+from coordinator.studies.tables import Study
+from protocol.audit_event import AuditEvent, EventType
+from protocol.bundle import unpack
+from protocol.canonical import canonical, digest, sha256_hex
+from protocol.checkpoint import cosigner_key
+from protocol.consent import PLAN_TYPE
+from protocol.enrolment import witness_name
+from protocol.envelope import seal as sign
+from protocol.errors import CloisterError, Refused
+from protocol.identifiers import Role
+from protocol.model import parameter_count
+from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement, EvaluationReport, Interval
+from protocol.signing import SigningKey
+from protocol.study import Governance
+from site_agent.releases.trusted_release import TrustRoot, verify
+from tests.coordinator.appliances import Made, TestSite
+from tests.releases import SCHEMA, SITES, Maker
+
+HASH = "sha256:" + "2" * 64
+STUDY = "heart-study"
+RELEASE = "heart-study-r1"
+
+
+@dataclass
+class Federation:
+    """A coordinator with four witnessing sites, the people, and a candidate."""
+
+    appliance: Appliance
+    sites: list[TestSite]
+    people: dict[str, Person] = field(default_factory=dict)
+    keys: dict[str, SigningKey] = field(default_factory=dict)
+    plan_digest: str = ""
+
+    def witness(self) -> None:
+        """Integrate what is pending and have three of four sites cosign it."""
+        integrate_once(self.appliance)
+        with reading(self.appliance.engine) as session:
+            note = latest_note(session, self.appliance)
+        for site in self.sites[:3]:
+            with transaction(self.appliance.engine) as session:
+                vkey = cosigner_key(witness_name(site.name), site.witness).text
+                accept_cosignatures(session, self.appliance, vkey, site.cosign(note, self.appliance.clock()))
+
+    def to_review(self) -> None:
+        with transaction(self.appliance.engine) as session:
+            review.draft(
+                session, self.appliance, self.people["ada"], study=STUDY, intended_use="research.heart",
+                use_mode="research",
+            )  # fmt: skip
+        with transaction(self.appliance.engine) as session:
+            review.submit(session, self.appliance, self.people["ada"], RELEASE)
+
+    def decide(self, caller: str, /, decision: str = "approve", **changes: Any) -> None:
+        with transaction(self.appliance.engine) as session:
+            asked = review.challenge(session, self.appliance, self.people[caller], RELEASE)
+        fields = {
+            "release": RELEASE,
+            "subject_digest": asked["subject_digest"],
+            "person": caller,
+            "role": Role(self.people[caller].role),
+            "decision": decision,
+            "meaning": "reviewed-and-approved" if decision == "approve" else "reviewed-and-rejected",
+            "reason_hash": sha256_hex(b"read it"),
+            "packs": {},
+            "challenge": asked["challenge"],
+            "signed_at": "2026-11-23T00:00:00Z",
+        }
+        key = changes.pop("signed_by", caller)
+        approval = Approval(**{**fields, **changes})
+        envelope = sign(APPROVAL_TYPE, approval.model_dump(mode="json"), self.keys[key]).to_bytes()
+        self.send(caller, envelope)
+
+    def send(self, person: str, envelope: bytes) -> None:
+        with transaction(self.appliance.engine) as session:
+            review.decide(session, self.appliance, self.people[person], RELEASE, envelope=envelope, reason="read it")
+
+    def seal(self) -> bool:
+        with transaction(self.appliance.engine) as session:
+            decision = seal.seal(session, self.appliance, active_policy(), self.people["ada"], RELEASE)
+        if decision is not None and not decision.allowed:
+            raise seal.ReleaseDenied(decision)
+        with transaction(self.appliance.engine) as session:
+            return seal.finish(session, self.appliance, RELEASE)
+
+    def bundle(self) -> bytes:
+        with reading(self.appliance.engine) as session:
+            return seal.bundle(session, RELEASE)
+
+    def events(self) -> list[AuditEvent]:
+        from sqlmodel import select
+
+        from coordinator.audit.tables import LogEntry
+
+        with reading(self.appliance.engine) as session:
+            return [AuditEvent.model_validate_json(row.leaf) for row in session.exec(select(LogEntry))]
+
+
+def governed(maker: Maker) -> dict[str, Any]:
+    """What the packs ask of a study with European sites."""
+    spec = maker.plan().spec
+    governance = Governance(
+        controllers=("A",), notice="ref", dpia="ref", research_safeguards=True, updates_until="2030-01-01",
+        checkpoints_until="2030-01-01", model_until="2036-01-01",
+    )  # fmt: skip
+    return {"spec": spec.model_copy(update={"governance": governance, "justified_columns": ("age", "pain")})}
+
+
+@pytest.fixture
+def federation(local: Made, tmp_path: Path) -> Federation:
+    appliance = local.appliance
+    sites = [TestSite(name, tmp_path / name) for name in SITES]
+    for site in sites:
+        site.enrol_in(appliance)
+    maker = Maker(coordinator=appliance.keys.coordinator)
+    with reading(appliance.engine) as session:
+        policy = policy_in_force(session, appliance)
+    assert policy is not None
+    maker.plan_changes = {**governed(maker), "witness_policy": policy.to_document()}
+    plan = maker.plan()
+    envelope = sign(PLAN_TYPE, plan.model_dump(mode="json"), appliance.keys.coordinator)
+    made = Federation(appliance, sites, keys=maker.people, plan_digest=sha256_hex(envelope.payload))
+    roles = {"ada": Role.RESEARCHER, "bo": Role.COMPLIANCE_OFFICER, "cy": Role.CLINICAL_LEAD, "eve": Role.CLINICAL_LEAD}
+    weights = np.linspace(-1, 1, parameter_count(plan.spec.model, SCHEMA.width)).astype("<f8").tobytes()
+    epsilon = EpsilonStatement(
+        unit="patient", adjacency="zero-out", epsilon=0.99, delta=1e-4, epsilon_worst_site=1.9,
+        epsilon_cohort_to_date={}, epsilon_evaluation=1.0, steps_charged=16, rounds_executed=10, attempts=10,
+        sampling="Poisson", accountant="PLD", trust="two honest sites",
+    )  # fmt: skip
+    figure = Interval(value=0.9, low=0.8, high=1.0)
+    evaluation = EvaluationReport(
+        mode="noised", outside_guarantee=False, held_out=120, bins=10, auc=figure, accuracy=figure,
+        calibration_error=figure,
+    )  # fmt: skip
+    with transaction(appliance.engine) as session:
+        for name, role in roles.items():
+            person = Person(
+                name=name, role=role.value, status="active", key=made.keys[name].public.text,
+                invited_at="2026-11-23T00:00:00Z",
+            )  # fmt: skip
+            made.people[name] = person
+            session.add(person)
+        session.add(
+            Study(
+                id=STUDY, title="Heart", submitter="ada", state="candidate", proposal=b"{}", proposal_digest=HASH,
+                plan=envelope.to_bytes(), plan_digest=made.plan_digest, decision="{}",
+                proposed_at="2026-11-23T00:00:00Z",
+            )  # fmt: skip
+        )
+        session.flush()
+        session.add(
+            Candidate(
+                study=STUDY, weights=weights, weights_digest=sha256_hex(weights), rounds_digest=HASH,
+                evaluation=evaluation.model_dump_json(), histogram="[]", epsilon=epsilon.model_dump_json(),
+                created_at="2026-11-23T00:00:00Z",
+            )  # fmt: skip
+        )
+    made.witness()
+    return made
+
+
+def test_two_approvals_a_quorum_and_then_a_bundle_that_a_site_accepts(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    federation.decide("cy")
+    assert not federation.seal()
+    with pytest.raises(Refused, match="sealing"):
+        federation.bundle()
+    federation.witness()
+    assert federation.seal()
+    with reading(federation.appliance.engine) as session:
+        policy = policy_in_force(session, federation.appliance)
+    assert policy is not None
+    root = TrustRoot(
+        "clinic-a", federation.appliance.keys.coordinator.public, policy, frozenset({federation.plan_digest})
+    )
+    installable = verify(unpack(federation.bundle(), BUNDLE_FILES), root)
+    assert installable.subject.release == RELEASE
+    logged = [event.event for event in federation.events()]
+    for event in (
+        EventType.RELEASE_DRAFTED, EventType.RELEASE_SUBMITTED, EventType.RELEASE_APPROVED,
+        EventType.POLICY_DECIDED, EventType.RELEASE_SEALED,
+    ):  # fmt: skip
+        assert event in logged
+    assert logged.count(EventType.RELEASE_APPROVED) == 2
+
+
+def test_the_log_holds_no_name_and_no_reason(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    leaves = b"".join(event.leaf() for event in federation.events())
+    assert b"read it" not in leaves
+    assert b'"bo"' not in leaves
+
+
+def test_a_release_is_not_sealed_without_both(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    with pytest.raises(Refused, match="cannot become"):
+        federation.seal()
+
+
+def test_one_rejection_ends_it(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("cy", decision="reject")
+    with pytest.raises(CloisterError, match="rejected"):
+        federation.decide("bo")
+    with pytest.raises(Refused):
+        federation.seal()
+
+
+@pytest.mark.parametrize(
+    ("person", "changes", "why"),
+    [
+        ("ada", {}, "does not name ada"),
+        ("eve", {}, "does not name eve"),
+        ("bo", {"role": Role.CLINICAL_LEAD}, "does not name bo"),
+        ("bo", {"subject_digest": HASH}, "another digest"),
+        ("bo", {"challenge": HASH}, "unknown, used"),
+        ("bo", {"signed_by": "cy"}, ""),
+        ("bo", {"person": "cy", "role": Role.CLINICAL_LEAD, "signed_by": "cy"}, "another person"),
+        ("bo", {"release": "heart-study-r2"}, "another person or release"),
+        ("bo", {"reason_hash": HASH}, "reason"),
+    ],
+)
+def test_wrong_approvals_are_refused(
+    federation: Federation, person: str, changes: dict[str, Any], why: str
+) -> None:
+    federation.to_review()
+    with pytest.raises(CloisterError) as caught:
+        federation.decide(person, **changes)
+    assert why in caught.value.message
+    with reading(federation.appliance.engine) as session:
+        assert ReleaseRepository(session).votes(RELEASE) == []
+
+
+def test_one_person_does_not_approve_twice(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    with pytest.raises(Refused, match="already decided"):
+        federation.decide("bo")
+
+
+def test_an_approval_is_not_replayed(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    with reading(federation.appliance.engine) as session:
+        (vote,) = ReleaseRepository(session).votes(RELEASE)
+    with pytest.raises(Refused, match="already decided"):
+        federation.send("bo", vote.envelope)
+    with pytest.raises(Refused, match="another person"):
+        federation.send("cy", vote.envelope)
+
+
+def test_only_the_submitter_drafts_and_submits(federation: Federation) -> None:
+    with pytest.raises(Refused, match="submitter"), transaction(federation.appliance.engine) as session:
+        review.draft(
+            session, federation.appliance, federation.people["bo"], study=STUDY, intended_use="research.heart",
+            use_mode="research",
+        )  # fmt: skip
+
+
+def test_an_undeclared_purpose_is_denied_and_the_denial_is_logged(federation: Federation) -> None:
+    with transaction(federation.appliance.engine) as session:
+        review.draft(
+            session, federation.appliance, federation.people["ada"], study=STUDY, intended_use="marketing",
+            use_mode="research",
+        )  # fmt: skip
+    with transaction(federation.appliance.engine) as session:
+        review.submit(session, federation.appliance, federation.people["ada"], RELEASE)
+    federation.decide("bo")
+    federation.decide("cy")
+    with pytest.raises(seal.ReleaseDenied) as caught:
+        federation.seal()
+    assert "G04" in caught.value.message
+    assert caught.value.remedy
+    decided = [event for event in federation.events() if event.event is EventType.POLICY_DECIDED]
+    assert decided[-1].labels["outcome"] == "deny"
+
+
+def test_the_statement_names_every_approval(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    federation.decide("cy")
+    federation.seal()
+    federation.witness()
+    federation.seal()
+    files = unpack(federation.bundle(), BUNDLE_FILES)
+    subject = json.loads(files["subject.json"])
+    assert digest(subject) == sha256_hex(canonical(subject))
+    assert subject["submitter"] == "ada"
+
+
+def test_a_released_model_can_be_suspended_and_then_not_fetched(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    federation.decide("cy")
+    federation.seal()
+    federation.witness()
+    assert federation.seal()
+    with transaction(federation.appliance.engine) as session:
+        review.suspend(session, federation.appliance, federation.people["cy"], RELEASE, reason="a fault was seen")
+    with pytest.raises(Refused, match="suspended"):
+        federation.bundle()
+    assert federation.events()[-1].event is EventType.RELEASE_SUSPENDED
