@@ -185,6 +185,11 @@ class RoundRepository:
         query = select(StudyRound).where(col(StudyRound.study) == study)
         return list(self._session.exec(query.order_by(col(StudyRound.phase).desc(), col(StudyRound.round))))
 
+    def latest_round(self, study: str) -> StudyRound | None:
+        """The training round that was committed last."""
+        query = select(StudyRound).where(col(StudyRound.study) == study, col(StudyRound.phase) == "train")
+        return self._session.exec(query.order_by(col(StudyRound.round).desc()).limit(1)).first()
+
     def rounds_digest(self, study: str) -> str:
         """SHA-256 over the canonical list of the committed rounds' records."""
         return digest([round_record(row) for row in self.rounds(study)])
@@ -213,9 +218,13 @@ class CandidateRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    def find(self, study: str) -> Candidate | None:
+        """The study's candidate, if there is one."""
+        return self._session.get(Candidate, study)
+
     def of(self, study: str) -> Candidate:
         """The study's candidate, or NotFound."""
-        row = self._session.get(Candidate, study)
+        row = self.find(study)
         if row is None:
             raise NotFound(
                 f"Study {study} has no candidate yet.", "Wait for its rounds and evaluation: `cloister study status`."

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.rounds.repository import RoundRepository, round_record
+from coordinator.rounds.repository import CandidateRepository, RoundRepository, round_record
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import StudyState
@@ -55,22 +55,24 @@ def status(session: Session, row: Study) -> dict[str, Any]:
     joined = set(json.loads(setup.joined)) if setup is not None else set()
     if setup is not None and setup.established_at is not None:
         joined = set(json.loads(setup.cohort))
+    latest = rounds.latest_round(row.id)
     return {
         **summary(row),
         "decision": json.loads(row.decision),
-        "epsilon": {
+        "epsilon": plan.epsilon,
+        "privacy": {
             "target": plan.spec.privacy.epsilon,
-            "global": plan.epsilon,
-            "worst_site": plan.epsilon_worst_site,
-            "spent": spent(curve, progress.attempts),
             "delta": plan.spec.privacy.delta,
+            "epsilon_worst_site": plan.epsilon_worst_site,
+            "epsilon_spent": spent(curve, progress.attempts),
+            "noise_multiplier": plan.noise_multiplier,
         },
-        "noise_multiplier": plan.noise_multiplier,
         "rounds": {
             "planned": plan.spec.training.rounds,
             "committed": progress.committed,
             "abandoned_attempts": progress.abandoned,
             "retries_planned": plan.spec.privacy.retries,
+            "latest": round_record(latest) if latest is not None else None,
         },
         "minimum_sites": plan.spec.minimum_sites,
         "sites": [
@@ -78,13 +80,28 @@ def status(session: Session, row: Study) -> dict[str, Any]:
                 "name": site.name,
                 "jurisdiction": site.jurisdiction,
                 "patients": site.patients,
+                "held_out": site.held_out,
                 "answer": consents[site.name].decision if site.name in consents else None,
                 "reason": consents[site.name].reason if site.name in consents else None,
                 "joined": site.name in joined,
             }
             for site in plan.sites
         ],
-        "approvers": [{"person": approver.person, "role": approver.role.value} for approver in plan.approvers],
+        "candidate": _candidate(session, row),
+        "plan": plan.model_dump(mode="json"),
+    }
+
+
+def _candidate(session: Session, row: Study) -> dict[str, Any] | None:
+    candidate = CandidateRepository(session).find(row.id)
+    if candidate is None:
+        return None
+    return {
+        "weights_digest": candidate.weights_digest,
+        "rounds_digest": candidate.rounds_digest,
+        "evaluation": json.loads(candidate.evaluation),
+        "epsilon": json.loads(candidate.epsilon),
+        "created_at": candidate.created_at,
     }
 
 

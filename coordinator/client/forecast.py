@@ -1,0 +1,172 @@
+"""What a study would cost its patients, before anybody is asked: computed here, without the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.client.spec_file import Problem, SpecFile
+from coordinator.studies.plan import Calibration, calibrate, forecast, mechanism
+from coordinator.terminal import table
+from privacy.accounting.epsilon import FORECAST_INTERVAL, epsilon
+from privacy.errors import PrivacyError
+from privacy.evaluation.histogram import check_bins
+from privacy.parameters import site_noise_multiplier
+from protocol.study import MINIMUM_TRAINS_ALONE, StudySpec
+
+SECONDS_A_ROUND = 0.8
+SECONDS_FOR_KEYS = 5.0
+"""What a round and the key set-up take with four sites on one machine; real lines and sites are slower."""
+SHOWN_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Epsilon by step, in total, and for each site if all others collude. patients: None where nobody told."""
+
+    spec: StudySpec
+    calibration: Calibration
+    curve: tuple[tuple[int, float], ...]
+    worst: Mapping[str, float]
+    patients: Mapping[str, int | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        spec, calibration = self.spec, self.calibration
+        return {
+            "noise_multiplier": calibration.noise_multiplier,
+            "evaluation_multiplier": calibration.evaluation_multiplier,
+            "epsilon": {
+                "target": spec.privacy.epsilon,
+                "global": calibration.epsilon,
+                "worst_site": calibration.epsilon_worst_site,
+                "evaluation": spec.evaluation.epsilon if spec.evaluation.mode == "noised" else None,
+                "per_round": [{"steps": steps, "epsilon": value} for steps, value in self.curve],
+            },
+            "delta": spec.privacy.delta,
+            "rounds": spec.training.rounds,
+            "retries": spec.privacy.retries,
+            "sites": [
+                {"name": name, "epsilon_worst_case": self.worst[name], "patients": self.patients.get(name)}
+                for name in spec.invited
+            ],
+            "expected_seconds": self.seconds,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """A guess at the time from start to candidate."""
+        return SECONDS_FOR_KEYS + SECONDS_A_ROUND * (self.spec.training.rounds + 1)
+
+    def text(self) -> str:
+        """For a person."""
+        spec, calibration = self.spec, self.calibration
+        tolerated = spec.privacy.colluders + spec.privacy.dropouts
+        sites = len(spec.invited)
+        alone = site_noise_multiplier(calibration.noise_multiplier, sites, tolerated)
+        rounds = [(steps, f"{value:.3f}") for steps, value in selected(self.curve, spec.training.rounds)]
+        people = [(name, self.patients.get(name), f"{self.worst[name]:.3f}") for name in spec.invited]
+        exact = spec.evaluation.mode == "exact"
+        evaluation = (
+            "exact: outside the privacy guarantee, declared to every site and shown on the release"
+            if exact
+            else f"noised, epsilon {spec.evaluation.epsilon:g} for the held-out patients over {spec.evaluation.attempts} tries"
+        )
+        return "\n".join(
+            [
+                f"{spec.study}: {spec.training.rounds} rounds and up to {spec.privacy.retries} retries, {sites} sites",
+                f"noise multiplier {calibration.noise_multiplier:.4f}; each site adds {alone:.4f} times the clip: with "
+                f"all {sites} present the noise has {sites / (sites - tolerated):.2f} times the variance charged",
+                f"epsilon {calibration.epsilon:.4f} of {spec.privacy.epsilon:g} at delta {spec.privacy.delta:g}, per "
+                "patient, all retries included",
+                "",
+                table(("steps", "epsilon so far"), rows=rounds),
+                "",
+                table(("site", "patients", "worst case if all others collude"), rows=people),
+                "",
+                f"evaluation: {evaluation}",
+                f"expected time: about {self.seconds:.0f} s, when every site is quick to answer",
+            ]
+        )
+
+
+def selected(curve: tuple[tuple[int, float], ...], rounds: int) -> list[tuple[int, float]]:
+    """A few points of a curve, the planned rounds and the last among them."""
+    wanted = {1, rounds, curve[-1][0]} | {
+        round(rounds * part / (SHOWN_ROUNDS - 2)) for part in range(1, SHOWN_ROUNDS - 2)
+    }
+    return [point for point in curve if point[0] in wanted or point is curve[-1]]
+
+
+def make_forecast(
+    file: SpecFile, patients: Mapping[str, int] | None
+) -> tuple[Forecast | None, tuple[Problem, ...], tuple[str, ...]]:
+    """(forecast, problems, notes). patients: training and held-out patients by site where known, None where not.
+
+    Problems of the numbers together: noise that no value reaches, a worst case above the spec's own limit, a delta
+    too large for the patients there are.
+    """
+    spec = file.spec
+    notes: list[str] = []
+    try:
+        check_bins(spec.evaluation.bins)
+    except PrivacyError as error:
+        return None, (file.problem("evaluation.bins", error.message, error.remedy),), ()
+    try:
+        calibration = calibrate(spec, len(spec.invited))
+    except PrivacyError as error:
+        return None, (file.problem("privacy.epsilon", error.message, error.remedy),), ()
+    problems = [*_worst_case(file, calibration), *_delta(file, patients, notes)]
+    alone = site_noise_multiplier(
+        calibration.noise_multiplier, len(spec.invited), spec.privacy.colluders + spec.privacy.dropouts
+    )
+    worst = epsilon(mechanism(spec, alone), FORECAST_INTERVAL)
+    made = Forecast(
+        spec=spec,
+        calibration=calibration,
+        curve=forecast(spec, calibration.noise_multiplier),
+        worst=dict.fromkeys(spec.invited, max(worst, calibration.epsilon_worst_site)),
+        patients={name: (patients or {}).get(name) for name in spec.invited},
+    )
+    return made, tuple(problems), tuple(notes)
+
+
+def _worst_case(file: SpecFile, calibration: Calibration) -> list[Problem]:
+    limit = file.spec.privacy.epsilon_worst_site
+    if limit is None or calibration.epsilon_worst_site <= limit:
+        return []
+    return [
+        file.problem(
+            "privacy.epsilon_worst_site",
+            f"a site's worst case is {calibration.epsilon_worst_site:.3f}, above {limit:g}",
+            "Lower privacy.epsilon, tolerate fewer drop-outs, or raise this limit.",
+        )
+    ]
+
+
+def _delta(file: SpecFile, patients: Mapping[str, int] | None, notes: list[str]) -> list[Problem]:
+    spec, delta = file.spec, file.spec.privacy.delta
+    known = [name for name in spec.invited if patients is not None and name in patients]
+    if patients is None or not known:
+        notes.append(
+            "delta is not checked against the number of patients: the coordinator was not asked "
+            f"(it must be below {1 / delta:.0f} patients in all for delta {delta:g})"
+        )
+        return []
+    unknown = [name for name in spec.invited if name not in patients]
+    if unknown:
+        notes.append(f"no dataset of this schema is registered yet by {', '.join(unknown)}")
+    for name in known:
+        if patients[name] < MINIMUM_TRAINS_ALONE:
+            notes.append(f"{name} has under {MINIMUM_TRAINS_ALONE} patients: it joins the sum and never trains alone")
+    total = sum(patients[name] for name in known)
+    if delta < 1 / total:
+        return []
+    return [
+        file.problem(
+            "privacy.delta",
+            f"{delta:g} is not below 1 in {total} patients: it would allow one patient's whole record to be given away",
+            f"Set it to at most {0.1 / total:.1g}.",
+        )
+    ]

@@ -1,0 +1,308 @@
+"""cloister study …: validate, propose, approve, start, stop, and look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.client.options import Home, Json, PassphraseFile
+from coordinator.terminal import emit, read_passphrase, table
+
+if TYPE_CHECKING:
+    from coordinator.client.forecast import Forecast
+    from coordinator.client.spec_file import SpecFile
+
+app = typer.Typer(no_args_is_help=True, help="Studies: validate, propose, start, watch.")
+Spec = Annotated[Path, typer.Argument(help="The study's YAML file.")]
+Name = Annotated[str, typer.Argument(help="The study, as `cloister study list` shows it.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask before signing.")]
+
+
+@app.command()
+def validate(spec: Spec, home: Home = None, as_json: Json = False) -> None:
+    """Say what is wrong with a study, and forecast what it costs its patients. Needs no network."""
+    from coordinator.client.spec_file import SpecInvalid
+
+    file, forecast, problems, notes = _judged(spec, home)
+    document = {
+        "study": file.spec.study,
+        "valid": not problems,
+        "problems": [problem.to_dict() for problem in problems],
+        "notes": list(notes),
+        "forecast": forecast.to_dict() if forecast else None,
+    }
+    if problems and not as_json:
+        raise SpecInvalid(spec, problems)
+    text = "" if forecast is None else "\n".join([forecast.text(), *(f"note: {note}" for note in notes)])
+    emit(document, as_json=as_json, text=text)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def propose(
+    spec: Spec,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask what policy would say; propose nothing.")] = False,
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a study with your key and propose it. A denial names rule, citation, fact and remedy."""
+    from coordinator.client.account import open_account
+    from coordinator.client.connection import CoordinatorRefused
+    from coordinator.client.spec_file import SpecInvalid
+    from protocol.consent import PROPOSAL_TYPE
+    from protocol.envelope import seal
+
+    account = open_account(home)
+    file, _, problems, _ = _judged(spec, home)
+    if problems:
+        raise SpecInvalid(spec, problems)
+    key = account.unlock(read_passphrase(passphrase_file, "Passphrase"))
+    signed = seal(PROPOSAL_TYPE, file.spec.model_dump(mode="json"), key).to_bytes()
+    with account.connect() as connection:
+        try:
+            proposed = connection.post_bytes(f"/v1/studies{'?dry_run=true' if dry_run else ''}", signed)
+        except CoordinatorRefused as refused:
+            if not as_json and "findings" in refused.facts:
+                typer.echo(findings_text(refused.facts["findings"]), err=True)
+            raise
+    owed = findings_text(proposed["decision"]["findings"])
+    lines = [
+        f"{proposed['study']}: {_OUTCOMES[proposed['state']]}",
+        f"plan {proposed['plan_digest']}",
+        f"epsilon {proposed['epsilon']:.4f}, a site's worst case {proposed['epsilon_worst_site']:.4f}",
+        *([owed] if owed else []),
+    ]
+    if dry_run:
+        lines.insert(0, "Nothing was proposed (dry run).")
+    emit({**proposed, "dry_run": dry_run}, as_json=as_json, text="\n".join(lines))
+    if proposed["state"] == "denied":
+        raise typer.Exit(1)
+
+
+_OUTCOMES = {
+    "denied": "policy denies it",
+    "held": "policy holds it until a compliance officer approves the plan (`cloister study approve`)",
+    "consenting": "policy allows it; its sites are asked (`cloister-site studies review`)",
+}
+
+
+@app.command("list")
+def list_studies(home: Home = None, as_json: Json = False) -> None:
+    """List studies, and proposals that policy denied."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        rows = connection.get("/v1/studies")
+    columns = ("study", "state", "reason", "submitter", "proposed_at")
+    emit(rows, as_json=as_json, text=table(columns, [tuple(row[name] for name in columns) for row in rows]))
+
+
+@app.command()
+def status(study: Name, home: Home = None, as_json: Json = False) -> None:
+    """Show a study: its sites' answers, how far it is, what was spent."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.get(f"/v1/studies/{_name(study)}")
+    emit(document, as_json=as_json, text=status_text(document))
+
+
+@app.command()
+def rounds(study: Name, home: Home = None, as_json: Json = False) -> None:
+    """Show each round: who was invited, who contributed, who did not and why, and the epsilon spent so far."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.get(f"/v1/studies/{_name(study)}/rounds")
+    rows = [
+        (
+            row["phase"],
+            row["round"],
+            row["attempts"],
+            f"{len(row['contributed'])} of {len(row['invited'])}",
+            ", ".join(f"{site} ({code})" for site, code in sorted(row["excluded"].items())),
+            f"{row['epsilon']:.4f}",
+            f"{row['norm']:.4g}",
+            f"{row['seconds']:.1f}",
+        )
+        for row in document["rounds"]
+    ]
+    head = ("phase", "round", "attempts", "contributed", "left out", "epsilon so far", "norm", "seconds")
+    emit(document["rounds"], as_json=as_json, text=table(head, rows))
+
+
+@app.command()
+def approve(
+    study: Name,
+    reject: Annotated[bool, typer.Option("--reject", help="Reject the plan instead; that stops the study.")] = False,
+    yes: Yes = False,
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a decision on a plan that policy holds, with your own key."""
+    import base64
+    from datetime import UTC, datetime
+
+    from coordinator.client.account import open_account
+    from protocol.canonical import parse, sha256_hex
+    from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
+    from protocol.envelope import Envelope, seal
+    from protocol.errors import VerificationFailed
+    from protocol.study import StudyPlan
+    from protocol.timestamp import timestamp
+
+    account = open_account(home)
+    with account.connect() as connection:
+        shown = connection.get(f"/v1/studies/{_name(study)}/plan")
+        payload = Envelope.from_bytes(base64.b64decode(shown["plan_envelope"]), limit=8 << 20).payload
+        if sha256_hex(payload) != shown["plan_digest"]:
+            raise VerificationFailed(
+                "The coordinator shows a plan that does not have the digest it names.",
+                "Sign nothing; tell the coordinator's administrator.",
+            )
+        plan = StudyPlan.model_validate(parse(payload, limit=4 << 20))
+        if not as_json:
+            typer.echo(plan_text(plan, shown["plan_digest"]))
+        decision = "reject" if reject else "approve"
+        if not yes:
+            typer.confirm(f"Sign «{decision}» over {shown['plan_digest']}?", abort=True)
+        key = account.unlock(read_passphrase(passphrase_file, "Passphrase"))
+        approval = PlanApproval.model_validate(
+            {
+                "study": study,
+                "plan_digest": shown["plan_digest"],
+                "person": account.name,
+                "role": account.role,
+                "decision": decision,
+                "signed_at": timestamp(datetime.now(UTC)),
+            }
+        )
+        signed = seal(PLAN_APPROVAL_TYPE, approval.model_dump(mode="json"), key).to_bytes()
+        document = connection.post_bytes(f"/v1/studies/{study}/approvals", signed)
+    emit(document, as_json=as_json, text=f"{study} is {document['state']}.")
+
+
+@app.command()
+def start(
+    study: Name,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until the study has ended.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Start a study that enough sites have granted."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.post(f"/v1/studies/{_name(study)}/start")
+        if not wait:
+            emit(document, as_json=as_json, text=f"{study} has started; watch it with `cloister study status {study}`.")
+            return
+        from coordinator.client.progress import watch
+
+        ended = watch(lambda: connection.get(f"/v1/studies/{study}"), quiet=as_json)
+    emit(ended, as_json=as_json, text=status_text(ended))
+    if ended["state"] != "candidate":
+        raise typer.Exit(1)
+
+
+@app.command()
+def stop(study: Name, home: Home = None, as_json: Json = False) -> None:
+    """Stop a study. What was spent stays spent."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.post(f"/v1/studies/{_name(study)}/stop")
+    emit(document, as_json=as_json, text=f"{study} is stopped.")
+
+
+def findings_text(findings: list[dict[str, Any]]) -> str:
+    """Each finding with rule, citation, facts and remedy."""
+    lines = []
+    for finding in findings:
+        facts = [
+            fact["path"] if fact.get("value") is None else f"{fact['path']} = {fact['value']}"
+            for fact in finding.get("facts", [])
+        ]
+        lines += [
+            f"{finding['effect']}: {finding['rule']} ({finding['citation']}): {finding['message']}",
+            *([f"  facts: {'; '.join(facts)}"] if facts else []),
+            f"  remedy: {finding['remedy']}",
+        ]
+    return "\n".join(lines)
+
+
+def status_text(document: dict[str, Any]) -> str:
+    """A study for a person."""
+    done, privacy = document["rounds"], document["privacy"]
+    why = f" ({document['reason']}: {document['detail'] or 'no more is known'})" if document["reason"] else ""
+    sites = [
+        (site["name"], site["jurisdiction"], site["patients"], site["answer"], "yes" if site["joined"] else None)
+        for site in document["sites"]
+    ]
+    lines = [
+        f"{document['study']}: {document['state']}{why}",
+        f"round {done['committed']} of {done['planned']}; {done['abandoned_attempts']} of {done['retries_planned']} "
+        "retries used",
+        f"epsilon {privacy['epsilon_spent']:.4f} spent of {document['epsilon']:.4f} at delta {privacy['delta']:g}; "
+        f"a site's worst case {privacy['epsilon_worst_site']:.4f}",
+        f"plan {document['plan_digest']}",
+        table(("site", "law", "patients", "answer", "joined"), sites),
+    ]
+    if document["candidate"]:
+        auc = document["candidate"]["evaluation"]["auc"]
+        told = (
+            f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" if auc["value"] is not None else auc["reason"]
+        )
+        lines.append(f"candidate {document['candidate']['weights_digest']}; AUC {told}")
+    return "\n".join(lines)
+
+
+def plan_text(plan: Any, digest: str) -> str:
+    """What an approver signs over."""
+    spec = plan.spec
+    return "\n".join(
+        [
+            f"study       {spec.study}: {spec.title}",
+            f"purpose     {spec.purpose.code}: {spec.purpose.description}",
+            f"sites       {', '.join(plan.names)}; at least {spec.minimum_sites} in every round",
+            f"privacy     epsilon {plan.epsilon:.4f} at delta {spec.privacy.delta:g} per patient; worst case of a site "
+            f"{plan.epsilon_worst_site:.4f}",
+            f"evaluation  {spec.evaluation.mode}",
+            f"digest      {digest}",
+        ]
+    )
+
+
+def _judged(spec: Path, home: Path | None) -> tuple[SpecFile, Forecast | None, tuple[Any, ...], tuple[str, ...]]:
+    from coordinator.client.forecast import make_forecast
+    from coordinator.client.spec_file import load_spec
+
+    file = load_spec(spec)
+    forecast, problems, notes = make_forecast(file, _counts(file, home))
+    return file, forecast, problems, notes
+
+
+def _counts(file: SpecFile, home: Path | None) -> dict[str, int] | None:
+    """Registered patients by site where the person is signed in; None where they are not, or nobody answers."""
+    from coordinator.client.account import AccountError, open_account
+    from coordinator.client.connection import CoordinatorRefused, CoordinatorUnreachable
+    from coordinator.studies.plan import schema_digest
+
+    try:
+        with open_account(home).connect() as connection:
+            rows = connection.get("/v1/datasets")
+    except (AccountError, CoordinatorRefused, CoordinatorUnreachable):
+        return None
+    wanted = schema_digest(file.spec.dataset)
+    return {str(row["site"]): int(row["patients"]) for row in rows if row["schema_digest"] == wanted}
+
+
+def _name(study: str) -> str:
+    from protocol.identifiers import require_name
+
+    return require_name(study, "The study's name")
