@@ -14,6 +14,9 @@ from privacy.parameters import require_positive
 NOT_FINITE = "gradient-not-finite"
 # Rounding in a norm of D squares and in the product is relatively below (D/2 + 4) 2^-53: this covers 16 million.
 _SAFETY = 1.0 - 1e-9
+_LARGEST = 1e150
+_SMALLEST = 1e-150
+LARGEST_CLIP = 1e100
 
 
 @dataclass(frozen=True)
@@ -31,30 +34,33 @@ class Clipped:
 def clip_gradients(gradients: npt.NDArray[np.floating], clip: float) -> Clipped:
     """(P, D) float -> rows scaled by min(1, C/norm); a row with NaN or infinity counts as 0 and is reported.
 
-    Norms are taken in float64 and never overflow. Raises ParameterError unless C > 0 and the array has two axes.
+    Norms are taken in float64 and never overflow. Raises ParameterError unless 0 < C <= 1e100 and there are two axes.
     """
     require_positive("the clip", clip)
+    if clip > LARGEST_CLIP:
+        raise ParameterError(f"A clip of {clip} is beyond {LARGEST_CLIP}.", "Use a clip near the gradients' size.")
     if gradients.ndim != 2:
         raise ParameterError("Per-patient gradients must have the shape (patients, parameters).", "Flatten them.")
     rows = gradients.astype(np.float64)
     refused = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     rows[refused] = 0.0
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    huge = largest > _LARGEST
+    if huge.any():
+        # Brought to a largest entry of C, such a row still exceeds the clip and can be squared.
+        rows[huge] /= largest[huge, np.newaxis]
+        rows[huge] *= clip
     norms = _norms(rows)
     over = norms > clip * _SAFETY
     if over.any():
-        factors = np.minimum(1.0, clip / norms[over]) * _SAFETY
-        rows[over] *= factors[:, np.newaxis]
+        rows[over] *= (np.minimum(1.0, clip / norms[over]) * _SAFETY)[:, np.newaxis]
     return Clipped(rows, refused, NOT_FINITE if refused.size else None)
 
 
 def _norms(rows: Float64) -> Float64:
     largest = np.abs(rows).max(axis=1, initial=0.0)
-    scale = np.where(largest > 0, largest, 1.0)
-    # Entries near the largest double would overflow when squared, and tiny ones would vanish.
-    extreme = (largest > 1e150) | ((largest < 1e-150) & (largest > 0))
-    norms: Float64 = np.empty(rows.shape[0])
-    plain = ~extreme
-    norms[plain] = np.sqrt(np.einsum("ij,ij->i", rows[plain], rows[plain]))
-    scaled = rows[extreme] / scale[extreme, np.newaxis]
-    norms[extreme] = np.sqrt(np.einsum("ij,ij->i", scaled, scaled)) * scale[extreme]
+    # Tiny entries would vanish when squared.
+    scale = np.where((largest > 0) & (largest < _SMALLEST), largest, 1.0)
+    scaled = rows / scale[:, np.newaxis] if (scale != 1.0).any() else rows
+    norms: Float64 = np.sqrt(np.einsum("ij,ij->i", scaled, scaled)) * scale
     return norms

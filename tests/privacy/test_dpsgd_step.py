@@ -63,10 +63,17 @@ def test_rows_within_the_clip_are_untouched_and_the_input_is_not_changed() -> No
     np.testing.assert_array_equal(rows, before)
 
 
-@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf"), 1e101])
 def test_a_clip_out_of_range_is_refused(clip: float) -> None:
     with pytest.raises(ParameterError):
         clip_gradients(np.zeros((1, 1)), clip)
+
+
+def test_huge_and_tiny_gradients_keep_their_direction() -> None:
+    rows = np.array([[1.7e308, -1.7e308], [3e-200, 4e-200], [3e-200, 4e-200]])
+    np.testing.assert_allclose(clip_gradients(rows, 1.0).gradients[0], [0.5**0.5, -(0.5**0.5)], rtol=1e-8)
+    np.testing.assert_array_equal(clip_gradients(rows, 1.0).gradients[1], rows[1])
+    np.testing.assert_allclose(clip_gradients(rows, 1e-200).gradients[2], [0.6e-200, 0.8e-200], rtol=1e-8)
 
 
 def test_gradients_need_two_axes() -> None:
