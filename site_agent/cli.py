@@ -16,6 +16,7 @@ from site_agent.serving import commands as serving_commands
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import commands as log_commands
 
+MAX_TOKEN = 4096
 Home = Annotated[Path | None, typer.Option("--home", help="The site's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -34,7 +35,7 @@ app.command("serve")(serving_commands.serve)
 
 @app.command("enrol")
 def enrol(
-    token: Annotated[str, typer.Argument(help="The line that cloister-coordinator sites invite printed.")],
+    token: Annotated[str, typer.Argument(help="The line that cloister-coordinator sites invite printed; - reads it.")],
     as_json: Json = False,
     home: Home = None,
 ) -> None:
@@ -42,7 +43,9 @@ def enrol(
     from site_agent.clock import system_clock
     from site_agent.enrol import enrol as enrol_site
 
-    enrolled = enrol_site(token, SiteHome.resolve(home), system_clock)
+    # On the command line every user of this machine can see it; it is good for one use only.
+    text = sys.stdin.readline(MAX_TOKEN) if token == "-" else token  # noqa: S105 - a dash
+    enrolled = enrol_site(text, SiteHome.resolve(home), system_clock)
     if as_json:
         document = {
             "site": enrolled.site,

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from protocol.dictionary import Dictionary, parse_dictionary
-from protocol.errors import Malformed
+from protocol.errors import CloisterError, Malformed
 from protocol.identifiers import require_name
 from protocol.strict_yaml import DEFAULT_LIMIT
 from protocol.timestamp import timestamp
@@ -59,6 +59,25 @@ def keep(engine: Engine, home: SiteHome, prepared: Prepared, clock: Clock) -> Sn
     """Store a prepared data set: file and rows, or neither."""
     with _no_orphan(home, prepared.snapshot.digest), transaction(engine) as session:
         return store(session, home, prepared.snapshot, now=clock())
+
+
+class NotRegistered(CloisterError):
+    """The data set is stored here, and the coordinator does not know it yet."""
+
+    def __init__(self, snapshot: str, cause: CloisterError) -> None:
+        super().__init__(
+            f"The snapshot {snapshot} is stored here, but not registered at the coordinator: {cause.message}",
+            f"{cause.remedy} Then run the same command again; the agent tries by itself, too.",
+        )
+        self.code = cause.code
+
+
+def register(engine: Engine, client: CoordinatorClient, clock: Clock, snapshot: str) -> None:
+    """`register_pending`, for the person who has just added `snapshot`. Raises NotRegistered with the cause."""
+    try:
+        register_pending(engine, client, clock)
+    except CloisterError as cause:
+        raise NotRegistered(snapshot, cause) from cause
 
 
 def register_pending(engine: Engine, client: CoordinatorClient, clock: Clock) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def add(
 ) -> None:
     """Check a file against its data dictionary and register it as a snapshot."""
     from site_agent.clock import system_clock
-    from site_agent.cohort.add import keep, prepare, read_dictionary, register_pending
+    from site_agent.cohort.add import keep, prepare, read_dictionary, register
     from site_agent.coordinator_client import CoordinatorClient
     from site_agent.database import open_database
     from site_agent.keystore import load_keys
@@ -42,7 +42,7 @@ def add(
     if not dry_run:
         keep(engine, settings.home, prepared, system_clock)
         with CoordinatorClient(settings, keys) as client:
-            register_pending(engine, client, system_clock)
+            register(engine, client, system_clock, prepared.snapshot.digest)
         registered = True
     snapshot = prepared.snapshot
     document: dict[str, Any] = {

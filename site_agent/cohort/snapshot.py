@@ -112,7 +112,8 @@ def known_roles(session: Session) -> dict[bytes, bool]:
 def store(session: Session, home: SiteHome, snapshot: Draft, *, now: datetime) -> Snapshot:
     """Write the arrays' file, then the rows in the caller's transaction. The same content again changes nothing.
 
-    Raises DatasetRefused if another data set has this content, and OSError when the disk refuses the file.
+    Raises DatasetRefused if another data set has this content or was added since the roles were drawn, and OSError when
+    the disk refuses the file.
     """
     present = session.get(Snapshot, snapshot.digest)
     if present is not None:
@@ -123,6 +124,7 @@ def store(session: Session, home: SiteHome, snapshot: Draft, *, now: datetime) -
         if not path_of(home, snapshot.digest).exists():
             _write(home, snapshot)
         return present
+    _refuse_changed_roles(session, snapshot)
     _write(home, snapshot)
     row = Snapshot(
         digest=snapshot.digest,
@@ -191,6 +193,16 @@ def load(home: SiteHome, digest: str) -> SnapshotArrays:
     if not hmac.compare_digest(_digest(read_secret(home), arrays, hashes), digest):
         raise SnapshotUnusable(f"The file of snapshot {digest} holds other content.", remedy)
     return arrays
+
+
+def _refuse_changed_roles(session: Session, snapshot: Draft) -> None:
+    """No patient may train in one snapshot and be held out in another, whatever else ran meanwhile."""
+    known = known_roles(session)
+    roles = zip(snapshot.patient_hashes, snapshot.arrays.held_out, strict=True)
+    if any(known.get(patient, held_out) != held_out for patient, held_out in roles):
+        raise DatasetRefused(
+            "Another data set with some of these patients was added meanwhile.", "Run the command again."
+        )
 
 
 def _write(home: SiteHome, snapshot: Draft) -> None:

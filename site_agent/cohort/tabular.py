@@ -109,7 +109,7 @@ class _Reading:
         """Read one record into the table, or note why not."""
         self.table.rows_read += 1
         if len(record) != len(order):
-            self._refuse(f"{len(record)} values where the dictionary has {len(order)} columns")
+            self._refuse(f"number of values {len(record)}, number of columns {len(order)}")
             return
         values: dict[str, Value] = {}
         bad: list[tuple[Column, str]] = []

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from protocol.canonical import canonical
 from protocol.checkpoint import TreeHead, cosign, open_checkpoint
+from protocol.enrolment import witness_name
 from protocol.errors import VerificationFailed
 from protocol.merkle import Frontier, leaf_hash
 from protocol.note import Note, VerifierKey
@@ -25,7 +26,7 @@ from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteSettings
 from site_agent.witness import repository
 from site_agent.witness.mirror import Mirror, split_bundle
-from site_agent.witness.names import own_witness, witness_name
+from site_agent.witness.names import own_witness
 from site_agent.witness.repository import Held
 from site_agent.witness.states import LogFacts, PolicyVerdict, Verdict, judge, judge_policy
 

@@ -1,15 +1,11 @@
-"""What a site's witness is called."""
+"""Which witness a site is."""
 
 from __future__ import annotations
 
 from protocol.checkpoint import cosigner_key
+from protocol.enrolment import witness_name
 from protocol.note import VerifierKey
 from site_agent.keystore import SiteKeys
-
-
-def witness_name(site: str) -> str:
-    """The key name under which a site cosigns checkpoints: "<site>/witness"."""
-    return f"{site}/witness"
 
 
 def own_witness(site: str, keys: SiteKeys) -> VerifierKey:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from protocol.audit_event import EventType
 from protocol.canonical import parse, sha256_hex
 from protocol.checkpoint import TreeHead
+from protocol.enrolment import witness_name
 from protocol.errors import Malformed
 from protocol.witness_policy import WitnessPolicy
 
@@ -87,7 +88,7 @@ def judge_policy(held: WitnessPolicy, served: WitnessPolicy, facts: LogFacts, ow
     removed = set(held.witnesses) - set(served.witnesses)
     if any(sha256_hex(witness.text.encode()) not in facts.enrolled for witness in added):
         return PolicyVerdict.UNEXPLAINED_WITNESS
-    if any(facts.revoked.isdisjoint(witness.name.split("/")) for witness in removed):
+    if not {witness.name for witness in removed} <= {witness_name(site) for site in facts.revoked}:
         return PolicyVerdict.UNEXPLAINED_WITNESS
     return PolicyVerdict.ACCEPT
 
