@@ -176,6 +176,7 @@ ROOT = base64.b64encode(HEAD.root).decode()
         f"log\n7\n{ROOT}",
         f"log\n7\n{ROOT}\n\n",
         f"log\n7\n{ROOT}\nextension\n",
+        f"log\n7\n{ROOT}\nextension",
         f"\n7\n{ROOT}\n",
         f"lo g\n7\n{ROOT}\n",
         f"log\n07\n{ROOT}\n",

@@ -203,6 +203,7 @@ LINE = NOTE.signatures[0].line
         "text\n\n— a\u2003b AAAAAAA=\n",
         "text\n\n— a\n",
         "text\n\n— a é\n",
+        "text\n\n" + LINE.removeprefix("— "),
     ],
 )
 def test_bytes_that_are_no_note(content: str) -> None:
@@ -218,7 +219,7 @@ def test_bad_utf_8_is_refused() -> None:
 
 def test_signature_lines_travel_alone() -> None:
     assert parse_signatures((LINE + LINE).encode()) == NOTE.signatures * 2
-    for wrong in (b"", b"\n", LINE[:-1].encode(), TEXT.encode() + LINE.encode()):
+    for wrong in (b"", b"\n", LINE[:-1].encode(), TEXT.encode() + LINE.encode(), LINE.encode() * 101):
         with pytest.raises(Malformed):
             parse_signatures(wrong)
 
