@@ -139,6 +139,17 @@ def test_a_coordinator_that_tells_one_site_another_story_gets_noise(lie: str) ->
     assert is_uniform(total)
 
 
+def test_cohorts_that_differ_but_pair_up_still_give_noise() -> None:
+    # Each site is shown itself and its two neighbours on a ring: every pair agrees that it is a pair, so without the
+    # cohort in the mask key all masks would cancel although no two sites saw the same cohort.
+    sites = sites_of_length(LENGTH)
+    total = np.zeros(LENGTH, dtype=np.uint32)
+    for index, name in enumerate(NAMES):
+        ring = [NAMES[index - 1], name, NAMES[(index + 1) % len(NAMES)]]
+        total += words_of(contribution(sites[name], np.zeros(LENGTH), cohort=ring))
+    assert is_uniform(total)
+
+
 def test_honest_sites_alone_are_not_noise() -> None:
     sites = sites_of_length(LENGTH)
     total = np.zeros(LENGTH, dtype=np.uint32)
