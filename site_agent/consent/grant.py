@@ -42,7 +42,7 @@ def grant(
     Raises GrantDenied when the review does not allow it, ConsentConflict for a plan that was answered, BudgetExceeded.
     """
     if not review.grantable(evidence):
-        raise GrantDenied(*_why_not(review, evidence))
+        raise GrantDenied(*why_not(review, evidence))
     signed = review.signed
     plan = signed.plan
     with transaction(engine) as session:
@@ -175,7 +175,8 @@ def _end(session: Session, row: StudyGrant) -> None:
     drop_keys(session, row.study)
 
 
-def _why_not(review: Review, evidence: Mapping[str, str]) -> tuple[str, str]:
+def why_not(review: Review, evidence: Mapping[str, str]) -> tuple[str, str]:
+    """(message, remedy): every objection and finding that stands against a grant with this evidence."""
     found = [f"{item.message} ({item.code})" for item in review.objections]
     remedies = [item.remedy for item in review.objections]
     for finding in review.decision.findings:

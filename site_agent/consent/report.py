@@ -1,0 +1,127 @@
+"""A review as people and machines read it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.signing import VerifyingKey
+from site_agent.consent.review import Cost, Review
+
+
+def review_document(review: Review, site: str) -> dict[str, Any]:
+    """JSON: everything that `review_text` says, and the decision in full."""
+    plan = review.signed.plan
+    spec = plan.spec
+    return {
+        "study": spec.study,
+        "plan_digest": review.signed.digest,
+        "spec_digest": plan.spec_digest,
+        "answer": "open" if review.answer is None else review.answer.value,
+        "grantable": review.grantable({}),
+        "needs_evidence": [finding.rule for finding in review.held],
+        "objections": [
+            {"code": item.code, "message": item.message, "remedy": item.remedy} for item in review.objections
+        ],
+        "decision": review.decision.to_dict(),
+        "plan": plan.model_dump(mode="json"),
+        "epsilon": {
+            "computed_here": review.epsilons.training,
+            "worst_case_computed_here": review.epsilons.worst_site,
+            "evaluation_computed_here": review.epsilons.evaluation,
+            "promised": spec.privacy.epsilon,
+        },
+        "costs": [_cost_document(cost) for cost in review.costs],
+        "compared_with": review.compared_with,
+        "differences": [
+            {"field": item.field, "before": item.before, "after": item.after} for item in review.differences
+        ],
+        "packs_differ": list(review.packs_differ),
+        "sites": [
+            {
+                "name": planned.name,
+                "fingerprint": VerifyingKey.from_text(planned.identity).key_id,
+                "patients": planned.patients,
+                "this_site": planned.name == site,
+            }
+            for planned in plan.sites
+        ],
+    }
+
+
+def review_text(review: Review, site: str) -> str:
+    """The review in lines for a terminal."""
+    document = review_document(review, site)
+    plan = review.signed.plan
+    spec = plan.spec
+    training, privacy = spec.training, spec.privacy
+    lines = [
+        f"Study {spec.study}: {spec.title}",
+        f"  purpose       {spec.purpose.code}: {spec.purpose.description}",
+        f"  proposed by   {plan.submitter}, planned {plan.created_at}",
+        f"  plan digest   {review.signed.digest}",
+        f"  model         {spec.model.architecture}, {plan.parameters} parameters, from {len(spec.dataset.features)} "
+        f"columns of {spec.dataset.name}",
+        f"  training      {training.rounds} rounds (+ {privacy.retries} retries), sampling rate "
+        f"{training.sampling_rate:g}, clip {training.clip:g}",
+        f"  released to   {', '.join(spec.recipients)}",
+        f"  approvers     {', '.join(f'{a.person} ({a.role})' for a in plan.approvers)}",
+        "",
+        "What it costs, computed here:",
+        f"  released model      epsilon {review.epsilons.training:.4g} at delta {privacy.delta:g} (promised: "
+        f"{privacy.epsilon:g})",
+        f"  should all others collude  epsilon {review.epsilons.worst_site:.4g} for this site's patients",
+        *(_cost_line(cost) for cost in review.costs),
+        "",
+        f"Sites ({spec.minimum_sites} at least in every round), compare the fingerprints by telephone:",
+    ]
+    for planned in document["sites"]:
+        mark = " (this site)" if planned["this_site"] else ""
+        lines.append(f"  {planned['name']:20} {planned['fingerprint']}  {planned['patients']} patients{mark}")
+    lines += ["", *_changes(review), "", f"This site's own decision: {review.decision.outcome.value}"]
+    lines += [
+        f"  {finding.effect}: {finding.message} [{finding.pack} {finding.rule}, {finding.citation}] {finding.remedy}"
+        for finding in review.decision.findings
+    ]
+    lines += [f"  objection ({item.code}): {item.message} {item.remedy}" for item in review.objections]
+    if review.packs_differ:
+        lines.append(f"  packs that differ from the coordinator's: {', '.join(review.packs_differ)}")
+    lines.append(f"Your answer so far: {document['answer']}")
+    return "\n".join(lines)
+
+
+def _changes(review: Review) -> list[str]:
+    if review.compared_with is None:
+        return ["This is the first plan at this site: there is nothing to compare it with."]
+    if not review.differences:
+        return [f"Nothing changed since the plan granted last ({review.compared_with})."]
+    shown = [f"  {item.field}: {_short(item.before)} -> {_short(item.after)}" for item in review.differences]
+    return [f"Changed since the plan granted last ({review.compared_with}):", *shown]
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "(absent)"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _cost_document(cost: Cost) -> dict[str, Any]:
+    return {
+        "patients": "held-out" if cost.charge.held_out else "training",
+        "epsilon": cost.charge.epsilon,
+        "delta": cost.charge.delta,
+        "steps": cost.charge.steps,
+        "exact": cost.charge.exact,
+        "ledger_before": {"epsilon": cost.before.epsilon, "delta": cost.before.delta},
+        "ledger_after": {"epsilon": cost.after.epsilon, "delta": cost.after.delta},
+        "limit": {"epsilon": cost.limit.epsilon, "delta": cost.limit.delta},
+    }
+
+
+def _cost_line(cost: Cost) -> str:
+    whose = "held-out patients" if cost.charge.held_out else "training patients"
+    if cost.charge.exact:
+        return f"  {whose:19} one exact histogram: outside the guarantee, no epsilon"
+    return (
+        f"  {whose:19} ledger epsilon {cost.before.epsilon:.4g} -> {cost.after.epsilon:.4g} of "
+        f"{cost.limit.epsilon:g}, delta {cost.before.delta:.2g} -> {cost.after.delta:.2g} of {cost.limit.delta:g}"
+    )
