@@ -39,9 +39,7 @@ def canonical(value: object) -> bytes:
     try:
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # it checks the type itself
     except UnicodeEncodeError:
-        raise Malformed(
-            "A string holds a lone surrogate, which UTF-8 can't carry.", "Send valid text."
-        ) from None
+        raise Malformed("A string holds a lone surrogate, which UTF-8 can't carry.", "Send valid text.") from None
     except rfc8785.CanonicalizationError as error:
         raise Malformed(
             f"The value has no canonical JSON form ({type(error).__name__}).",
@@ -68,9 +66,7 @@ def parse(data: bytes, *, limit: int = 1 << 20) -> JsonValue:
     form is demanded.
     """
     if len(data) > limit:
-        raise Malformed(
-            f"The JSON document has {len(data)} bytes; the limit is {limit}.", "Send a smaller document."
-        )
+        raise Malformed(f"The JSON document has {len(data)} bytes; the limit is {limit}.", "Send a smaller document.")
     _refuse_deep_text(data)
     try:
         value: JsonValue = json.loads(

@@ -62,9 +62,7 @@ class Envelope:
                 "Use application/vnd.cloister.<kind>+json.",
             )
         if not 1 <= len(self.signatures) <= MAX_SIGNATURES:
-            raise Malformed(
-                f"The envelope has {len(self.signatures)} signatures.", f"Give 1 to {MAX_SIGNATURES}."
-            )
+            raise Malformed(f"The envelope has {len(self.signatures)} signatures.", f"Give 1 to {MAX_SIGNATURES}.")
         if len({key_id for key_id, _ in self.signatures}) != len(self.signatures):
             raise Malformed("The envelope has two signatures under one key id.", "Let each key sign once.")
 
@@ -93,13 +91,9 @@ class Envelope:
             } if not rest:
                 envelope = cls(kind, _decode(payload), tuple(_signature(item) for item in signatures))
             case _:
-                raise Malformed(
-                    "The document is not a DSSE envelope.", "Send payload, payloadType and signatures."
-                )
+                raise Malformed("The document is not a DSSE envelope.", "Send payload, payloadType and signatures.")
         if envelope.to_bytes() != data:
-            raise Malformed(
-                "The envelope is not in canonical JSON.", "Send the bytes that were sealed, unchanged."
-            )
+            raise Malformed("The envelope is not in canonical JSON.", "Send the bytes that were sealed, unchanged.")
         return envelope
 
 
@@ -125,9 +119,7 @@ def open_envelope(
     files a key under another key's id.
     """
     if any(key.key_id != key_id for key_id, key in trusted.items()):
-        raise Malformed(
-            "A trusted key is filed under another key's id.", "File each key under its own key_id."
-        )
+        raise Malformed("A trusted key is filed under another key's id.", "File each key under its own key_id.")
     if envelope.payload_type != payload_type:
         raise BadSignature(
             f"The envelope holds {envelope.payload_type}, not {payload_type}.",
@@ -140,9 +132,7 @@ def open_envelope(
             trusted[key_id].verify(signature, signed)
             verified.append(key_id)
     if not verified:
-        raise BadSignature(
-            "No trusted key signed the envelope.", "Have it signed by a key that is enrolled here."
-        )
+        raise BadSignature("No trusted key signed the envelope.", "Have it signed by a key that is enrolled here.")
     return envelope.payload, tuple(verified)
 
 
@@ -172,9 +162,7 @@ def _signature(item: JsonValue) -> tuple[str, bytes]:
     match item:
         case {"keyid": str(key_id), "sig": str(signature), **rest} if not rest:
             return key_id, _decode(signature)
-    raise Malformed(
-        "An envelope signature is not a keyid and a sig.", "Send keyid and sig for each signature."
-    )
+    raise Malformed("An envelope signature is not a keyid and a sig.", "Send keyid and sig for each signature.")
 
 
 def _encode(data: bytes) -> str:

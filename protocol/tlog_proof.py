@@ -65,7 +65,7 @@ class TlogProof:
         if lines and lines[0].startswith("extra "):
             extra = strict_base64(lines.pop(0).removeprefix("extra "), "proof's extra line")
         index = _INDEX.fullmatch(lines.pop(0)) if lines else None
-        if not index or len(lines) > MAX_HASHES:
+        if not index:
             raise _malformed()
         proof = cls(int(index[1]), tuple(strict_base64(line, "proof hash") for line in lines), checkpoint, extra)
         if proof.to_bytes() != data:

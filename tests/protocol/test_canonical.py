@@ -15,9 +15,7 @@ from protocol.canonical import MAX_SAFE_INTEGER, canonical, digest, parse, sha25
 from protocol.errors import Malformed
 
 VECTORS = Path(__file__).parents[2].parent / "shared/vectors/rfc8785_jcs"
-needs_vectors = pytest.mark.skipif(
-    not VECTORS.is_dir(), reason="the RFC 8785 vectors are not beside the checkout"
-)
+needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="the RFC 8785 vectors are not beside the checkout")
 
 scalars = (
     st.none()
@@ -26,9 +24,7 @@ scalars = (
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text()
 )
-json_values = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=25
-)
+json_values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=25)
 
 
 @needs_vectors

@@ -88,9 +88,7 @@ def test_one_bad_signature_by_a_trusted_key_spoils_the_rest() -> None:
 
 
 def test_a_key_id_can_t_be_borrowed() -> None:
-    borrowed = replace(
-        seal(STUDY, BODY, B), signatures=((A.public.key_id, B.sign(pae(STUDY, canonical(BODY)))),)
-    )
+    borrowed = replace(seal(STUDY, BODY, B), signatures=((A.public.key_id, B.sign(pae(STUDY, canonical(BODY)))),))
     with pytest.raises(BadSignature):
         open_envelope(borrowed, STUDY, trusting(A))
     with pytest.raises(Malformed, match="another key's id"):
