@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
+from privacy.errors import PrivacyError
 from protocol.errors import CloisterError
 from site_agent.cohort import commands as cohort_commands
+from site_agent.consent import commands as consent_commands
 from site_agent.releases import commands as release_commands
 from site_agent.serving import commands as serving_commands
 from site_agent.settings import SiteHome, load_settings
+from site_agent.training import commands as training_commands
 from site_agent.witness import commands as log_commands
 
 MAX_TOKEN = 4096
@@ -28,6 +31,9 @@ app = typer.Typer(
     help="A hospital's side of Cloister: patients' data stays here.",
 )
 app.add_typer(cohort_commands.app, name="datasets")
+app.add_typer(consent_commands.governance_app, name="governance")
+app.add_typer(consent_commands.app, name="studies")
+app.add_typer(training_commands.app, name="budget")
 app.add_typer(log_commands.app, name="log")
 app.add_typer(release_commands.app, name="releases")
 app.command("serve")(serving_commands.serve)
@@ -64,6 +70,17 @@ def enrol(
     typer.echo("Next: cloister-site datasets add FILE.csv --dictionary DICTIONARY.yaml; cloister-site agent")
 
 
+@app.command("agent")
+def agent(
+    gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="Let a network train on this machine's GPU.")] = True,
+    home: Home = None,
+) -> None:
+    """Run the site's agent: follow the log, renew the certificate, take part in granted studies. Ends on SIGTERM."""
+    from site_agent.agent import run
+
+    run(SiteHome.resolve(home), gpu=gpu)
+
+
 @app.command("status")
 def status(as_json: Json = False, home: Home = None) -> None:
     """Show what this site holds and trusts. Exit code 2: the log has contradicted itself."""
@@ -86,6 +103,8 @@ def status(as_json: Json = False, home: Home = None) -> None:
             f"{', cosigned' if log['cosigned'] else ''}; {log['witnesses']} witnesses, quorum {log['quorum']}"
         )
         typer.echo(f"  {snapshots['stored']} snapshots, {snapshots['waiting_for_registration']} not registered yet")
+        for item in document["refused"]:
+            typer.echo(f"  refused {item['at']} {item['study']} {item['phase']} round {item['round']}: {item['code']}")
         for alarm in log["alarms"]:
             typer.echo(f"  ALARM {alarm['raised_at']} {alarm['code']}: {alarm['detail']}")
     if document["log"]["alarms"]:
@@ -98,7 +117,7 @@ def main() -> None:
 
     try:
         status = app(standalone_mode=False)
-    except CloisterError as error:
+    except (CloisterError, PrivacyError) as error:
         raise SystemExit(_tell(error.code, error.message, error.remedy)) from None
     except OSError as error:
         raise SystemExit(_tell("system", *_explain(error))) from None

@@ -15,6 +15,7 @@ from site_agent.database import transaction
 from site_agent.keystore import SiteKeys
 from site_agent.renewal import current
 from site_agent.settings import SiteSettings
+from site_agent.training.budget_store import BudgetStore
 from site_agent.witness import repository
 
 
@@ -30,6 +31,7 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
         waiting = session.exec(
             select(func.count()).select_from(Snapshot).where(col(Snapshot.registered_at).is_(None))
         ).one()
+    refusals = BudgetStore(engine).last_refusals()
     return {
         "site": settings.site,
         "home": str(settings.home.path),
@@ -49,4 +51,8 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
             "alarms": [{"code": a.code, "detail": a.detail, "raised_at": a.raised_at} for a in alarms],
         },
         "snapshots": {"stored": snapshots, "waiting_for_registration": waiting},
+        "refused": [
+            {"at": r.at, "study": r.study, "phase": r.phase, "round": r.round, "attempt": r.attempt, "code": r.code}
+            for r in refusals
+        ],
     }

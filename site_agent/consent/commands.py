@@ -65,7 +65,7 @@ class _Desk:
 
     def deliver(self, client: CoordinatorClient) -> bool:
         """Send what waits; False, said on stderr, when the coordinator can't be reached: the agent sends it later."""
-        from site_agent.consent.grant import deliver
+        from site_agent.consent.delivery import deliver
         from site_agent.coordinator_client import CoordinatorUnreachable
 
         try:

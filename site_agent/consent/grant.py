@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from policies.findings import APPROVAL, Outcome
 from protocol.canonical import digest
@@ -17,13 +17,13 @@ from protocol.envelope import Envelope, open_json, seal
 from protocol.errors import Refused
 from protocol.signing import SigningKey
 from protocol.timestamp import timestamp
+from site_agent.consent.delivery import end_grant
 from site_agent.consent.plans import SignedPlan
 from site_agent.consent.review import Review
 from site_agent.consent.states import Answer, ConsentConflict, answer_after
 from site_agent.consent.tables import StudyGrant
-from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import transaction
-from site_agent.training.budget_store import BudgetStore, drop_keys, release_unused, reserve
+from site_agent.training.budget_store import BudgetStore, reserve
 
 Reason = Literal["agreed", "purpose", "legal-basis", "privacy-budget", "data-quality", "capacity", "other"]
 
@@ -55,7 +55,7 @@ def grant(
         for other in session.exec(earlier).all():
             other.state = answer_after(Answer(other.state), "supersede").value
             session.add(other)
-            _end(session, other)
+            end_grant(session, other)
         reserve(
             session,
             study=plan.spec.study,
@@ -88,29 +88,9 @@ def withdraw(engine: Engine, study: str, *, key: SigningKey, site: str, reason: 
         row.consent = _sealed(consent, key)
         row.decided_at, row.delivered = timestamp(now), False
         session.add(row)
-        _end(session, row)
+        end_grant(session, row)
     BudgetStore(engine).erase_traces()
     return row
-
-
-def deliver(engine: Engine, client: CoordinatorClient) -> list[str]:
-    """Send every answer that the coordinator has not acknowledged; the studies told. Raises what the client raises."""
-    with transaction(engine) as session:
-        waiting = session.exec(
-            select(StudyGrant)
-            .where(col(StudyGrant.delivered).is_(False), StudyGrant.state != Answer.SUPERSEDED.value)
-            .order_by(col(StudyGrant.decided_at))
-        ).all()
-    told = []
-    for row in waiting:
-        client.post_consent(row.study, row.consent)
-        with transaction(engine) as session:
-            current = session.get(StudyGrant, row.plan_digest)
-            if current is not None and current.consent == row.consent:
-                current.delivered = True
-                session.add(current)
-        told.append(row.study)
-    return told
 
 
 def _answer(
@@ -168,11 +148,6 @@ def _sealed(consent: Consent, key: SigningKey) -> bytes:
 def _opened(consent: bytes, key: SigningKey) -> Consent:
     document, _ = open_json(Envelope.from_bytes(consent), CONSENT_TYPE, {key.public.key_id: key.public})
     return Consent.model_validate(document)
-
-
-def _end(session: Session, row: StudyGrant) -> None:
-    release_unused(session, row.plan_digest)
-    drop_keys(session, row.study)
 
 
 def why_not(review: Review, evidence: Mapping[str, str]) -> tuple[str, str]:

@@ -19,12 +19,14 @@ from protocol.signing import SigningKey
 from protocol.study import Evaluation, LegalBasis, StudyPlan
 from protocol.witness_policy import WitnessPolicy
 from site_agent.consent import governance
+from site_agent.consent.delivery import deliver
 from site_agent.consent.governance import Governance, GovernanceUnset, load_governance, save_governance
-from site_agent.consent.grant import GrantDenied, deliver, grant, refuse, withdraw
+from site_agent.consent.grant import GrantDenied, grant, refuse, withdraw
 from site_agent.consent.plans import SignedPlan, UnknownStudy, find_plan, open_plan
 from site_agent.consent.report import review_document, review_text
 from site_agent.consent.states import Answer, ConsentConflict, answer_after
 from site_agent.consent.tables import StudyGrant
+from site_agent.coordinator_client import CoordinatorRefused
 from site_agent.database import transaction
 from site_agent.training.budget_store import ledger, spent
 from tests.site_agent.federation_of_sites import NAMES, NOW, Federation, Hospital, copy_of, federation
@@ -326,6 +328,22 @@ def test_answers_wait_until_the_coordinator_has_them(world: Federation) -> None:
     assert deliver(site.engine, Recorder()) == ["hearts-one"]  # type: ignore[arg-type]
     assert deliver(site.engine, Recorder()) == []  # type: ignore[arg-type]
     assert received[1:] == [("hearts-one", stored(site)[0].consent)]
+
+
+def test_a_grant_that_comes_too_late_no_longer_stands(world: Federation) -> None:
+    site = world.hospitals["cork"]
+    signed = world.sign(world.plan())
+    site.grant(signed)
+
+    class Closed:
+        def post_consent(self, study: str, envelope: bytes) -> None:
+            raise CoordinatorRefused("study-state", "The study is over.", "", status=409)
+
+    with pytest.raises(CoordinatorRefused):
+        deliver(site.engine, Closed())  # type: ignore[arg-type]
+    assert deliver(site.engine, Closed()) == []  # type: ignore[arg-type]
+    assert site.store.granted(signed.digest) is None
+    assert set_aside(site) == 0.0
 
 
 def test_the_review_shows_costs_fingerprints_and_the_decision(world: Federation) -> None:

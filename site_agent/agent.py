@@ -1,0 +1,338 @@
+"""The long-running agent: follows the log, renews the certificate, and takes part in the studies that were granted.
+
+The main thread asks for work and answers it; a second one is the witness, so that a long computation never keeps the
+log waiting. Flower, NumPy and torch are imported when a study begins, torch only in the worker: an idle agent is small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+from sqlalchemy import Engine
+
+from protocol.errors import CloisterError
+from site_agent.clock import Clock, system_clock
+from site_agent.cohort.add import register_pending
+from site_agent.consent.delivery import deliver
+from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
+from site_agent.database import open_database
+from site_agent.durable_files import write_durably
+from site_agent.keystore import SiteKeys, load_keys
+from site_agent.renewal import renew_if_due
+from site_agent.settings import SiteHome, SiteSettings, load_settings
+from site_agent.training.budget_store import BudgetStore
+from site_agent.training.participate import Participant
+from site_agent.training.worker_client import WorkerClient
+from site_agent.witness.cycle import LogMisbehaved, Witness
+
+NODE_KEY = "fleet-node.pem"
+LOCK = "agent.lock"
+FLEET_SECONDS = 0.05
+WITNESS_SECONDS = 0.5
+IDLE_FACTOR = 3.0
+RENEWAL_SECONDS = 300.0
+LONGEST_BACKOFF = 30.0
+ENDED = frozenset({"denied", "candidate", "failed", "stopped"})
+_log = structlog.get_logger()
+
+
+class AlreadyRunning(CloisterError):
+    """Another agent has this home: two would compete for the same attempts."""
+
+    code = "already-running"
+
+
+class Question(Protocol):
+    """A packet that waits for an answer."""
+
+    kind: str
+    packet: bytes
+
+
+class Link(Protocol):
+    """How questions come and answers go: site_agent.federation.connection.FleetConnection."""
+
+    def receive(self) -> Any:
+        """The next Question, or None."""
+
+    def reply(self, incoming: Any, packet: bytes) -> None:
+        """Answer it."""
+
+    def reconnect(self) -> None:
+        """Open the link again, with the certificate as it is now."""
+
+    def close(self) -> None:
+        """Sign off."""
+
+
+class Backoff:
+    """Doubling waits with jitter, from one second to thirty: (1..2), (2..4), ..., then 15 to 30 seconds."""
+
+    def __init__(self, first: float = 1.0) -> None:
+        self._first = first
+        self._next = first
+
+    def reset(self) -> None:
+        """All is well again."""
+        self._next = self._first
+
+    def wait(self) -> float:
+        """Seconds to wait now."""
+        upper = min(LONGEST_BACKOFF, 2 * self._next)
+        self._next = min(LONGEST_BACKOFF / 2, 2 * self._next)
+        return _between(upper / 2, upper)
+
+
+class Agent:
+    """One site's agent. `run` returns when `stop` is set.
+
+    client: opens a connection to the coordinator. link: opens the way on which questions come; it raises
+    CloisterError while there is none.
+    """
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        keys: SiteKeys,
+        engine: Engine,
+        *,
+        stop: threading.Event,
+        client: Callable[[], CoordinatorClient],
+        link: Callable[[], Link],
+        worker: WorkerClient,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._engine = engine
+        self._stop = stop
+        self._open_client = client
+        self._open_link = link
+        self._worker = worker
+        self._clock = clock
+        self._store = BudgetStore(engine)
+        self._participant = Participant(settings=settings, keys=keys, store=self._store, worker=worker, clock=clock)
+        self._link: Link | None = None
+        self._busy = threading.Event()
+
+    def run(self) -> None:
+        """Work until `stop`. Trouble with the coordinator or the disk is logged and tried again, never raised."""
+        witness = threading.Thread(target=self._follow_log, name="witness", daemon=True)
+        witness.start()
+        backoff = Backoff(self._settings.poll_seconds)
+        _log.info("agent-started", site=self._settings.site)
+        try:
+            while not self._stop.is_set():
+                try:
+                    with self._open_client() as client:
+                        self._ask_for_work(client, backoff)
+                except CloisterError as error:
+                    _log.warning("coordinator-trouble", code=error.code)
+                    self._drop_link()
+                    self._stop.wait(backoff.wait())
+        finally:
+            self._stop.set()
+            self._drop_link()
+            self._worker.close()
+            witness.join(timeout=LONGEST_BACKOFF)
+            _log.info("agent-stopped", site=self._settings.site)
+
+    def _ask_for_work(self, client: CoordinatorClient, backoff: Backoff) -> None:
+        """Poll until stopped or for as long as one connection is kept (its certificate may have been renewed)."""
+        until = time.monotonic() + RENEWAL_SECONDS
+        while not self._stop.is_set() and time.monotonic() < until:
+            active = _names(client.work().get("active"))
+            backoff.reset()
+            self._tell(client)
+            if active:
+                self._busy.set()
+                self._serve_studies(self._settings.poll_seconds)
+            else:
+                self._busy.clear()
+                self._drop_link()
+                self._worker.close_if_idle()
+                self._forget_ended(client)
+                self._stop.wait(_between(1.0, 1.25) * self._settings.poll_seconds)
+
+    def _tell(self, client: CoordinatorClient) -> None:
+        """Hand in what could not be handed in before: answers to plans, snapshots."""
+        try:
+            for study in deliver(self._engine, client):
+                _log.info("answer-delivered", study=study)
+            for digest in register_pending(self._engine, client, self._clock):
+                _log.info("snapshot-registered", snapshot=digest)
+        except CoordinatorRefused as error:
+            _log.warning("not-accepted", code=error.code)
+
+    def _forget_ended(self, client: CoordinatorClient) -> None:
+        """Erase the pair secrets of studies that are over."""
+        held = self._store.studies_with_keys()
+        if not held:
+            return
+        ended = {str(item.get("study")) for item in client.studies() if item.get("state") in ENDED}
+        for study in held:
+            if study in ended:
+                self._store.forget_keys(study)
+                _log.info("keys-erased", study=study)
+
+    # Studies
+
+    def _serve_studies(self, seconds: float) -> None:
+        """Answer questions for about so long: a question in hand is answered to its end."""
+        until = time.monotonic() + seconds
+        if self._link is None:
+            self._link = self._open_link()
+            _log.info("fleet-joined", site=self._settings.site)
+        try:
+            while not self._stop.is_set() and time.monotonic() < until:
+                question = self._link.receive()
+                if question is None:
+                    self._stop.wait(FLEET_SECONDS)
+                    continue
+                self._reply(self._link, question, self._participant.answer(question.kind, question.packet))
+        except CloisterError as error:
+            _log.warning("fleet-trouble", code=error.code)
+            self._stop.wait(_between(0.2, 0.6))
+            self._link.reconnect()
+
+    def _reply(self, link: Link, question: Any, answer: bytes) -> None:
+        """Send an answer; after trouble once more on a new connection. Should that fail too, the coordinator asks
+        again and gets the stored bytes."""
+        try:
+            link.reply(question, answer)
+        except CloisterError as error:
+            _log.warning("reply-repeated", code=error.code)
+            link.reconnect()
+            link.reply(question, answer)
+
+    def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    # The log
+
+    def _follow_log(self) -> None:
+        """The witness' thread: a turn every half second while a study runs, else every few polls."""
+        backoff = Backoff(self._settings.poll_seconds)
+        while not self._stop.is_set():
+            try:
+                with self._open_client() as client:
+                    self._take_turns(Witness(self._settings, self._keys, self._engine, client, self._clock), backoff)
+            except LogMisbehaved as error:
+                _log.error("log-misbehaved", code=error.code)
+                self._stop.wait(LONGEST_BACKOFF)
+            except CloisterError as error:
+                _log.warning("witness-trouble", code=error.code)
+                self._stop.wait(backoff.wait())
+
+    def _take_turns(self, witness: Witness, backoff: Backoff) -> None:
+        until = time.monotonic() + RENEWAL_SECONDS
+        self._renew()
+        while not self._stop.is_set() and time.monotonic() < until:
+            turn = witness.turn()
+            backoff.reset()
+            if turn.cosigned or turn.policy_changed:
+                _log.info("log-followed", size=turn.size, cosigned=turn.cosigned, policy_changed=turn.policy_changed)
+            pause = WITNESS_SECONDS if self._busy.is_set() else IDLE_FACTOR * self._settings.poll_seconds
+            self._stop.wait(_between(1.0, 1.25) * pause)
+
+    def _renew(self) -> None:
+        """Renew the certificate when due. Connections opened from now on use it."""
+        issued = renew_if_due(self._settings, self._keys, self._clock)
+        if issued is not None:
+            _log.info("certificate-renewed", not_after=issued.not_after.isoformat())
+
+
+def run(home: SiteHome, *, gpu: bool = True) -> None:
+    """The agent of an enrolled site, until SIGTERM or SIGINT. Raises AlreadyRunning, NotEnrolled, KeysUnusable, ...."""
+    configure_logging()
+    settings = load_settings(home)
+    keys = load_keys(home)
+    stop = threading.Event()
+    with _only_agent(home):
+        engine = open_database(home)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        Agent(
+            settings,
+            keys,
+            engine,
+            stop=stop,
+            client=lambda: CoordinatorClient(settings, keys),
+            link=lambda: _fleet_connection(settings, keys),
+            worker=WorkerClient(home, gpu=gpu),
+        ).run()
+
+
+def configure_logging() -> None:
+    """One JSON line per event on stderr: names of events, identifiers, counts and codes; no data, no tracebacks."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(sort_keys=True),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _fleet_connection(settings: SiteSettings, keys: SiteKeys) -> Link:
+    from site_agent.federation.connection import FleetConnection
+
+    connection = FleetConnection(
+        settings.address,
+        ca_file=keys.ca_path,
+        certificate_file=keys.certificate_path,
+        key_file=keys.identity_path,
+        node_key_pem=_node_key(keys.folder / NODE_KEY),
+    )
+    return connection.__enter__()
+
+
+def _node_key(path: Path) -> bytes:
+    """The key by which Flower knows this node; made once."""
+    from site_agent.federation.transport import generate_node_key
+
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        made = generate_node_key()
+        write_durably(path, made)
+        return made
+
+
+@contextlib.contextmanager
+def _only_agent(home: SiteHome) -> Iterator[None]:
+    descriptor = os.open(home.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"An agent already runs in {home.path}.", "Stop it first; one agent serves all studies of a site."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _names(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _between(low: float, high: float) -> float:
+    """Jitter, so that many sites do not poll in step."""
+    return low + (high - low) * secrets.randbelow(1 << 20) / (1 << 20)
