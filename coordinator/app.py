@@ -68,21 +68,30 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        received = 0
+        refusal = problems.problem(413, *self._too_large())
+        if declared.isdigit() and int(declared) > self._limit:
+            await refusal(scope, receive, send)
+            return
+        received, answering = 0, False
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise self._too_large()
-            return message
+            return message if received <= self._limit else {"type": "http.disconnect"}
 
-        if declared.isdigit() and int(declared) > self._limit:
-            error = self._too_large()
-            await problems.problem(413, error.code, error.message, error.remedy)(scope, receive, send)
-            return
-        await self._app(scope, counted, send)
+        async def answered(message: Message) -> None:
+            # Whatever the application made of a body that was cut off, the caller hears why.
+            nonlocal answering
+            if received <= self._limit:
+                answering = True
+                await send(message)
+            elif not answering:
+                answering = True
+                await refusal(scope, receive, send)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The request body is larger than {self._limit} bytes.", "Send a smaller document.")
+        await self._app(scope, counted, answered)
+
+    def _too_large(self) -> tuple[str, str, str]:
+        error = TooLarge(f"The request body is larger than {self._limit} bytes.", "Send a smaller document.")
+        return error.code, error.message, error.remedy

@@ -1,4 +1,4 @@
-"""How the coordinator's processes log: one line an event on stderr, codes and places only; never a request's content."""
+"""How the coordinator's processes log: one line an event on stderr, codes and places only, no request's content."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def postgresql_url(postgresql_cluster: Path) -> Iterator[str]:
         server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.processes)])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
     """A new coordinator on each kind of database."""
     url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
