@@ -83,7 +83,7 @@ def _start(folder: Path, name: str, command: list[str]) -> subprocess.Popen[byte
     if executable is None:
         raise BenchFailed(f"{command[0]} is not installed beside {sys.executable}")
     with open(folder / f"{name}.log", "wb") as log:
-        return subprocess.Popen(  # noqa: S603 - a fixed command, no shell
+        return subprocess.Popen(
             [executable, *command[1:]], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The demonstration's data: scikit-learn's Wisconsin patients split over four clinics, or a folder of real hospitals."""
+"""The data: scikit-learn's Wisconsin patients split over four clinics, or a folder of real hospitals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wisconsin(folder: Path) -> list[Source]:
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()
-    generator = random.Random(_SEED)  # noqa: S311 - a fixed split of public data, not a secret
+    generator = random.Random(_SEED)
     rows: dict[str, list[list[object]]] = {name: [] for name in CLINICS}
     for number, (values, benign) in enumerate(zip(data.data, data.target, strict=True), 1):
         weights = [share * (1.0 if benign else MALIGNANT[name]) for name, share in CLINICS.items()]

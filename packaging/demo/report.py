@@ -14,7 +14,7 @@ from rich.table import Table
 from protocol.study import StudySpec
 
 if TYPE_CHECKING:
-    from run import Demonstration
+    from demonstration import Demonstration
 
 
 def write(demo: Demonstration, model: Path, *, seconds: float) -> dict[str, Any]:
