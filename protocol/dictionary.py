@@ -121,7 +121,7 @@ class _Document(Frozen):
     dictionary: Literal[1]
     name: SiteName
     file: FileDescription
-    columns: Annotated[tuple[Column, ...], Field(min_length=2, max_length=MAX_FEATURES + 64)]
+    columns: Annotated[tuple[Column, ...], Field(max_length=MAX_FEATURES + 64)]
     label: _Outcome
 
 

@@ -53,13 +53,27 @@ class YamlDocument:
         findings = []
         for item in error.errors(include_url=False, include_input=False, include_context=False):
             place = above + tuple(part for part in item["loc"] if isinstance(part, str | int))
-            known = [str(part) for index, part in enumerate(place) if place[: index + 1] in self.lines]
-            shown = ".".join(known)
+            shown = self._shown(place)
             missing = f"{shown}.{place[-1]}".strip(".") if item["type"] == "missing" and place else shown
             text = item["msg"].removeprefix("Value error, ")
             findings.append(f"line {self.line(place)}: {missing + ': ' if missing else ''}{text}")
         more = f" (and {len(findings) - 10} more)" if len(findings) > 10 else ""
         return Malformed("; ".join(findings[:10]) + more, "Correct the named lines.")
+
+    def _shown(self, place: Path) -> str:
+        """The part of a path that the document has, in words; an item of a list by its own `name` if it has one."""
+        words: list[str] = []
+        value: YamlValue = self.value
+        for index, part in enumerate(place):
+            if place[: index + 1] not in self.lines:
+                continue  # a part that pydantic put in, such as the kind of a union
+            if isinstance(value, dict):
+                value = value.get(str(part))
+            elif isinstance(value, list) and isinstance(part, int):
+                value = value[part]
+            name = value.get("name") if isinstance(value, dict) and isinstance(part, int) else None
+            words.append(name[:64] if isinstance(name, str) and name.isprintable() else str(part))
+        return ".".join(words)
 
 
 def load_yaml(data: bytes, *, limit: int = DEFAULT_LIMIT) -> YamlDocument:

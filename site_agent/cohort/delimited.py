@@ -35,9 +35,10 @@ def open_table(path: Path) -> Iterator[BinaryIO]:
         raise DatasetRefused(
             f"{path} can't be read ({error.strerror}).", "Check the path and its permissions."
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DatasetRefused(f"{path} is not a regular file.", "Name a CSV file.")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DatasetRefused(f"{path} is not a regular file.", "Name a CSV file.")
         yield file
 
 
