@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 from sqlalchemy import literal_column
 from sqlmodel import Session, col, select
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from site_agent.cohort.tabular import Table
+
+
+_MEMBERS = ("x", "y", "patient", "held_out", "schema_digest", "patient_hashes")
 
 
 class SnapshotUnusable(CloisterError):
@@ -173,22 +177,22 @@ def load(home: SiteHome, digest: str) -> SnapshotArrays:
 
     Raises SnapshotUnusable for a file that is missing, damaged or holds other content, KeysUnusable without the secret.
     """
-    import numpy as np
-
     remedy = "Add the data set again with cloister-site datasets add."
     try:
-        with np.load(path_of(home, digest), allow_pickle=False) as stored:
-            arrays = SnapshotArrays(
-                x=stored["x"],
-                y=stored["y"],
-                patient=stored["patient"],
-                held_out=stored["held_out"],
-                schema_digest=str(stored["schema_digest"]),
-            )
-            hashes = tuple(row.tobytes() for row in stored["patient_hashes"])
+        # Opened here: numpy leaves the file open when it is no archive.
+        with path_of(home, digest).open("rb") as file, zipfile.ZipFile(file) as archive:
+            stored = {name: _member(archive, name) for name in _MEMBERS}
+        arrays = SnapshotArrays(
+            x=stored["x"],
+            y=stored["y"],
+            patient=stored["patient"],
+            held_out=stored["held_out"],
+            schema_digest=str(stored["schema_digest"]),
+        )
+        hashes = tuple(row.tobytes() for row in stored["patient_hashes"])
     except FileNotFoundError:
         raise SnapshotUnusable(f"The snapshot {digest} is not on this site's disk.", remedy) from None
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile):
         raise SnapshotUnusable(f"The file of snapshot {digest} is damaged.", remedy) from None
     if not hmac.compare_digest(_digest(read_secret(home), arrays, hashes), digest):
         raise SnapshotUnusable(f"The file of snapshot {digest} holds other content.", remedy)
@@ -222,6 +226,14 @@ def _write(home: SiteHome, snapshot: Draft) -> None:
             patient_hashes=np.frombuffer(b"".join(snapshot.patient_hashes), dtype=np.uint8).reshape(-1, 32),
         ),
     )
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array of an .npz. ValueError for one that holds pickled objects."""
+    import numpy as np
+
+    with archive.open(f"{name}.npy") as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
 
 
 def _digest(secret: bytes, arrays: SnapshotArrays, patient_hashes: tuple[bytes, ...]) -> str:
