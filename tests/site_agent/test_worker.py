@@ -1,0 +1,209 @@
+"""The worker as a real process: what it answers, what it may not do, and how its end is met."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from site_agent.settings import SiteHome
+from site_agent.training.frames import FrameError, read_frame, write_frame
+from site_agent.training.worker_client import IDLE_SECONDS, WorkerClient, WorkerFailed
+from tests.site_agent.federation_of_sites import Federation, Hospital, federation, mlp, refusal_in
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return federation(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.fixture
+def site(world: Federation) -> Hospital:
+    return world.hospitals["cork"]
+
+
+def zeros(world: Federation) -> bytes:
+    return bytes(8 * world.plan().parameters)
+
+
+def test_a_step_comes_from_a_warm_child(world: Federation, site: Hospital) -> None:
+    plan = world.plan()
+    client = WorkerClient(site.settings.home)
+    try:
+        client.open(plan, site.snapshot)
+        child = client.pid
+        first = np.frombuffer(client.train(plan, zeros(world), noise_std=1.0))
+        second = np.frombuffer(client.train(plan, zeros(world), noise_std=1.0))
+        assert first.shape == (3,)
+        assert not np.array_equal(first, second)
+        histogram = np.frombuffer(client.evaluate(plan, zeros(world), noise_std=None))
+        assert histogram.sum() == 20
+        assert client.pid == child
+    finally:
+        client.close()
+    assert not client.running
+
+
+def test_a_network_trains_through_torch(world: Federation, site: Hospital) -> None:
+    spec = world.spec.model_copy(update={"model": mlp()})
+    plan = world.plan().model_copy(update={"spec": spec})
+    client = WorkerClient(site.settings.home, gpu=False)
+    try:
+        client.open(plan, site.snapshot)
+        parameters = np.random.default_rng(1).normal(size=plan.parameters).astype("<f8").tobytes()
+        total = np.frombuffer(client.train(plan, parameters, noise_std=1e-9))
+        assert np.linalg.norm(total) > 0.1
+    finally:
+        client.close()
+
+
+def test_an_idle_child_ends(world: Federation, site: Hospital) -> None:
+    now = [0.0]
+    client = WorkerClient(site.settings.home, clock=lambda: now[0])
+    client.open(world.plan(), site.snapshot)
+    now[0] = IDLE_SECONDS
+    client.close_if_idle()
+    assert client.running
+    now[0] = IDLE_SECONDS + 1
+    client.close_if_idle()
+    assert not client.running
+
+
+def test_a_killed_child_is_told_and_replaced(world: Federation, site: Hospital) -> None:
+    plan = world.plan()
+    client = WorkerClient(site.settings.home)
+    try:
+        client.open(plan, site.snapshot)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGKILL)
+        with pytest.raises(WorkerFailed):
+            # The kill may be noticed before the request or while its answer is awaited.
+            client.train(plan, zeros(world), noise_std=1.0)
+        client.open(plan, site.snapshot)
+        assert len(client.train(plan, zeros(world), noise_std=1.0)) == 24
+    finally:
+        client.close()
+
+
+def test_a_missing_snapshot_is_an_error_without_details(world: Federation, site: Hospital) -> None:
+    client = WorkerClient(site.settings.home)
+    with pytest.raises(WorkerFailed) as failed:
+        client.open(world.plan(), "sha256:" + "0" * 64)
+    assert "SnapshotUnusable" in failed.value.message
+    assert str(site.settings.home.path) not in failed.value.message
+    assert not client.running
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time; time.sleep(60)",
+        "import os; os.read(0, 1); os.write(1, b'garbage that is no frame' * 9)",
+        "import os; os.read(0, 1); os.write(1, b'\\0\\0\\0\\2' + b'\\xff' * 8 + b'{}')",
+        "raise SystemExit(3)",
+    ],
+    ids=["hangs", "garbage", "endless", "exits"],
+)
+def test_a_child_that_goes_wrong_is_ended(world: Federation, site: Hospital, code: str) -> None:
+    client = WorkerClient(site.settings.home, step_seconds=0.5, command=(sys.executable, "-c", code))
+    with pytest.raises(WorkerFailed):
+        client.train(world.plan(), zeros(world), noise_std=1.0)
+    assert not client.running
+
+
+def test_the_child_may_not_connect_nor_start_programs() -> None:
+    code = (
+        "import site_agent.training.worker as w; w.confine()\n"
+        "import socket, subprocess, os\n"
+        "told = []\n"
+        "for attempt in (lambda: socket.socket(), lambda: subprocess.run(['true']), lambda: os.system('true'),\n"
+        "                lambda: os.execv('/bin/true', ['true'])):\n"
+        "    try:\n"
+        "        attempt(); told.append('allowed')\n"
+        "    except PermissionError:\n"
+        "        told.append('refused')\n"
+        "print(told)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == str(["refused"] * 4)
+
+
+def test_the_child_sees_no_secret_of_the_environment(
+    world: Federation, site: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", "open sesame")
+    client = WorkerClient(site.settings.home)
+    shown = "import os, sys; sys.stdout.write('x'); sys.exit('CLOISTER_PASSPHRASE' in os.environ)"
+    client._command = (sys.executable, "-c", shown)
+    process = client._started()
+    assert process.wait(timeout=60) == 0
+    client.close()
+
+
+def test_the_agent_alone_holds_no_numpy() -> None:
+    code = (
+        "import sys, site_agent.agent\n"
+        "heavy = {'numpy', 'scipy', 'torch', 'flwr', 'cel_expr_python', 'dp_accounting', 'alembic', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_whole_round_over_real_children(world: Federation) -> None:
+    signed = world.sign(world.plan())
+    clients = []
+    for site in world.hospitals.values():
+        site.grant(signed)
+        site.worker = WorkerClient(site.settings.home)
+        clients.append(site.worker)
+    try:
+        world.establish(signed)
+        request = world.round_request(signed)
+        answers = {n: s.participant().answer("train.contribute", request) for n, s in world.hospitals.items()}
+        assert np.isfinite(world.decode(signed, answers)).all()
+        cork = world.hospitals["cork"]
+        (cork.settings.home.snapshots / f"{cork.snapshot[7:]}.npz").unlink()
+        clients[2].close()
+        assert cork.worker is clients[2]
+        refused = cork.participant().answer("train.contribute", world.round_request(signed, 2))
+        assert refusal_in(refused, cork) == "training-failed"
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_frames_are_bounded_and_whole() -> None:
+    reader, writer = os.pipe()
+    try:
+        write_frame(writer, {"op": "x"}, b"12345678")
+        assert read_frame(reader, most=8) == ({"op": "x"}, bytearray(b"12345678"))
+        write_frame(writer, {"op": "x"}, b"123456789")
+        with pytest.raises(FrameError):
+            read_frame(reader, most=8)
+    finally:
+        os.close(writer)
+        os.close(reader)
+    with pytest.raises(FrameError):
+        write_frame(writer, {"op": "x" * 70_000})
+
+
+def test_homes_are_not_imported_from(tmp_path: Path) -> None:
+    """A file in the site's folder must not shadow a module of the worker's."""
+    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
+    client = WorkerClient(SiteHome(tmp_path))
+    process = client._started()
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        write_frame(process.stdin.fileno(), {"op": "nonsense"})
+        assert read_frame(process.stdout.fileno(), most=0)[0] == {"ok": False, "error": "ValueError"}
+    finally:
+        client.close()
