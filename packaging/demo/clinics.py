@@ -57,6 +57,11 @@ def _scenario(kind: str, sources: list[datasets.Source]) -> Scenario:
     return Scenario(clinics, HERE / kind / "dictionary.yaml", study, purpose)
 
 
+def jurisdictions(study: Path) -> dict[str, str]:
+    """Each site's jurisdiction, as the study's own legal bases name it."""
+    return {name: basis["jurisdiction"] for name, basis in yaml.safe_load(study.read_text())["legal_basis"].items()}
+
+
 def made_up_patient(columns: list[dict[str, Any]]) -> dict[str, Any]:
     """A record at the dictionary's own centres and first levels: it belongs to nobody."""
     record: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import clinics
 import httpx
 import report
-from processes import DemonstrationFailed, Service, free_port, run_json, together
+from processes import DemonstrationFailed, Service, free_port, run, run_json, together
 from rich.console import Console
 
 PEOPLE = {
@@ -75,6 +75,8 @@ class Demonstration:
         together([partial(self.site, name, "enrol", token) for name, token in invited.items()])
         for clinic in self.scenario.clinics:
             self.say(f"   {clinic.name} enrolled with a key made on site")
+        law = clinics.jurisdictions(self.scenario.study)
+        together([partial(self.say_law, name, law[name]) for name in self.sites])
         self.say("[bold]3  Data sets[/]")
         add = [
             partial(self.site, clinic.name, "datasets", "add", clinic.data, "--dictionary", self.scenario.dictionary)
@@ -88,6 +90,14 @@ class Demonstration:
             )
         for name, home in self.sites.items():
             self.start(f"agent-{name}", "cloister-site", "agent", "--home", home)
+
+    def say_law(self, name: str, jurisdiction: str) -> None:
+        """Hospital IT says under which law the site takes part."""
+        role = "covered-entity" if jurisdiction == "US" else "none"
+        run(
+            "cloister-site", "governance", "set", "--jurisdiction", jurisdiction, "--hipaa-role", role,
+            "--collection-purpose", self.scenario.intended_use, "--home", self.sites[name],
+        )  # fmt: skip
 
     def propose(self) -> str:
         """Spec, forecast, policy, consent."""
