@@ -71,7 +71,7 @@ class Forecast:
         evaluation = (
             "exact: outside the privacy guarantee, declared to every site and shown on the release"
             if exact
-            else f"noised, epsilon {spec.evaluation.epsilon:g} for held-out patients over {spec.evaluation.attempts} tries"
+            else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, at most {spec.evaluation.attempts} times"
         )
         return "\n".join(
             [

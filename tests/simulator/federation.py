@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from sqlmodel import col, select
 
 from coordinator.appliance import Appliance, open_appliance
 from coordinator.audit.append import append
 from coordinator.audit.health import LogHealth
+from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import build_policy, set_policy
 from coordinator.database import reading, transaction
 from coordinator.initialise import initialise
@@ -26,7 +29,8 @@ from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.rounds.driver import RoundDriver
 from coordinator.rounds.exchange import Answer, Kind, Unreached
-from coordinator.rounds.repository import RoundRepository
+from coordinator.rounds.repository import CandidateRepository, RecordedAttempt, RoundRepository, round_record
+from coordinator.rounds.tables import Candidate
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.tables import Site, SiteDataset
 from coordinator.studies.consent import answer
@@ -36,7 +40,8 @@ from coordinator.studies.policy import active_policy
 from coordinator.studies.propose import Proposed, prepare, propose
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import StudyState
-from protocol.audit_event import EventType
+from coordinator.studies.tables import Study
+from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import digest, sha256_hex
 from protocol.checkpoint import cosigner_key
 from protocol.consent import CONSENT_TYPE, PROPOSAL_TYPE, Consent
@@ -45,14 +50,14 @@ from protocol.envelope import seal
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
 from protocol.timestamp import timestamp
+from site_agent.cohort.tables import Snapshot, SnapshotPatient
 from site_agent.consent.judgement import charges, own_epsilons
 from site_agent.consent.tables import StudyGrant
-from site_agent.cohort.tables import Snapshot, SnapshotPatient
 from site_agent.database import create_database
 from site_agent.database import transaction as site_transaction
 from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteHome, SiteSettings
-from site_agent.training.budget_store import BudgetStore, reserve
+from site_agent.training.budget_store import BudgetStore, ledger, reserve
 from site_agent.training.participate import Participant
 from site_agent.training.states import Budget
 from site_agent.training.worker_client import WorkerFailed
@@ -100,6 +105,11 @@ class KnownWorker:
         self.returned: dict[str, list[np.ndarray]] = defaultdict(list)
         self.noisy_steps = 0
         self.fails = False
+
+    def reset(self) -> None:
+        """Forget what was computed so far."""
+        self.returned.clear()
+        self.noisy_steps, self.fails = 0, False
 
     def open(self, plan: StudyPlan, snapshot: str) -> None:
         del plan, snapshot
@@ -164,9 +174,11 @@ class Delivery:
     packet: bytes
     group: str
     number: int
+    said: list[bytes] = field(default_factory=list)
 
     def answer(self) -> bytes:
-        return self.site.participant.answer(self.kind, self.packet)
+        self.said.append(self.site.participant.answer(self.kind, self.packet))
+        return self.said[-1]
 
 
 class SimulatedExchange:
@@ -178,9 +190,17 @@ class SimulatedExchange:
         self.absent: set[str] = set()
         self.faults: list[Fault] = []
         self.requests: list[tuple[Kind, str, dict[str, bytes]]] = []
-        self.answers: list[tuple[str, str, Answer | None]] = []
+        self.answers: list[tuple[str, bytes, bytes]] = []
         self.after_request: Callable[[], None] = lambda: None
         self.before_request: Callable[[], None] = lambda: None
+
+    def reset(self) -> None:
+        """No faults, nothing seen."""
+        self.absent.clear()
+        self.faults.clear()
+        self.requests.clear()
+        self.answers.clear()
+        self.after_request = self.before_request = lambda: None
 
     def present(self) -> frozenset[str]:
         return frozenset(self._sites) - self.absent
@@ -197,7 +217,7 @@ class SimulatedExchange:
         for name, packet in packets.items():
             delivery = Delivery(kind, self._sites[name], packet, group, len(self.requests))
             given = self._deliver(delivery)
-            self.answers.append((group, name, given))
+            self.answers += [(name, packet, said) for said in delivery.said]
             if given is not None:
                 answers[name] = given
         self._clock.seconds += 0.5 if len(answers) == len(packets) else deadline_seconds
@@ -287,7 +307,7 @@ class Federation:
                 plan_digest=plan_digest,
                 snapshot=site.snapshot,
                 charges=charges(plan, own_epsilons(plan)),
-                cap=Budget(10.0, 1e-2),
+                cap=Budget(1e4, 0.9),
                 at=at,
             )
             session.add(
@@ -323,9 +343,48 @@ class Federation:
         with reading(self.appliance.engine) as session:
             return StudyState(StudyRepository(session).get(study).state)
 
-    def rounds(self, study: str = "hearts-1") -> RoundRepository:
+    def reset(self) -> None:
+        """Before another study: no faults, fresh processes."""
+        self.exchange.reset()
+        for site in self.sites.values():
+            site.worker.reset()
+            site.reached = lambda _point: None
+            site.restart()
+
+    def records(self, study: str) -> list[dict[str, Any]]:
+        """The committed rounds, training first."""
         with reading(self.appliance.engine) as session:
-            return RoundRepository(session)
+            return [round_record(row) for row in RoundRepository(session).rounds(study)]
+
+    def attempts(self, study: str) -> list[RecordedAttempt]:
+        """Every attempt, in order."""
+        with reading(self.appliance.engine) as session:
+            return RoundRepository(session).attempts(study)
+
+    def plan(self, study: str) -> StudyPlan:
+        with reading(self.appliance.engine) as session:
+            return plan_of(StudyRepository(session).get(study))
+
+    def row(self, study: str) -> Study:
+        with reading(self.appliance.engine) as session:
+            return StudyRepository(session).get(study)
+
+    def candidate(self, study: str) -> Candidate | None:
+        with reading(self.appliance.engine) as session:
+            return CandidateRepository(session).find(study)
+
+    def events(self, study: str) -> list[AuditEvent]:
+        """The study's entries of the log, in order."""
+        with reading(self.appliance.engine) as session:
+            entries = session.exec(select(LogEntry).order_by(col(LogEntry.id))).all()
+        found = [AuditEvent.model_validate_json(entry.leaf) for entry in entries]
+        return [event for event in found if event.subject == study]
+
+    def charged(self, study: str, site: str) -> dict[bool, int]:
+        """Steps charged at a site, by whether of held-out patients."""
+        with site_transaction(self.sites[site].store._engine) as session:
+            lines = ledger(session)
+        return {line.held_out: line.steps_charged for line in lines if line.study == study}
 
 
 def study_spec(study: str = "hearts-1", names: tuple[str, ...] = NAMES, **changes: object) -> StudySpec:
