@@ -20,6 +20,7 @@ from coordinator.appliance import Appliance, open_appliance
 from coordinator.audit.health import LogHealth, log_health
 from coordinator.database import reading
 from coordinator.errors import place_of
+from coordinator.logs import configure_logs
 from coordinator.rounds.driver import RoundDriver
 from coordinator.rounds.repository import AnotherDriver
 from coordinator.studies.policy import active_policy
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--superlink", required=True, help="host:port on loopback")
     parser.add_argument("--secret", type=Path, required=True, help="the SuperLink's superexec secret")
     options = parser.parse_args(arguments)
+    configure_logs()
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
     try:
         return _drive(options.home, options.study, options.superlink, options.secret)
