@@ -143,12 +143,16 @@ class Hospital:
         grant(self.engine, self.review(signed), key=self.keys.identity, site=self.name, evidence={}, now=self.now)
 
 
-def hospital(folder: Path, name: str, coordinator: SigningKey, log: VerifierKey, *, seed: int = 1) -> Hospital:
+def hospital(
+    folder: Path, name: str, coordinator: SigningKey, log: VerifierKey, *, address: str = "127.0.0.1:1", seed: int = 1
+) -> Hospital:
     """A site as `enrol` and `datasets add` leave it, with 80 patients of whom 20 are held out."""
     home = SiteHome(folder / name)
     for path in (home.path, home.keys, home.snapshots):
         make_private_folder(path)
-    document = SiteDocument(site=name, address="127.0.0.1:1", log=log.text, coordinator=coordinator.public.text)
+    document = SiteDocument(
+        site=name, address=address, log=log.text, coordinator=coordinator.public.text, poll_seconds=0.1
+    )
     home.settings.write_text(document.to_toml())
     keys = SiteKeys.generate(home.keys)
     engine = create_database(home.database)
@@ -286,11 +290,18 @@ class Federation:
         return total.result(grid)
 
 
-def federation(folder: Path, **changes: Any) -> Federation:
+def federation(
+    folder: Path,
+    *,
+    coordinator: SigningKey | None = None,
+    log: VerifierKey | None = None,
+    address: str = "127.0.0.1:1",
+    **changes: Any,
+) -> Federation:
     """Four hospitals that hold data of one schema, and a study over them."""
-    coordinator = SigningKey.generate()
-    log = VerifierKey("log.example", KeyType.ED25519, SigningKey.generate().public.raw)
-    hospitals = {name: hospital(folder, name, coordinator, log) for name in NAMES}
+    coordinator = coordinator or SigningKey.generate()
+    log = log or VerifierKey("log.example", KeyType.ED25519, SigningKey.generate().public.raw)
+    hospitals = {name: hospital(folder, name, coordinator, log, address=address) for name in NAMES}
     return Federation(coordinator, log, hospitals, study(**changes))
 
 
