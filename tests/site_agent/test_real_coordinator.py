@@ -1,0 +1,133 @@
+"""The site's side against the product's own coordinator, over TLS: what the made-up one could get wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from coordinator.audit.sequencer import integrate_once
+from coordinator.audit.witnessing import quorum_note
+from coordinator.database import transaction as at_coordinator
+from coordinator.sites import enrolment
+from protocol.witness_policy import WitnessPolicy
+from site_agent.clock import system_clock
+from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
+from site_agent.database import open_database, transaction
+from site_agent.enrol import enrol
+from site_agent.keystore import load_keys
+from site_agent.renewal import current, renew_if_due
+from site_agent.settings import SiteHome, load_settings
+from site_agent.witness import repository
+from site_agent.witness.cycle import Witness
+from tests.coordinator.appliances import Served, served_coordinator
+
+
+class Site:
+    """An enrolled site with its client open."""
+
+    def __init__(self, served: Served, folder: Path, name: str) -> None:
+        with at_coordinator(served.appliance.engine) as session:
+            token = enrolment.invite(session, served.appliance, name).to_text()
+        home = SiteHome(folder / name)
+        enrol(token, home, system_clock)
+        self.settings, self.keys, self.engine = load_settings(home), load_keys(home), open_database(home)
+        self.client = CoordinatorClient(self.settings, self.keys)
+        self.witness = Witness(self.settings, self.keys, self.engine, self.client, system_clock)
+
+    def policy(self) -> WitnessPolicy:
+        with transaction(self.engine) as session:
+            return repository.policy_in_force(session)
+
+    def close(self) -> None:
+        self.client.close()
+        self.engine.dispose()
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    with served_coordinator(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def sites(served: Served, tmp_path: Path):
+    sites = [Site(served, tmp_path, name) for name in ("clinic-a", "clinic-b", "clinic-c", "clinic-d")]
+    yield sites
+    for site in sites:
+        site.close()
+
+
+def settle(served: Served, sites: list[Site]) -> None:
+    """Integrate, and let every site witness until nothing is new."""
+    integrate_once(served.appliance)
+    for site in sites:
+        site.witness.turn()
+
+
+def test_four_sites_cosign_and_a_quorum_stands(served, sites):
+    settle(served, sites)
+    with at_coordinator(served.appliance.engine) as session:
+        note = quorum_note(session, served.appliance, 1)
+    assert note is not None
+    policies = {site.policy().digest for site in sites}
+    assert len(policies) == 1  # all follow the log to the newest policy, from the four they were enrolled with
+    policy = sites[0].policy()
+    assert (len(policy.witnesses), policy.quorum) == (4, 3)
+    assert set(policy.accept(note).cosigners) == {witness.name for witness in policy.witnesses}
+
+
+def test_a_revoked_site_is_refused_at_once_and_leaves_the_policy(served, sites):
+    settle(served, sites)
+    with at_coordinator(served.appliance.engine) as session:
+        enrolment.revoke(session, served.appliance, "clinic-d")
+    with pytest.raises(CoordinatorRefused) as caught:
+        sites[3].client.me()
+    assert caught.value.remedy
+    settle(served, sites[:3])
+    assert len(sites[0].policy().witnesses) == 3
+
+
+def test_a_certificate_is_renewed_and_serves(served, sites):
+    site = sites[0]
+    old = current(site.keys)
+    issued = renew_if_due(site.settings, site.keys, lambda: datetime.now(UTC) + timedelta(days=5))
+    assert issued is not None
+    assert issued.pem != old.pem
+    with CoordinatorClient(site.settings, site.keys) as client:
+        assert client.me()["name"] == "clinic-a"
+
+
+def test_a_data_set_is_registered_by_digests_and_counts(served, sites):
+    client = sites[0].client
+    document = {"schema_digest": "sha256:" + "a" * 64, "snapshot": "sha256:" + "b" * 64, "patients": 60, "held_out": 15}
+    client.register_dataset("heart", document)
+    (registered,) = client.me()["datasets"]
+    assert {key: registered[key] for key in document} == document
+    with pytest.raises(CoordinatorRefused):
+        client.register_dataset("heart", document | {"patients": 10})
+    assert client.studies() == []
+    assert client.work() == {"active": [], "installable": []}
+
+
+def test_an_expired_invitation_is_told(served, tmp_path):
+    with at_coordinator(served.appliance.engine) as session:
+        token = enrolment.invite(session, served.appliance, "clinic-a").to_text()
+    served.clock.move(hours=25)
+    with pytest.raises(CoordinatorRefused, match="expired") as caught:
+        enrol(token, SiteHome(tmp_path / "late"), system_clock)
+    assert caught.value.remedy
+    assert not (tmp_path / "late").exists()
+
+
+def test_another_sites_token_does_not_make_this_site(served, tmp_path):
+    """The name is in the token: a token altered to say another name is no invitation of that site."""
+    with at_coordinator(served.appliance.engine) as session:
+        token = enrolment.invite(session, served.appliance, "clinic-a")
+        enrolment.invite(session, served.appliance, "clinic-b")
+    altered = token.model_copy(update={"name": "clinic-b"}).to_text()
+    with pytest.raises(CoordinatorRefused):
+        enrol(altered, SiteHome(tmp_path / "stolen"), system_clock)
+    assert not (tmp_path / "stolen").exists()
+    enrol(token.to_text(), SiteHome(tmp_path / "rightful"), system_clock)
