@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import registry
 from sqlmodel import Session, SQLModel
 
@@ -121,13 +121,19 @@ def _session(engine: Engine) -> Iterator[Session]:
         with Session(engine, expire_on_commit=False) as session:
             yield session
     except OperationalError as error:
-        full = storage_problem(error)
-        if full is not None:
-            raise full from error
-        reason = "is busy" if "locked" in str(error.orig) else "can't be reached"
-        raise DatabaseError(
-            f"The coordinator's database {reason}.", "Check that it runs and that its volume is writable, then retry."
-        ) from error
+        raise database_problem(error) from error
+
+
+def database_problem(error: DBAPIError) -> CloisterError:
+    """What a driver's error means to an operator: StorageFull, or DatabaseError with its remedy."""
+    full = storage_problem(error)
+    if full is not None:
+        return full
+    reason = "is busy" if "locked" in str(error.orig) else "can't be opened or reached"
+    return DatabaseError(
+        f"The coordinator's database {reason}.",
+        "Check its URL, that it runs and that its volume is writable, then retry.",
+    )
 
 
 def upgrade(engine: Engine) -> None:
@@ -142,7 +148,7 @@ def require_current(engine: Engine) -> None:
         with engine.connect() as connection:
             found = set(MigrationContext.configure(connection).get_current_heads())
     except (OperationalError, ProgrammingError) as error:
-        raise _unreachable() from error
+        raise database_problem(error) from error
     if found != set(script.get_heads()):
         raise DatabaseError(
             "The coordinator's database is at another version than this program.",
@@ -165,20 +171,9 @@ def _migrate(engine: Engine, step: Any) -> None:
             config.attributes["connection"] = connection
             step(config)
     except OperationalError as error:
-        full = storage_problem(error)
-        raise full or _unreachable() from error
-
-
-def _unreachable() -> DatabaseError:
-    return DatabaseError(
-        "The coordinator's database can't be opened.", "Check the database URL, that it runs, and its access rights."
-    )
+        raise database_problem(error) from error
 
 
 def one_row(result: Any) -> bool:
     """Whether an UPDATE or DELETE touched exactly one row."""
     return int(result.rowcount) == 1
-
-
-__all__ = ["DatabaseError", "Table", "metadata", "one_row", "open_engine", "reading", "require_current",
-           "transaction", "upgrade"]  # fmt: skip

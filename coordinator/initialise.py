@@ -11,13 +11,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import inspect
+from sqlalchemy import Engine, inspect
+from sqlalchemy.exc import OperationalError
 
 from coordinator.appliance import Appliance, Clock, system_clock
 from coordinator.audit.append import COORDINATOR, append
 from coordinator.audit.repository import LogRepository
 from coordinator.audit.sequencer import integrate_once, log_key
-from coordinator.database import open_engine, transaction, upgrade
+from coordinator.database import database_problem, open_engine, transaction, upgrade
 from coordinator.keystore import Entropy, load_keys, make_keys, write_private
 from coordinator.people import accounts
 from coordinator.schema import metadata
@@ -61,9 +62,8 @@ def initialise(
     building.parent.mkdir(parents=True, exist_ok=True)
     building.mkdir(mode=0o700)
     try:
-        made = _build(here, administrator, clock, entropy)
         write_private(building / FILE, final.to_toml().encode())
-        building.rename(home)
+        made = _build(here, home, administrator, clock, entropy)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -80,38 +80,47 @@ def _settings(home: Path, address: str, listen: str | None, database: str | None
     )
 
 
-def _build(settings: Settings, administrator: str, clock: Clock, entropy: Entropy) -> Token:
+def _build(settings: Settings, home: Path, administrator: str, clock: Clock, entropy: Entropy) -> Token:
     settings.log_folder.mkdir(mode=0o700)
     make_keys(settings, now=clock(), entropy=entropy)
     engine = open_engine(settings.database)
-    existed = bool(inspect(engine).get_table_names())
-    if existed:
-        raise SettingsError("The database is not empty.", "Give --database an empty one: each coordinator has its own.")
-    appliance = Appliance(settings, engine, load_keys(settings), clock, entropy)
     try:
-        upgrade(engine)
-        with transaction(engine) as session:
-            LogRepository(session, settings.origin).start(EMPTY_ROOT)
-            append(
-                session, appliance, EventType.LOG_STARTED, actor=COORDINATOR, subject=settings.name,
-                digests={
-                    "log_key": sha256_hex(log_key(appliance).text.encode()),
-                    "ca": appliance.keys.authority.fingerprint,
-                },
-            )  # fmt: skip
-            token = accounts.invite(session, appliance, administrator, Role.ADMINISTRATOR)
-        integrate_once(appliance)
-    except BaseException:
-        metadata.drop_all(engine)
-        _forget_revision(appliance)
-        raise
+        if inspect(engine).get_table_names():
+            raise SettingsError(
+                "The database is not empty.", "Give --database an empty one: each coordinator has its own."
+            )
+        appliance = Appliance(settings, engine, load_keys(settings), clock, entropy)
+        try:
+            token = _fill(appliance, administrator)
+            settings.home.rename(home)
+        except BaseException:
+            _empty(engine)
+            raise
+        return token
+    except OperationalError as error:
+        raise database_problem(error) from error
     finally:
         engine.dispose()
+
+
+def _fill(appliance: Appliance, administrator: str) -> Token:
+    settings, keys = appliance.settings, appliance.keys
+    upgrade(appliance.engine)
+    with transaction(appliance.engine) as session:
+        LogRepository(session, settings.origin).start(EMPTY_ROOT)
+        append(
+            session, appliance, EventType.LOG_STARTED, actor=COORDINATOR, subject=settings.name,
+            digests={"log_key": sha256_hex(log_key(appliance).text.encode()), "ca": keys.authority.fingerprint},
+        )  # fmt: skip
+        token = accounts.invite(session, appliance, administrator, Role.ADMINISTRATOR)
+    integrate_once(appliance)
     return token
 
 
-def _forget_revision(appliance: Appliance) -> None:
-    with transaction(appliance.engine) as session:
+def _empty(engine: Engine) -> None:
+    """Take back what was made in a database that was empty before."""
+    metadata.drop_all(engine)
+    with transaction(engine) as session:
         session.connection().exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
 
 

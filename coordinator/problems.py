@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
+from coordinator.database import DatabaseError
 from coordinator.errors import (
     Conflict,
     Forbidden,
@@ -47,6 +48,7 @@ STATUS: dict[type[CloisterError], int] = {
     TooLarge: 413,
     Unavailable: 503,
     StorageFull: 507,
+    DatabaseError: 503,
 }
 
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
@@ -27,16 +24,11 @@ from coordinator.audit.sequencer import verify_log
 from coordinator.identity import PEER_CERTIFICATE
 from coordinator.keystore import Keys, renew_server_certificate
 from coordinator.parts import Part, parts
+from coordinator.serving_lock import CannotServe, serving_lock
 from coordinator.settings import split_address
 from protocol.errors import CloisterError
 
 SHUTDOWN_SECONDS = 10
-
-
-class CannotServe(CloisterError):
-    """The port or the home is in use, or the server could not start."""
-
-    code = "cannot-serve"
 
 
 class PeerCertificateProtocol(HttpToolsProtocol):
@@ -136,23 +128,6 @@ class CoordinatorServer(uvicorn.Server):
             raise self._failures[0]
         if not self.started:
             raise CannotServe("The coordinator did not start.", "Read its log above for the reason.")
-
-
-@contextmanager
-def serving_lock(home: Path) -> Iterator[None]:
-    """Hold the home for one server. Raises CannotServe when another process holds it."""
-    descriptor = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CannotServe(
-            f"The coordinator in {home} is already being served.", "Stop the other process first."
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

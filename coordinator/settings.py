@@ -22,7 +22,20 @@ from protocol.identifiers import Frozen
 FILE = "coordinator.toml"
 HOME_VARIABLE = "CLOISTER_COORDINATOR_HOME"
 DEFAULT_HOME = "~/.cloister-coordinator"
-_LINK = re.compile(r"^(sqlite:///|postgresql\+psycopg://).+")
+_DATABASE = re.compile(r"^(sqlite:///|postgresql\+psycopg://).+")
+
+
+_WANTED = {
+    "name": "2 to 63 lower-case letters, digits, dots and hyphens, a letter first",
+    "address": "HOST:PORT",
+    "listen": "HOST:PORT",
+    "database": "a sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME URL",
+    "sequencer_interval": "seconds, 0.01 to 60",
+    "round_deadline": "seconds, 1 to 86400",
+    "key_deadline": "seconds, 1 to 86400",
+    "poll_seconds": "seconds, 0.05 to 60",
+    "body_limit": "bytes, 65536 to 268435456",
+}
 
 
 class SettingsError(CloisterError):
@@ -39,7 +52,7 @@ class Settings(Frozen):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9.-]{1,62}$")]
     address: Address
     listen: Address
-    database: Annotated[str, StringConstraints(pattern=_LINK.pattern)]
+    database: Annotated[str, StringConstraints(pattern=_DATABASE.pattern)]
     sequencer_interval: Annotated[float, Field(ge=0.01, le=60)] = 0.2
     round_deadline: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     key_deadline: Annotated[float, Field(ge=1, le=86_400)] = 120.0
@@ -77,11 +90,9 @@ def make_settings(home: Path, **values: Any) -> Settings:
     try:
         settings = Settings(home=home, **values)
     except ValidationError as error:
-        names = ", ".join(sorted({str(item["loc"][0]) if item["loc"] else "?" for item in error.errors()}))
-        raise SettingsError(
-            f"The coordinator's settings are wrong in: {names}.",
-            f"Correct {home / FILE}; see the documentation's list.",
-        ) from None
+        names = sorted({str(item["loc"][0]) if item["loc"] else "?" for item in error.errors()})
+        wanted = "; ".join(f"{name}: {_WANTED.get(name, 'there is no such setting')}" for name in names)
+        raise SettingsError(f"The coordinator's settings are wrong in: {', '.join(names)}.", f"{wanted}.") from None
     for text in (settings.address, settings.listen):
         split_address(text)
     return settings
@@ -117,7 +128,7 @@ def split_address(text: str) -> tuple[str, int]:
             valid = False
     else:
         valid = bool(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", bare))
-    if not valid or not port.isdigit() or not 1 <= int(port) <= 65_535:
+    if not valid or not (port.isascii() and port.isdigit() and len(port) <= 5) or not 1 <= int(port) <= 65_535:
         raise SettingsError(
             f"{text!r} is not an address of the form HOST:PORT.",
             "Give a host name or IP address and a port, such as cloister.example.org:8443.",

@@ -9,7 +9,7 @@ from coordinator.audit.repository import LogRepository
 from coordinator.audit.witnessing import policy_in_force, quorum_note
 from coordinator.database import reading
 from coordinator.people.repository import PersonRepository
-from coordinator.server import CannotServe, serving_lock
+from coordinator.serving_lock import CannotServe, serving_lock
 from coordinator.sites.repository import SiteRepository
 from protocol.checkpoint import TreeHead
 from protocol.note import Note
