@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -349,3 +351,59 @@ def test_what_can_go_wrong_inside_is_an_answer_without_details(running: Case, mo
     answer = site.participant().answer("train.contribute", world.round_request(signed))
     assert refusal_in(answer, site) == "internal"
     assert b"patient" not in answer
+
+
+CRASHING = """
+import os, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from site_agent.database import connect
+from site_agent.keystore import load_keys
+from site_agent.settings import SiteHome, load_settings
+from site_agent.training.budget_store import BudgetStore
+from site_agent.training.participate import Participant
+from site_agent.training.worker_client import WorkerClient
+home, request, answer, point = SiteHome(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+def reached(name):
+    if name == point:
+        os._exit(9)
+participant = Participant(
+    settings=load_settings(home), keys=load_keys(home), worker=WorkerClient(home),
+    store=BudgetStore(connect(home.database), reached=reached), reached=reached,
+    clock=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),
+)
+answer.write_bytes(participant.answer("train.contribute", request.read_bytes()))
+os._exit(0)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("point", "charged", "code"),
+    [("before-charge", 0, None), ("in-charge", 0, None), ("charged", 1, "consumed"), ("computed", 1, "consumed"),
+     ("in-keep", 1, "consumed"), ("kept", 1, None), ("never", 1, None)],
+)  # fmt: skip
+def test_an_agent_killed_in_a_round_never_answers_twice(
+    running: Case, tmp_path: Path, point: str, charged: int, code: str | None
+) -> None:
+    """A real process with a real worker is ended at every point; another takes over the same folder."""
+    world, signed = running
+    site = world.hospitals["cork"]
+    site.engine.dispose()
+    request, answer = tmp_path / "request", tmp_path / "answer"
+    request.write_bytes(world.round_request(signed))
+    arguments = [str(site.settings.home.path), str(request), str(answer), point]
+    ended = subprocess.run([sys.executable, "-c", CRASHING, *arguments], check=False, timeout=120, capture_output=True)
+    assert ended.returncode == (0 if point == "never" else 9), ended.stderr
+    assert steps(site) == charged
+    again = site.participant().answer("train.contribute", request.read_bytes())
+    if code is not None:
+        assert refusal_in(again, site) == code
+        assert steps(site) == 1
+        return
+    assert steps(site) == 1
+    assert site.participant().answer("train.contribute", request.read_bytes()) == again
+    if charged:
+        assert site.worker.computed == 0  # type: ignore[attr-defined]  # what was kept is sent, not made anew
+    if point == "never":
+        assert answer.read_bytes() == again
