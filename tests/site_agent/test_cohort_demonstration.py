@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
 from protocol.dictionary import Dictionary, parse_dictionary
+from protocol.strict_yaml import load_yaml
+from protocol.study import StudySpec
 from site_agent.cohort.assignment import hash_patient, hold_out
 from site_agent.cohort.tabular import Table, read_table
 
@@ -110,8 +111,11 @@ def test_a_missing_folder_is_named(datasets, tmp_path):
 
 @pytest.mark.parametrize("kind", ["wisconsin", "uci_heart_disease"])
 def test_each_study_justifies_every_column_and_invites_every_site(datasets, kind, tmp_path):
-    study = yaml.safe_load((DEMO / kind / "study.yaml").read_text())
+    study = load_yaml((DEMO / kind / "study.yaml").read_bytes()).value
+    assert isinstance(study, dict)
+    assert study["dataset"] == {"dictionary": "dictionary.yaml"}
     schema = dictionary(kind).schema
+    StudySpec.model_validate(study | {"dataset": schema.model_dump()})
     columns = {feature.name for feature in schema.features} | {schema.label.column}
     assert set(study["justified_columns"]) == columns
     sites = {"wisconsin": datasets.CLINICS, "uci_heart_disease": datasets.HEART}[kind]
