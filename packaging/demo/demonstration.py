@@ -15,6 +15,9 @@ import report
 from processes import DemonstrationFailed, Service, free_port, run, run_json, together
 from rich.console import Console
 
+from protocol.bundle import pack
+from protocol.release import BUNDLE_FILES
+
 PEOPLE = {
     "ada": "researcher",
     "bo": "compliance_officer",
@@ -195,9 +198,11 @@ class Demonstration:
         )
 
     def keep_release(self) -> Path:
-        """Copy the installed bundle's files to the output folder."""
+        """Put the installed release into the output folder: its files, and the bundle they came in."""
         home = next(iter(self.sites.values()))
         shutil.copytree((home / "releases" / "current").resolve(), self.out / "release")
+        files = {name: (self.out / "release" / name).read_bytes() for name in BUNDLE_FILES}
+        (self.out / "release.tar").write_bytes(pack(files, BUNDLE_FILES))
         return self.out / "release" / "model.safetensors"
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ clinic alone and a pooled model, all judged on the same held-out patients. No pa
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import sqlite3
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from privacy.dpsgd.noise import standard_gaussian
 from privacy.entropy import KeyStream
 from protocol.study import MINIMUM_TRAINS_ALONE, StudySpec
 
+logging.getLogger("absl").setLevel(logging.ERROR)  # the accountant's numerical notes are not for people
 Matrix = NDArray[np.float64]
 ONE_CLASS = "all held-out patients of this hospital have the same outcome"
 TOO_FEW = f"fewer than {MINIMUM_TRAINS_ALONE} patients: a hospital that small does not train alone"
