@@ -12,7 +12,7 @@ from coordinator.audit.export import bundle_archive
 from coordinator.audit.repository import LogRepository
 from coordinator.audit.sequencer import tile_store
 from coordinator.audit.tile_store import LogDamaged
-from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
+from coordinator.audit.witnessing import keep_cosignatures, latest_note, policy_in_force, verify_cosignatures
 from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
 from coordinator.identity import ApplianceOf, CurrentSite, current_person
@@ -73,9 +73,11 @@ def tile(path: str, appliance: ApplianceOf) -> Response:
 
 @router.post("/log/cosignatures")
 def cosignatures(site: CurrentSite, appliance: ApplianceOf, body: Annotated[bytes, Depends(_body)]) -> dict[str, int]:
+    witness = site.witness or ""
+    with reading(appliance.engine) as session:  # many signatures may have to be tried: not under the write lock
+        verified = verify_cosignatures(session, appliance, witness, body)
     with transaction(appliance.engine) as session:
-        size = accept_cosignatures(session, appliance, site.witness or "", body)
-    return {"size": size}
+        return {"size": keep_cosignatures(session, appliance, witness, verified)}
 
 
 @router.get("/audit/export")

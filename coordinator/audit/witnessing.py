@@ -60,8 +60,10 @@ def latest_note(session: Session, appliance: Appliance) -> bytes:
     return cosigned_note(repository, checkpoint)
 
 
-def accept_cosignatures(session: Session, appliance: Appliance, site_witness: str, data: bytes) -> int:
-    """Keep the lines that this site's witness made over a recent checkpoint; the checkpoint's size.
+def verify_cosignatures(
+    session: Session, appliance: Appliance, site_witness: str, data: bytes
+) -> list[tuple[int, str]]:
+    """(checkpoint size, line) of each line that this site's witness made over a recent checkpoint. Writes nothing.
 
     All lines must be by the caller's own key. Raises BadSignature for a line by another key, StaleCosignature when
     a line verifies over none of the newest 256 checkpoints: our own roots at their sizes.
@@ -69,16 +71,31 @@ def accept_cosignatures(session: Session, appliance: Appliance, site_witness: st
     repository = LogRepository(session, appliance.settings.origin)
     witness = VerifierKey.parse(site_witness)
     recent = [_head(row) for row in repository.recent_checkpoints(RECENT)]
-    accepted = 0
+    verified = []
     for line in parse_signatures(data):
         if (line.name, line.key_id) != (witness.name, witness.key_id):
             raise BadSignature(
                 "A cosignature is not by this site's witness key.", "Send only the site's own cosignature."
             )
-        size = _cosigned_size(recent, line, witness)
-        repository.add_cosignature(size, witness.text, line.line)
-        accepted = max(accepted, size)
-    return accepted
+        verified.append((_cosigned_size(recent, line, witness), line.line))
+    return verified
+
+
+def accept_cosignatures(session: Session, appliance: Appliance, site_witness: str, data: bytes) -> int:
+    """Verify, then keep; the largest size that was cosigned. Raises what `verify_cosignatures` raises."""
+    return keep_cosignatures(
+        session, appliance, site_witness, verify_cosignatures(session, appliance, site_witness, data)
+    )
+
+
+def keep_cosignatures(
+    session: Session, appliance: Appliance, site_witness: str, verified: list[tuple[int, str]]
+) -> int:
+    """Store verified lines; the largest size among them."""
+    repository = LogRepository(session, appliance.settings.origin)
+    for size, line in verified:
+        repository.add_cosignature(size, site_witness, line)
+    return max(size for size, _ in verified)
 
 
 def quorum_note(session: Session, appliance: Appliance, minimum_size: int) -> bytes | None:
