@@ -20,7 +20,14 @@ STATEMENT_KIND = "https://in-toto.io/Statement/v1"
 PREDICATE_KIND = "https://cloister.health/release/v1"
 
 MODEL_FILES = ("model.safetensors", "model.onnx", "model_card.md")
-BUNDLE_FILES = (*MODEL_FILES, "subject.json", "plan.dsse.json", "statement.dsse.json", "event.json", "release.tlog-proof")
+BUNDLE_FILES = (
+    *MODEL_FILES,
+    "subject.json",
+    "plan.dsse.json",
+    "statement.dsse.json",
+    "event.json",
+    "release.tlog-proof",
+)
 
 
 class FileDigest(Frozen):

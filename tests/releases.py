@@ -101,7 +101,11 @@ class Maker:
             "submitter": "ada",
             "sites": tuple(
                 PlannedSite(
-                    name=site, identity=site_keys[site].public.text, jurisdiction="EU", patients=100, held_out=30,
+                    name=site,
+                    identity=site_keys[site].public.text,
+                    jurisdiction="EU",
+                    patients=100,
+                    held_out=30,
                     snapshot=HASH,
                 )
                 for site in SITES
@@ -126,21 +130,42 @@ class Maker:
         plan_envelope = seal(PLAN_TYPE, plan.model_dump(mode="json"), self.coordinator)
         weights = np.linspace(-1, 1, parameter_count(plan.spec.model, SCHEMA.width)).astype("<f8").tobytes()
         epsilon = EpsilonStatement(
-            unit="patient", adjacency="zero-out", epsilon=0.99, delta=1e-4, epsilon_worst_site=1.9,
-            epsilon_cohort_to_date=dict.fromkeys(SITES, 0.99), epsilon_evaluation=1.0, steps_charged=16,
-            rounds_executed=10, attempts=10, sampling="Poisson", accountant="PLD", trust="two honest sites",
-        )  # fmt: skip
+            unit="patient",
+            adjacency="zero-out",
+            epsilon=0.99,
+            delta=1e-4,
+            epsilon_worst_site=1.9,
+            epsilon_cohort_to_date=dict.fromkeys(SITES, 0.99),
+            epsilon_evaluation=1.0,
+            steps_charged=16,
+            rounds_executed=10,
+            attempts=10,
+            sampling="Poisson",
+            accountant="PLD",
+            trust="two honest sites",
+        )
         evaluation = EvaluationReport(
-            mode="noised", outside_guarantee=False, held_out=120, bins=10, auc=Interval(value=0.9, low=0.8, high=1.0),
-            accuracy=Interval(value=0.8, low=0.7, high=0.9), calibration_error=Interval(value=None, reason="too few"),
-        )  # fmt: skip
+            mode="noised",
+            outside_guarantee=False,
+            held_out=120,
+            bins=10,
+            auc=Interval(value=0.9, low=0.8, high=1.0),
+            accuracy=Interval(value=0.8, low=0.7, high=0.9),
+            calibration_error=Interval(value=None, reason="too few"),
+        )
         model = build.model_files(
             plan, weights, epsilon, evaluation, intended_use="research.heart", use_mode="research"
         )
         subject = build.subject_of(
-            "heart-study-r1", plan, sha256_hex(plan_envelope.payload), model, epsilon, evaluation,
-            intended_use="research.heart", use_mode="research",
-        )  # fmt: skip
+            "heart-study-r1",
+            plan,
+            sha256_hex(plan_envelope.payload),
+            model,
+            epsilon,
+            evaluation,
+            intended_use="research.heart",
+            use_mode="research",
+        )
         subject = subject.model_copy(update=self.subject_changes)
         approvals = [self._approval(name, role, subject.digest) for name, role in self.voters]
         statement = seal(

@@ -47,7 +47,11 @@ def reference(model: LogisticRegression | MultilayerPerceptron, vector: np.ndarr
     st.integers(0, 2**32 - 1),
 )
 def test_raw_values_give_the_encoded_prediction(
-    model: LogisticRegression | MultilayerPerceptron, age: float | None, pain: int | None, vessels: int, sex: int,
+    model: LogisticRegression | MultilayerPerceptron,
+    age: float | None,
+    pain: int | None,
+    vessels: int,
+    sex: int,
     seed: int,
 ) -> None:
     vector = np.random.default_rng(seed).normal(size=parameter_count(model, SCHEMA.width))

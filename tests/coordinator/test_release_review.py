@@ -65,9 +65,13 @@ class Federation:
     def to_review(self) -> None:
         with transaction(self.appliance.engine) as session:
             review.draft(
-                session, self.appliance, self.people["ada"], study=STUDY, intended_use="research.heart",
+                session,
+                self.appliance,
+                self.people["ada"],
+                study=STUDY,
+                intended_use="research.heart",
                 use_mode="research",
-            )  # fmt: skip
+            )
         with transaction(self.appliance.engine) as session:
             review.submit(session, self.appliance, self.people["ada"], RELEASE)
 
@@ -120,9 +124,14 @@ def governed(maker: Maker) -> dict[str, Any]:
     """What the packs ask of a study with European sites."""
     spec = maker.plan().spec
     governance = Governance(
-        controllers=("A",), notice="ref", dpia="ref", research_safeguards=True, updates_until="2030-01-01",
-        checkpoints_until="2030-01-01", model_until="2036-01-01",
-    )  # fmt: skip
+        controllers=("A",),
+        notice="ref",
+        dpia="ref",
+        research_safeguards=True,
+        updates_until="2030-01-01",
+        checkpoints_until="2030-01-01",
+        model_until="2036-01-01",
+    )
     return {"spec": spec.model_copy(update={"governance": governance, "justified_columns": ("age", "pain")})}
 
 
@@ -143,37 +152,67 @@ def federation(local: Made, tmp_path: Path) -> Federation:
     roles = {"ada": Role.RESEARCHER, "bo": Role.COMPLIANCE_OFFICER, "cy": Role.CLINICAL_LEAD, "eve": Role.CLINICAL_LEAD}
     weights = np.linspace(-1, 1, parameter_count(plan.spec.model, SCHEMA.width)).astype("<f8").tobytes()
     epsilon = EpsilonStatement(
-        unit="patient", adjacency="zero-out", epsilon=0.99, delta=1e-4, epsilon_worst_site=1.9,
-        epsilon_cohort_to_date={}, epsilon_evaluation=1.0, steps_charged=16, rounds_executed=10, attempts=10,
-        sampling="Poisson", accountant="PLD", trust="two honest sites",
-    )  # fmt: skip
+        unit="patient",
+        adjacency="zero-out",
+        epsilon=0.99,
+        delta=1e-4,
+        epsilon_worst_site=1.9,
+        epsilon_cohort_to_date={},
+        epsilon_evaluation=1.0,
+        steps_charged=16,
+        rounds_executed=10,
+        attempts=10,
+        sampling="Poisson",
+        accountant="PLD",
+        trust="two honest sites",
+    )
     figure = Interval(value=0.9, low=0.8, high=1.0)
     evaluation = EvaluationReport(
-        mode="noised", outside_guarantee=False, held_out=120, bins=10, auc=figure, accuracy=figure,
+        mode="noised",
+        outside_guarantee=False,
+        held_out=120,
+        bins=10,
+        auc=figure,
+        accuracy=figure,
         calibration_error=figure,
-    )  # fmt: skip
+    )
     with transaction(appliance.engine) as session:
         for name, role in roles.items():
             person = Person(
-                name=name, role=role.value, status="active", key=made.keys[name].public.text,
+                name=name,
+                role=role.value,
+                status="active",
+                key=made.keys[name].public.text,
                 invited_at="2026-11-23T00:00:00Z",
-            )  # fmt: skip
+            )
             made.people[name] = person
             session.add(person)
         session.add(
             Study(
-                id=STUDY, title="Heart", submitter="ada", state="candidate", proposal=b"{}", proposal_digest=HASH,
-                plan=envelope.to_bytes(), plan_digest=made.plan_digest, decision="{}",
+                id=STUDY,
+                title="Heart",
+                submitter="ada",
+                state="candidate",
+                proposal=b"{}",
+                proposal_digest=HASH,
+                plan=envelope.to_bytes(),
+                plan_digest=made.plan_digest,
+                decision="{}",
                 proposed_at="2026-11-23T00:00:00Z",
-            )  # fmt: skip
+            )
         )
         session.flush()
         session.add(
             Candidate(
-                study=STUDY, weights=weights, weights_digest=sha256_hex(weights), rounds_digest=HASH,
-                evaluation=evaluation.model_dump_json(), histogram="[]", epsilon=epsilon.model_dump_json(),
+                study=STUDY,
+                weights=weights,
+                weights_digest=sha256_hex(weights),
+                rounds_digest=HASH,
+                evaluation=evaluation.model_dump_json(),
+                histogram="[]",
+                epsilon=epsilon.model_dump_json(),
                 created_at="2026-11-23T00:00:00Z",
-            )  # fmt: skip
+            )
         )
     made.witness()
     return made
@@ -198,9 +237,12 @@ def test_two_approvals_a_quorum_and_then_a_bundle_that_a_site_accepts(federation
     assert installable.subject.release == RELEASE
     logged = [event.event for event in federation.events()]
     for event in (
-        EventType.RELEASE_DRAFTED, EventType.RELEASE_SUBMITTED, EventType.RELEASE_APPROVED,
-        EventType.POLICY_DECIDED, EventType.RELEASE_SEALED,
-    ):  # fmt: skip
+        EventType.RELEASE_DRAFTED,
+        EventType.RELEASE_SUBMITTED,
+        EventType.RELEASE_APPROVED,
+        EventType.POLICY_DECIDED,
+        EventType.RELEASE_SEALED,
+    ):
         assert event in logged
     assert logged.count(EventType.RELEASE_APPROVED) == 2
 
@@ -243,9 +285,7 @@ def test_one_rejection_ends_it(federation: Federation) -> None:
         ("bo", {"reason_hash": HASH}, "reason"),
     ],
 )
-def test_wrong_approvals_are_refused(
-    federation: Federation, person: str, changes: dict[str, Any], why: str
-) -> None:
+def test_wrong_approvals_are_refused(federation: Federation, person: str, changes: dict[str, Any], why: str) -> None:
     federation.to_review()
     with pytest.raises(CloisterError) as caught:
         federation.decide(person, **changes)
@@ -275,17 +315,25 @@ def test_an_approval_is_not_replayed(federation: Federation) -> None:
 def test_only_the_submitter_drafts_and_submits(federation: Federation) -> None:
     with pytest.raises(Refused, match="submitter"), transaction(federation.appliance.engine) as session:
         review.draft(
-            session, federation.appliance, federation.people["bo"], study=STUDY, intended_use="research.heart",
+            session,
+            federation.appliance,
+            federation.people["bo"],
+            study=STUDY,
+            intended_use="research.heart",
             use_mode="research",
-        )  # fmt: skip
+        )
 
 
 def test_an_undeclared_purpose_is_denied_and_the_denial_is_logged(federation: Federation) -> None:
     with transaction(federation.appliance.engine) as session:
         review.draft(
-            session, federation.appliance, federation.people["ada"], study=STUDY, intended_use="marketing",
+            session,
+            federation.appliance,
+            federation.people["ada"],
+            study=STUDY,
+            intended_use="marketing",
             use_mode="research",
-        )  # fmt: skip
+        )
     with transaction(federation.appliance.engine) as session:
         review.submit(session, federation.appliance, federation.people["ada"], RELEASE)
     federation.decide("bo")
