@@ -11,7 +11,7 @@ from typing import Any
 
 import clinics
 import httpx
-import report
+from figures import interval
 from processes import DemonstrationFailed, Service, free_port, run, run_json, together
 from rich.console import Console
 
@@ -146,7 +146,7 @@ class Demonstration:
         self.facts["candidate"] = status["candidate"]
         self.say("[bold]7  Candidate[/]")
         auc = status["candidate"]["evaluation"]["auc"]
-        self.say(f"   AUC as the product reports it: {report.interval(auc)}")
+        self.say(f"   AUC as the product reports it: {interval(auc)}")
 
     def release(self, study: str) -> None:
         """Draft, two approvals, seal, install."""

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from figures import interval, number
 from reference import compare
 from rich.console import Console
 from rich.table import Table
@@ -90,9 +91,9 @@ def show(document: dict[str, Any], console: Console) -> None:
     table.add_row("privacy of a patient", f"epsilon {epsilon['global']:.3f} at delta {document['delta']:g}")
     table.add_row("if all other sites collude", f"epsilon {epsilon['worst_site']:.3f}")
     table.add_row("AUC the product reported", interval(document["auc_reported"]))
-    table.add_row("AUC of the released model", _number(document["auc"]))
-    table.add_row("AUC of a hospital alone (mean)", _number(document["auc_local_mean"]))
-    table.add_row("AUC pooled, without privacy", _number(document["auc_pooled_nonprivate"]))
+    table.add_row("AUC of the released model", number(document["auc"]))
+    table.add_row("AUC of a hospital alone (mean)", number(document["auc_local_mean"]))
+    table.add_row("AUC pooled, without privacy", number(document["auc_pooled_nonprivate"]))
     table.add_row("approved by", ", ".join(vote["role"].replace("_", " ") for vote in document["approvals"]))
     table.add_row(
         "release",
@@ -111,14 +112,3 @@ def show(document: dict[str, Any], console: Console) -> None:
         f"({document['round_seconds_median']:.2f} a round), {seconds['total']:.0f} in all",
     )
     console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def interval(value: dict[str, Any]) -> str:
-    """A value with its interval, or why it is undefined."""
-    if value["value"] is None:
-        return f"undefined: {value.get('reason', '')}"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
