@@ -47,7 +47,8 @@ def remaining(keys: SiteKeys, clock: Clock) -> timedelta:
 def renew_if_due(settings: SiteSettings, keys: SiteKeys, clock: Clock) -> Issued | None:
     """Renew when due; the new certificate, stored for every connection opened from now on, or None.
 
-    Raises the client's errors and VerificationFailed; the old certificate stays in place then.
+    Raises the client's errors, VerificationFailed, and KeysUnusable if the disk does not take it; the old certificate
+    stays in place then.
     """
     held = current(keys)
     if not due(held.not_after, held.not_before, clock()):
@@ -60,5 +61,11 @@ def renew_if_due(settings: SiteSettings, keys: SiteKeys, clock: Clock) -> Issued
         raise Malformed("The answer to the renewal is not in the agreed form.", "Update both sides.") from None
     ca = keys.ca_path.read_bytes()
     issued = check_issued(renewed.certificate, ca, settings.site, keys.identity.public, now=clock())
-    write_durably(keys.certificate_path, issued.pem.encode())
+    try:
+        write_durably(keys.certificate_path, issued.pem.encode())
+    except OSError as error:
+        raise KeysUnusable(
+            f"The new certificate can't be stored in {keys.folder} ({error.strerror}).",
+            "Free space on the disk, and check that the folder is this user's; the old certificate still holds.",
+        ) from None
     return issued

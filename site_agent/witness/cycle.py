@@ -71,8 +71,8 @@ class Witness:
         """Do one turn.
 
         Raises LogMisbehaved for a rollback, a fork or entries that do not lead to the root (recorded as an alarm),
-        BadSignature for a checkpoint that is not the log's, Malformed, MirrorDamaged, HeadMoved (try again), the
-        client's errors and DatabaseUnusable.
+        BadSignature for a checkpoint that is not the log's, Malformed, MirrorDamaged, MirrorUnwritable, HeadMoved (try
+        again), the client's errors and DatabaseUnusable.
         """
         with self.mirror.exclusively():
             return self._turn()

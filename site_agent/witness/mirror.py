@@ -11,7 +11,7 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from protocol.errors import Malformed, VerificationFailed
+from protocol.errors import CloisterError, Malformed, VerificationFailed
 from protocol.merkle import Frontier, leaf_hash
 from protocol.tiles import TILE_WIDTH, Tile, decode_bundle, encode_bundle
 from site_agent.durable_files import make_private_folder, write_durably
@@ -23,6 +23,12 @@ class MirrorDamaged(VerificationFailed):
     code = "mirror-damaged"
 
 
+class MirrorUnwritable(CloisterError):
+    """The site's disk does not take new entries of the log: it is full, failing or not this user's."""
+
+    code = "mirror-unwritable"
+
+
 class Mirror:
     """The bundles under `folder`. One writer at a time."""
 
@@ -31,9 +37,14 @@ class Mirror:
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Wait until no other process of this site writes the mirror, and keep them out meanwhile."""
-        make_private_folder(self._folder)
-        with (self._folder / ".lock").open("wb") as lock:
+        """Wait until no other process of this site writes the mirror, and keep them out meanwhile.
+
+        Raises MirrorUnwritable, as `write` does.
+        """
+        with self._on_disk():
+            make_private_folder(self._folder)
+            lock = (self._folder / ".lock").open("wb")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -52,8 +63,9 @@ class Mirror:
     def write(self, bundle: int, entries: Sequence[bytes]) -> None:
         """Put 1 to 256 entries in a bundle's place, durably."""
         path = self._path(bundle)
-        make_private_folder(path.parent)
-        write_durably(path, encode_bundle(entries))
+        with self._on_disk():
+            make_private_folder(path.parent)
+            write_durably(path, encode_bundle(entries))
 
     def entries(self, size: int) -> Iterator[bytes]:
         """The first `size` entries of the log, in order. Raises MirrorDamaged."""
@@ -68,6 +80,16 @@ class Mirror:
                 f"The site's copy of the log's {size} entries does not hash to the root that the site verified.",
                 "Somebody changed the copy. Run cloister-site log repair, and find out who can write to this folder.",
             )
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise MirrorUnwritable(
+                f"The copy of the log in {self._folder} can't be written ({error.strerror}).",
+                "Free space on the disk, and check that the folder is this user's.",
+            ) from None
 
     def _path(self, bundle: int) -> Path:
         return self._folder / Tile(None, bundle).path

@@ -112,3 +112,19 @@ def test_a_damaged_certificate_is_named(enrolled):
     keys.certificate_path.write_bytes(b"rubbish")
     with pytest.raises(KeysUnusable, match=r"site\.crt"):
         renew_if_due(settings, keys, system_clock)
+
+
+def test_a_disk_that_does_not_take_the_new_certificate_is_told(enrolled, monkeypatch):
+    import errno
+
+    import site_agent.renewal as room
+
+    def full(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    _, settings, keys = enrolled
+    old = keys.certificate_path.read_bytes()
+    monkeypatch.setattr(room, "write_durably", full)
+    with pytest.raises(KeysUnusable, match="No space left"):
+        renew_if_due(settings, keys, later(hours=2))
+    assert keys.certificate_path.read_bytes() == old

@@ -22,7 +22,7 @@ from site_agent.keystore import load_keys
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
 from site_agent.witness.cycle import LogMisbehaved, Witness
-from site_agent.witness.mirror import MirrorDamaged
+from site_agent.witness.mirror import MirrorDamaged, MirrorUnwritable
 from site_agent.witness.names import own_witness
 from site_agent.witness.repository import HeadMoved
 from site_agent.witness.states import LogFacts, PolicyVerdict, Verdict, judge, judge_policy
@@ -281,6 +281,23 @@ def test_a_damaged_mirror_stops_growth_and_says_how_to_mend_it(coordinator, witn
         witness.turn()
     witness.repair()
     assert witness.turn().size == 4
+
+
+def test_a_full_disk_is_an_error_that_the_agent_survives(coordinator, witness, monkeypatch):
+    import errno
+
+    import site_agent.witness.mirror as room
+
+    def full(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room, "write_durably", full)
+        with pytest.raises(MirrorUnwritable, match="No space left") as caught:
+            witness.turn()
+    assert caught.value.remedy
+    assert coordinator.cosignatures == []
+    assert witness.turn().size == 3
 
 
 # The witness policy
