@@ -79,6 +79,7 @@ async def federation(app: FastAPI, appliance: Appliance) -> AsyncIterator[None]:
         return await forward(request, address, site=site.name, nodes=nodes, client=client)
 
     app.router.add_route(FLEET + "{path:path}", fleet, methods=_METHODS, include_in_schema=False)
+    app.state.superlink = superlink
     app.state.parts["federation"] = lambda: watch.state
     app.state.parts["rounds"] = lambda: supervisor.state
     task = asyncio.create_task(watch.keep_alive())

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +16,12 @@ import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
 
 from coordinator.appliance import Appliance, open_appliance
 from coordinator.database import transaction
 from coordinator.initialise import initialise
-from coordinator.parts import sequencer
+from coordinator.parts import Part, sequencer
 from coordinator.people import accounts
 from coordinator.server import build_server, tls_context
 from coordinator.sites import enrolment
@@ -79,6 +80,7 @@ class Served(Made):
     """A coordinator that answers on `address`."""
 
     address: str = ""
+    app: FastAPI | None = None
 
     @property
     def ca_path(self) -> Path:
@@ -93,17 +95,19 @@ class Served(Made):
 
 
 @contextlib.contextmanager
-def served_coordinator(folder: Path, *, database: str | None = None) -> Iterator[Served]:
+def served_coordinator(
+    folder: Path, *, database: str | None = None, beside: Sequence[Part] = (sequencer,)
+) -> Iterator[Served]:
     with bound_socket() as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         made = make_coordinator(folder, address=address, database=database)
         ready = threading.Event()
-        server = build_server(made.appliance, tls_context(made.appliance.keys), [sequencer], ready=ready.set)
+        server = build_server(made.appliance, tls_context(made.appliance.keys), beside, ready=ready.set)
         thread = threading.Thread(target=server.serve_on, args=(listener,))
         thread.start()
         try:
             assert ready.wait(20), "the server did not start"
-            yield Served(made.appliance, made.clock, made.token, address)
+            yield Served(made.appliance, made.clock, made.token, address, server.config.app)
         finally:
             server.should_exit = True
             thread.join(20)
@@ -143,6 +147,14 @@ class TestSite:
             "witness": cosigner_key(witness_name(token.name), self.witness).text,
         }
         return EnrolmentRequest(**(fields | changes))
+
+    def files(self, ca: Path) -> tuple[Path, Path, Path]:
+        """CA, certificate and key, as files."""
+        assert self.response
+        certificate, key = self.folder / f"{self.name}.crt", self.folder / f"{self.name}.key"
+        certificate.write_text(self.response.certificate)
+        key.write_bytes(self.key.to_pem())
+        return ca, certificate, key
 
     def enrol_in(self, appliance: Appliance) -> EnrolmentResponse:
         """Invite and enrol without HTTP."""
