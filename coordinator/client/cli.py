@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -111,6 +110,7 @@ def audit_verify(
 ) -> None:
     """Verify a bundle offline. Nothing but the bundle, and the keys that you pin, is read."""
     from coordinator.client.audit_bundle import read_policy, verify_path
+    from protocol.errors import VerificationFailed
     from protocol.note import VerifierKey
 
     report = verify_path(
@@ -119,8 +119,14 @@ def audit_verify(
         log=VerifierKey.parse(log_key) if log_key else None,
     )
     emit(report.document(), as_json=as_json, text=report.text())
+    if not report.verified and as_json:
+        raise typer.Exit(1)
     if not report.verified:
-        sys.exit(1)
+        more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
+        raise VerificationFailed(
+            f"{bundle} is not a true bundle of the log: {report.problems[0]}{more}",
+            "Export it again; if it fails again, do not rely on it and tell the sites that watch the log.",
+        )
 
 
 def _join(name: str) -> None:

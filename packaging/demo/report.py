@@ -27,7 +27,6 @@ def write(demo: Demonstration, model: Path, *, seconds: float) -> dict[str, Any]
     rounds = [row for row in facts["rounds"] if row["phase"] == "train"]
     evaluation, epsilon = subject["evaluation"], subject["epsilon"]
     installed = [name for name, answer in facts["installed"].items() if answer["installed"]]
-    auc = evaluation["auc"]
     return {
         "study": facts["status"]["study"],
         "sites": [
@@ -50,10 +49,9 @@ def write(demo: Demonstration, model: Path, *, seconds: float) -> dict[str, Any]
         "delta": epsilon["delta"],
         "privacy": {key: epsilon[key] for key in ("unit", "adjacency", "sampling", "accountant", "trust")},
         **reference,
-        "auc_reported": {key: auc[key] for key in ("value", "low", "high", "reason") if auc.get(key) is not None}
-        | {key: auc[key] for key in ("value", "low", "high")},
-        "accuracy_reported": evaluation["accuracy"],
-        "calibration_error_reported": evaluation["calibration_error"],
+        "auc_reported": _told(evaluation["auc"]),
+        "accuracy_reported": _told(evaluation["accuracy"]),
+        "calibration_error_reported": _told(evaluation["calibration_error"]),
         "evaluation_mode": evaluation["mode"],
         "secure_aggregation": plan["spec"]["privacy"]["mode"] == "distributed" and _masked(rounds),
         "approvals": [
@@ -69,6 +67,11 @@ def write(demo: Demonstration, model: Path, *, seconds: float) -> dict[str, Any]
         "seconds": {"setup": facts["setup_seconds"], "training": facts["training_seconds"], "total": seconds},
         "round_seconds_median": statistics.median([row["seconds"] for row in rounds]) if rounds else None,
     }
+
+
+def _told(value: dict[str, Any]) -> dict[str, Any]:
+    """A reported value with its interval, and a reason where it is undefined."""
+    return {key: value[key] for key in ("value", "low", "high", "reason") if key != "reason" or value[key]}
 
 
 def _masked(rounds: list[dict[str, Any]]) -> bool:
