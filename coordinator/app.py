@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator import problems
@@ -49,10 +50,10 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     app.state.appliance = appliance
     app.state.parts = {}
     app.state.policy = active_policy()
+    app.add_middleware(BodyLimit, limit=appliance.settings.body_limit)
     problems.install(app)
     for router in (open_router, people_router, sites_router, audit_router, studies_router, releases_router):
         app.include_router(router)
-    app.add_middleware(BodyLimit, limit=appliance.settings.body_limit)
     return app
 
 
@@ -90,7 +91,13 @@ class BodyLimit:
                 answering = True
                 await refusal(scope, receive, send)
 
-        await self._app(scope, counted, answered)
+        try:
+            await self._app(scope, counted, answered)
+        except ClientDisconnect:
+            if received <= self._limit:
+                raise
+            if not answering:
+                await refusal(scope, receive, send)
 
     def _too_large(self) -> tuple[str, str, str]:
         error = TooLarge(f"The request body is larger than {self._limit} bytes.", "Send a smaller document.")

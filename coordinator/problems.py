@@ -6,15 +6,17 @@ Errors name facts; only this table knows their status codes. Rooms add their own
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.database import DatabaseError
 from coordinator.errors import (
@@ -28,6 +30,7 @@ from coordinator.errors import (
     place_of,
     storage_problem,
 )
+from privacy.errors import PrivacyError
 from protocol.errors import BadSignature, CloisterError, Malformed, Refused, VerificationFailed
 from protocol.problem import MEDIA_TYPE
 
@@ -84,9 +87,13 @@ def install(app: FastAPI) -> None:
     async def ours(_: Request, error: CloisterError) -> JSONResponse:
         return problem(status_of(error), error.code, error.message, error.remedy, **dict(getattr(error, "facts", {})))
 
+    @app.exception_handler(PrivacyError)
+    async def privacy(_: Request, error: PrivacyError) -> JSONResponse:
+        return problem(422, error.code, error.message, error.remedy)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        fields = sorted({_field(item["loc"]) for item in error.errors()})
+        fields = sorted({_field(item) for item in error.errors()})
         return problem(
             422,
             "malformed",
@@ -104,22 +111,50 @@ def install(app: FastAPI) -> None:
         _log.error("a write broke a database constraint: %s", type(error.orig).__name__)
         return problem(409, "conflict", "Another request changed the same thing first.", "Read its state and retry.")
 
-    @app.exception_handler(OperationalError)
-    async def database(request: Request, error: OperationalError) -> JSONResponse:
-        return await anything(request, error)
-
-    @app.exception_handler(Exception)
-    async def anything(_: Request, error: Exception) -> JSONResponse:
-        full = storage_problem(error)
-        if full is not None:
-            return problem(status_of(full), full.code, full.message, full.remedy)
-        # The class and the place are enough to find the fault; values could be anything.
-        _log.error("internal error %s at %s", type(error).__name__, place_of(error))
-        return problem(
-            500, "internal", "The coordinator met an internal error.", "Ask its administrator to read its log."
-        )
+    app.add_middleware(InternalErrors)
 
 
-def _field(place: Sequence[int | str]) -> str:
-    # Names of fields of ours only: a key that the caller invented is not echoed.
-    return ".".join(str(part) for part in place[:2] if isinstance(part, str) and part.isidentifier())[:60] or "body"
+class InternalErrors:
+    """Turns what nobody foresaw into a plain answer and one line in the log: its class and place, no value of it.
+
+    Outside this, the framework would write whole tracebacks, with whatever they hold, to the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            return  # nobody is left to be told
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            _log.error("internal error %s at %s", type(error).__name__, place_of(error))
+            if started:
+                return  # the answer is cut off, which the caller sees
+            full = storage_problem(error)
+            told = (
+                problem(status_of(full), full.code, full.message, full.remedy)
+                if full is not None
+                else problem(
+                    500, "internal", "The coordinator met an internal error.", "Ask its administrator to read its log."
+                )
+            )
+            await told(scope, receive, send)
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    # Names of our fields only: a name that the caller invented is not echoed.
+    if error["type"] == "extra_forbidden":
+        return "an unknown field"
+    place = [part for part in error["loc"][:2] if isinstance(part, str) and part.isidentifier()]
+    return ".".join(place)[:60] or "body"

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from privacy.errors import PrivacyError
 from protocol.errors import CloisterError
 
 PASSPHRASE_VARIABLE = "CLOISTER_PASSPHRASE"  # noqa: S105 - a name, no secret
@@ -29,7 +30,7 @@ def run(app: typer.Typer) -> NoReturn:
 
     try:
         status = app(standalone_mode=False)
-    except CloisterError as error:
+    except (CloisterError, PrivacyError) as error:
         _fail(error.code, error.message, error.remedy, facts=getattr(error, "facts", {}))
     except click.exceptions.Abort:
         _fail("aborted", "Stopped before the end.", "")
