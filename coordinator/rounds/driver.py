@@ -104,6 +104,7 @@ class RoundDriver:
         self._gates = RoundGates.of(self._running.plan, self._running.plan_digest, policy)
         self._progress = Progress()
         self._point: ModelPoint | None = None
+        self._round_began: float | None = None
 
     def run(self) -> StudyState:
         """Drive the study until it has ended; the state it ended in.
@@ -221,6 +222,8 @@ class RoundDriver:
 
     def _begin(self, begin: Begin) -> StudyState | None:
         running = self._running
+        if begin.attempt == 1:
+            self._round_began = self._monotonic()
         decision = self._gates.round(begin.round, self._healthy_log(), now=self._appliance.clock())
         if not decision.allowed:
             return self._deny(decision)
@@ -383,7 +386,12 @@ class RoundDriver:
         first = tried[0]
         excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
         excluded |= {site: "not-invited" for site in self._progress.established if site not in first.attempt.cohort}
-        began = moment(first.issued_at)
+        # A driver that resumed knows the beginning from the record alone, to the second.
+        seconds = (
+            (self._appliance.clock() - moment(first.issued_at)).total_seconds()
+            if self._round_began is None
+            else self._monotonic() - self._round_began
+        )
         row = StudyRound(
             study=self._running.study,
             phase=closed.phase,
@@ -395,7 +403,7 @@ class RoundDriver:
             norm=norm,
             model_digest=model_digest,
             epsilon=epsilon,
-            seconds=max(0.0, (self._appliance.clock() - began).total_seconds()),
+            seconds=max(0.0, seconds),
             committed_at=self._now(),
         )
         rounds.add_round(row)

@@ -268,21 +268,21 @@ class Federation:
         with transaction(self.appliance.engine) as session:
             return propose(session, self.appliance, active_policy(), self.researcher, data, prepared)
 
-    def consent(self, study: str, site: str, decision: str = "grant", **changes: object) -> StudyState:
+    def consent(self, asked: str, name: str, decision: str = "grant", **changes: object) -> StudyState:
         """The site's signed answer; a grant reserves its ledger and lets it take part."""
         with reading(self.appliance.engine) as session:
-            row = StudyRepository(session).get(study)
-        plan, here = plan_of(row), self.sites[site]
+            row = StudyRepository(session).get(asked)
+        plan, here = plan_of(row), self.sites[name]
         consent = Consent.model_validate(
             {
-                "study": study,
-                "site": site,
+                "study": asked,
+                "site": name,
                 "plan_digest": row.plan_digest,
                 "spec_digest": plan.spec_digest,
                 "snapshot": here.snapshot,
                 "decision": decision,
                 "reason": "agreed" if decision == "grant" else "other",
-                "decision_digest": digest({"site": site}),
+                "decision_digest": digest({"site": name}),
                 "packs": plan.packs,
                 "at": timestamp(self.clock.now()),
                 **changes,
@@ -292,7 +292,7 @@ class Federation:
         if decision == "grant":
             self._grant_locally(here, plan, row.plan or b"", row.plan_digest or "", signed)
         with transaction(self.appliance.engine) as session:
-            return answer(session, self.appliance, site, study, signed)
+            return answer(session, self.appliance, name, asked, signed)
 
     def _grant_locally(
         self, site: SimulatedSite, plan: StudyPlan, envelope: bytes, plan_digest: str, consent: bytes

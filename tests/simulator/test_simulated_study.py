@@ -89,6 +89,7 @@ def test_a_lost_answer_costs_an_attempt_and_the_site_comes_back(federation: Fede
     assert rounds[1]["contributed"] == ["aachen", "berlin", "dresden"]
     assert rounds[1]["excluded"] == {"cologne": "no-answer"}
     assert "cologne" in rounds[2]["contributed"]
+    assert [record["seconds"] for record in rounds] == [0.5, 60.5, 0.5, 0.5]
     assert federation.charged(study, "cologne")[False] == 3
     assert federation.charged(study, "aachen")[False] == 4
 
