@@ -204,6 +204,8 @@ def made_up_coordinator(folder: Path) -> Iterator[MadeUpCoordinator]:
             status, answer = coordinator.answer(self.command, self.path, body)
             self.send_response(status)
             self.send_header("content-length", str(len(answer)))
+            if status == 302:
+                self.send_header("location", "/elsewhere")
             self.end_headers()
             with contextlib.suppress(OSError):  # a client that has read enough hangs up
                 self.wfile.write(answer)

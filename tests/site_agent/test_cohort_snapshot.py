@@ -144,6 +144,7 @@ def test_a_count_of_ten_or_fewer_may_not_leave(site, count):
 
 def test_a_small_site_holds_nobody_out_and_says_only_its_size(site):
     home, keys, engine = site
+    assert made(keys.secret, 40).held_out == 0
     row = put(home, engine, made(keys.secret, 40))
     assert registration(row) == {
         "schema_digest": SCHEMA.digest,

@@ -106,6 +106,7 @@ def test_a_redirect_is_not_followed(coordinator, client):
     with pytest.raises(CoordinatorRefused) as caught:
         client.health()
     assert caught.value.status == 302
+    assert [path for _, path, _ in coordinator.requests] == ["/v1/health"]
 
 
 def test_a_refusal_carries_code_message_and_remedy(coordinator, client):
