@@ -22,7 +22,6 @@ from site_agent.settings import SiteSettings
 
 MAX_JSON = 4 << 20
 MAX_NOTE = 256 * 1024
-MAX_TILE = 256 * 32
 MAX_ENTRIES = 24 << 20
 MAX_BUNDLE = 1 << 30
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -105,10 +104,6 @@ class CoordinatorClient:
     def checkpoint(self) -> bytes:
         """The latest checkpoint: a signed note, with the cosignatures so far."""
         return self._get("/v1/log/checkpoint", MAX_NOTE)
-
-    def tile(self, path: str) -> bytes:
-        """A hash tile, by its C2SP path below /v1/log/ ("tile/0/000", "tile/0/000.p/7")."""
-        return self._get(f"/v1/log/{path}", MAX_TILE)
 
     def entries(self, path: str) -> bytes:
         """An entry bundle, by its C2SP path below /v1/log/ ("tile/entries/000")."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -37,11 +37,6 @@ def current(keys: SiteKeys) -> Issued:
             f"The certificate {keys.certificate_path} is missing or damaged.",
             "Restore it from a backup, or ask for a new invitation and enrol again.",
         ) from None
-
-
-def remaining(keys: SiteKeys, clock: Clock) -> timedelta:
-    """How long the certificate still holds; negative when it has expired."""
-    return current(keys).not_after - clock()
 
 
 def renew_if_due(settings: SiteSettings, keys: SiteKeys, clock: Clock) -> Issued | None:
