@@ -38,9 +38,9 @@ from site_agent.witness.cycle import LogMisbehaved, Witness
 
 NODE_KEY = "fleet-node.pem"
 LOCK = "agent.lock"
-FLEET_SECONDS = 0.05
-WITNESS_SECONDS = 0.5
-IDLE_FACTOR = 3.0
+FLEET_SECONDS = 0.08
+WITNESS_SECONDS = 1.0
+IDLE_FACTOR = 2.0
 RENEWAL_SECONDS = 300.0
 LONGEST_BACKOFF = 30.0
 ENDED = frozenset({"denied", "candidate", "failed", "stopped"})
@@ -224,7 +224,7 @@ class Agent:
     # The log
 
     def _follow_log(self) -> None:
-        """The witness' thread: a turn every half second while a study runs, else every few polls."""
+        """The witness' thread: a turn every second while a study runs, else every other poll."""
         backoff = Backoff(self._settings.poll_seconds)
         while not self._stop.is_set():
             try:
