@@ -123,9 +123,11 @@ def score_histogram(
     """(2 bins,) float64: how many held-out patients score in each of `bins` equal parts of [0, 1], those of label 0
     first; one count per patient, so the L2 sensitivity is 1. noise_std: this site's share; None: exact.
 
-    A patient's score is the mean over the records, and the label that of at least half of them.
+    A patient's score is the mean over the records, and the label that of at least half of them. A record whose score
+    is no number (the parameters overflow) scores 0.5: an error would tell, without noise, that there is such a record.
     """
-    scores = probabilities(model, group.x.shape[1], parameters, group.x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = np.nan_to_num(probabilities(model, group.x.shape[1], parameters, group.x), nan=0.5)
     rows = np.stack([scores, group.y], axis=1)
     means = average_by_patient(rows, group.patient, group.patients)
     place = np.minimum((means[:, 0] * bins).astype(np.int64), bins - 1) + bins * (means[:, 1] >= 0.5)

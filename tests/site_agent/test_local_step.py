@@ -209,3 +209,28 @@ def test_a_certain_score_falls_into_the_last_bin() -> None:
 def test_parameters_that_do_not_fit_are_refused(parameters: np.ndarray) -> None:
     with pytest.raises(Malformed):
         score_histogram(part(*data(15)).held_out, LOGISTIC, parameters, bins=4, noise_std=None, entropy=entropy_of(16))
+
+
+@pytest.mark.parametrize("model", [LOGISTIC, NETWORK], ids=["logistic", "mlp"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_hostile_model_never_makes_the_answer_fail_by_what_a_patient_holds(
+    model: LogisticRegression | MultilayerPerceptron, seed: int
+) -> None:
+    """Finite parameters whose products overflow give one patient a score that is no number. A refusal because of it
+    would tell, without noise, that such a patient is here."""
+    x = np.zeros((3, 8))
+    x[0] = 3 / 8**0.5  # the largest encoded row
+    x[1:] = 0.01
+    y, patient = np.array([0.0, 1.0, 1.0]), np.arange(3)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], parameter_count(model, 8))
+    hostile = signs * 1.79e308
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(x[0] * hostile[:8]).all()
+        held_out = part(x, y, patient, np.ones(3, dtype=bool)).held_out
+        counts = score_histogram(held_out, model, hostile, bins=4, noise_std=None, entropy=entropy_of(seed))
+        training = part(x, y, patient, np.zeros(3, dtype=bool)).training
+        total = private_gradient_sum(
+            training, model, hostile, clip=1.0, sampling_rate=1.0, noise_std=TINY, entropy=entropy_of(seed)
+        )
+    assert counts.sum() == 3  # one count each, as the noise is scaled to
+    assert np.linalg.norm(total) <= 3
