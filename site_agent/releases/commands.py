@@ -29,20 +29,26 @@ def install_release(
 ) -> None:
     """Fetch a release, verify it in fixed order, and switch to it."""
     from protocol.identifiers import require_name
+    from site_agent.clock import system_clock
     from site_agent.coordinator_client import CoordinatorClient
+    from site_agent.database import open_database
     from site_agent.keystore import load_keys
     from site_agent.releases.fetch import fetch, root_of
     from site_agent.releases.install import install, read_bundle, verify_bundle
+    from site_agent.releases.own_log import check_own_log
+    from site_agent.witness.cycle import Witness
 
     require_name(release, "The release's name")
     settings = load_settings(SiteHome.resolve(home))
-    root = root_of(settings)
+    root, engine = root_of(settings), open_database(settings.home)
     if file is not None:
         bundle = read_bundle(file)
     else:
-        with CoordinatorClient(settings, load_keys(settings.home)) as client:
+        keys = load_keys(settings.home)
+        with CoordinatorClient(settings, keys) as client:
             bundle = fetch(client, settings.home, release)
-    verified, _ = verify_bundle(bundle, root)
+            Witness(settings, keys, engine, client, system_clock).turn()
+    verified, files = verify_bundle(bundle, root)
     if verified.subject.release != release:
         from protocol.errors import VerificationFailed
 
@@ -50,6 +56,7 @@ def install_release(
             f"The bundle holds release {verified.subject.release}, not {release}.",
             "Name the release that the bundle holds, or fetch the right one.",
         )
+    check_own_log(settings, engine, release, (verified.logged.index, files["event.json"]))
     if not dry_run:
         install(settings.home, bundle, root)
         if file is None:
@@ -83,9 +90,13 @@ def roll_back(
     release: Annotated[str, typer.Argument(help="A release that was installed before.")], home: Home = None
 ) -> None:
     """Serve an earlier release again: it was verified when it was installed."""
+    from site_agent.database import open_database
     from site_agent.releases.install import rollback
+    from site_agent.releases.own_log import check_own_log
 
-    switched = rollback(load_settings(SiteHome.resolve(home)).home, release)
+    settings = load_settings(SiteHome.resolve(home))
+    check_own_log(settings, open_database(settings.home), release, None)
+    switched = rollback(settings.home, release)
     typer.echo(f"{switched.subject.release} is what serve answers with from its next start")
 
 
@@ -124,7 +135,7 @@ def _show(document: dict[str, Any]) -> None:
     typer.echo(f"  approved  by two people: {', '.join(document['approved_by'])}")
     typer.echo(
         f"  logged    entry {document['log_index']} of {document['checkpoint_size']}, "
-        f"cosigned by {', '.join(document['cosigned_by'])}"
+        f"cosigned by {', '.join(document['cosigned_by'])}; in this site's own copy"
     )
     typer.echo("  files     byte for byte the approved ones; both model files agree")
     typer.echo(f"  privacy   epsilon {document['epsilon']:.3f} at delta {document['delta']:g}, per patient")

@@ -27,11 +27,15 @@ def serve(
     """Answer predictions of the installed release on loopback (Open Inference Protocol)."""
     import uvicorn
 
+    from site_agent.database import open_database
     from site_agent.releases.install import current
+    from site_agent.releases.own_log import check_own_log
     from site_agent.serving.app import create_app
     from site_agent.serving.predictor import Predictor
 
-    release = current(load_settings(SiteHome.resolve(home)).home)
+    settings = load_settings(SiteHome.resolve(home))
+    release = current(settings.home)
+    check_own_log(settings, open_database(settings.home), release.subject.release, None)
     app = create_app(Predictor.from_folder(release.folder))
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,0 +1,108 @@
+"""A release against the site's own copy of the log: what others were shown, and what nobody told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.audit_event import AuditEvent, EventType
+from protocol.canonical import sha256_hex
+from protocol.errors import VerificationFailed
+from site_agent.clock import system_clock
+from site_agent.coordinator_client import CoordinatorClient
+from site_agent.database import open_database
+from site_agent.enrol import enrol
+from site_agent.keystore import load_keys
+from site_agent.releases.own_log import ReleaseSuspended, check_own_log
+from site_agent.settings import SiteHome, load_settings
+from site_agent.witness.cycle import LogMisbehaved, Witness
+from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator
+
+RELEASE = "heart-study-r1"
+
+
+def event(kind: EventType, release: str = RELEASE) -> bytes:
+    return AuditEvent(
+        event=kind,
+        at="2026-11-23T02:00:00Z",
+        actor="coordinator",
+        subject=f"release:{release}",
+        digests={"subject": sha256_hex(release.encode())},
+    ).leaf()
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path):
+    (tmp_path / "coordinator").mkdir()
+    with made_up_coordinator(tmp_path / "coordinator") as coordinator:
+        coordinator.log.add(b"first", event(EventType.RELEASE_SEALED), b"third")
+        yield coordinator
+
+
+@pytest.fixture
+def site(tmp_path: Path, coordinator: MadeUpCoordinator):
+    home = SiteHome(tmp_path / "site")
+    enrol(coordinator.token(), home, system_clock)
+    settings, keys = load_settings(home), load_keys(home)
+    engine = open_database(home)
+    with CoordinatorClient(settings, keys) as client:
+        yield Witness(settings, keys, engine, client, system_clock)
+    engine.dispose()
+
+
+def check(site: Witness, sealing: tuple[int, bytes] | None) -> None:
+    check_own_log(site.settings, site.engine, RELEASE, sealing)
+
+
+def test_a_sealing_in_the_sites_own_copy_is_accepted(site):
+    site.turn()
+    check(site, (1, event(EventType.RELEASE_SEALED)))
+    check(site, None)
+
+
+def test_a_sealing_that_only_others_were_shown_is_refused(site):
+    """The coordinator enrolled the witnesses and has a quorum of its own: this site's copy still contradicts it."""
+    site.turn()
+    for index in (0, 2):
+        with pytest.raises(VerificationFailed, match="shown another log"):
+            check(site, (index, event(EventType.RELEASE_SEALED)))
+    with pytest.raises(VerificationFailed, match="shown another log"):
+        check(site, (1, event(EventType.RELEASE_SEALED, "other-r1")))
+
+
+def test_a_sealing_beyond_the_own_copy_waits_for_it(coordinator, site):
+    with pytest.raises(VerificationFailed, match="does not reach"):
+        check(site, (1, event(EventType.RELEASE_SEALED)))
+    site.turn()
+    coordinator.log.add(event(EventType.RELEASE_SEALED, "other-r1"))
+    with pytest.raises(VerificationFailed, match="does not reach"):
+        check(site, (3, event(EventType.RELEASE_SEALED, "other-r1")))
+
+
+def test_a_suspension_in_the_log_counts_whatever_the_coordinator_serves(coordinator, site):
+    coordinator.log.add(event(EventType.RELEASE_SUSPENDED, "other-r1"))
+    site.turn()
+    check(site, (1, event(EventType.RELEASE_SEALED)))
+    coordinator.log.add(event(EventType.RELEASE_SUSPENDED))
+    site.turn()
+    for sealing in ((1, event(EventType.RELEASE_SEALED)), None):
+        with pytest.raises(ReleaseSuspended, match="entry 4"):
+            check(site, sealing)
+
+
+def test_nothing_new_is_trusted_after_an_alarm(coordinator, site):
+    site.turn()
+    coordinator.log.entries[0] = b"rewritten"
+    with pytest.raises(LogMisbehaved):
+        site.turn()
+    with pytest.raises(VerificationFailed, match="contradicted itself"):
+        check(site, (1, event(EventType.RELEASE_SEALED)))
+    check(site, None)  # what was installed before is served, and gone back to, as long as nobody suspended it
+
+
+def test_a_copy_that_somebody_changed_is_not_believed(site):
+    site.turn()
+    site.mirror.write(0, (b"first", event(EventType.RELEASE_SEALED), b"changed"))
+    with pytest.raises(VerificationFailed, match="does not hash"):
+        check(site, (1, event(EventType.RELEASE_SEALED)))
