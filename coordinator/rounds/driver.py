@@ -245,7 +245,11 @@ class RoundDriver:
                 EventType.ROUND_ATTEMPTED,
                 actor=COORDINATOR,
                 subject=running.study,
-                digests={"plan": running.plan_digest, "model": recorded.model_digest},
+                digests={
+                    "plan": running.plan_digest,
+                    "model": recorded.model_digest,
+                    "decision": digest(decision.to_dict()),
+                },
                 numbers={"round": begin.round, "attempt": begin.attempt},
                 labels={"phase": begin.phase},
                 groups={"cohort": begin.cohort},
@@ -289,8 +293,8 @@ class RoundDriver:
             return self._deny(decision)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
         if attempt.phase == TRAIN:
-            return self._commit_round(closed, outcome)
-        return self._commit_evaluation(closed, outcome)
+            return self._commit_round(closed, outcome, decision)
+        return self._commit_evaluation(closed, outcome, decision)
 
     def _abandon(self, attempt: Attempt, outcome: Outcome) -> None:
         closed = replace(
@@ -300,7 +304,7 @@ class RoundDriver:
             RoundRepository(session).close_attempt(self._running.study, closed, self._now())
         self._progress = self._progress.after(closed)
 
-    def _commit_round(self, closed: Attempt, outcome: Outcome) -> StudyState | None:
+    def _commit_round(self, closed: Attempt, outcome: Outcome, decision: Decision) -> StudyState | None:
         running, training = self._running, self._running.plan.spec.training
         assert self._point is not None
         planned = running.plan.secure_sum(closed.phase, closed.cohort)
@@ -320,13 +324,13 @@ class RoundDriver:
             rounds.close_attempt(running.study, closed, self._now())
             rounds.advance_model(running.study, point)
             record = self._record(rounds, closed, norm, point.digest, spent(running.curve, after.attempts))
-            self._log_commit(session, record, closed, outcome, self._point.digest)
+            self._log_commit(session, record, closed, outcome, decision, self._point.digest)
             if last:
                 self._become(session, StudyState.EVALUATING)
         self._progress, self._point = after, point
         return None
 
-    def _commit_evaluation(self, closed: Attempt, outcome: Outcome) -> StudyState | None:
+    def _commit_evaluation(self, closed: Attempt, outcome: Outcome, decision: Decision) -> StudyState | None:
         running = self._running
         assert self._point is not None
         planned = running.plan.secure_sum(closed.phase, closed.cohort)
@@ -344,7 +348,7 @@ class RoundDriver:
             rounds.close_attempt(running.study, closed, self._now())
             norm, model = float(np.linalg.norm(histogram)), sha256_hex(to_bytes(weights))
             record = self._record(rounds, closed, norm, model, spent(running.curve, after.attempts))
-            self._log_commit(session, record, closed, outcome, self._point.digest)
+            self._log_commit(session, record, closed, outcome, decision, self._point.digest)
             evidence = Evidence(
                 plan=running.plan,
                 rounds_executed=after.committed,
@@ -409,7 +413,15 @@ class RoundDriver:
         rounds.add_round(row)
         return row
 
-    def _log_commit(self, session: Session, record: StudyRound, closed: Attempt, outcome: Outcome, before: str) -> None:
+    def _log_commit(
+        self,
+        session: Session,
+        record: StudyRound,
+        closed: Attempt,
+        outcome: Outcome,
+        decision: Decision,
+        before: str,
+    ) -> None:
         excluded: dict[str, str] = json.loads(record.excluded)
         append(
             session,
@@ -422,6 +434,7 @@ class RoundDriver:
                 "model_before": before,
                 "model": record.model_digest,
                 "contributions": outcome.digest,
+                "decision": digest(decision.to_dict()),
             },
             numbers={"round": record.round, "attempt": closed.attempt, "epsilon": record.epsilon, "norm": record.norm},
             labels={"phase": record.phase},
