@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from coordinator.client import release, study
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify.")
+app.add_typer(study.app, name="study")
+app.add_typer(release.app, name="release")
 app.add_typer(audit, name="audit")
 
 EXPORT_POLL_SECONDS = 0.5
@@ -127,16 +128,6 @@ def audit_verify(
             f"{bundle} is not a true bundle of the log: {report.problems[0]}{more}",
             "Export it again; if it fails again, do not rely on it and tell the sites that watch the log.",
         )
-
-
-def _join(name: str) -> None:
-    module = f"coordinator.client.{name}"
-    if importlib.util.find_spec(module) is not None:
-        app.add_typer(importlib.import_module(module).app, name=name)
-
-
-for _name in ("study", "release"):
-    _join(_name)
 
 
 def main() -> NoReturn:

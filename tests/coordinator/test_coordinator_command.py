@@ -15,8 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography import x509
+from sqlmodel import select
 
 from coordinator.appliance import open_appliance
+from coordinator.audit.tables import LogEntry
+from coordinator.database import transaction
 from coordinator.initialise import initialise
 from coordinator.keystore import KeystoreError, load_keys, renew_server_certificate
 from coordinator.server import listening
@@ -124,6 +127,15 @@ def test_serve_answers_refuses_a_second_and_ends_when_told(tmp_path: Path) -> No
         out, err = process.communicate(timeout=30)
     assert "Traceback" not in out + err
     assert json.loads(coordinator("status", "--json", home=home).stdout)["served"] is False
+
+
+@pytest.mark.processes
+def test_a_log_that_was_tampered_with_is_not_served(local: Made) -> None:
+    with transaction(local.appliance.engine) as session:
+        entry = session.exec(select(LogEntry).where(LogEntry.log_index == 0)).one()
+        entry.leaf = entry.leaf.replace(b"coordinator", b"coordinatox", 1)
+    local.appliance.engine.dispose()
+    assert "not the one that was signed" in told(coordinator("serve", home=local.appliance.home))
 
 
 @pytest.mark.processes
