@@ -126,7 +126,7 @@ def rounds(study: Name, home: Home = None, as_json: Json = False) -> None:
             f"{len(row['contributed'])} of {len(row['invited'])}",
             ", ".join(f"{site} ({code})" for site, code in sorted(row["excluded"].items())),
             f"{row['epsilon']:.4f}",
-            f"{row['norm']:.4g}",
+            None if row["norm"] is None else f"{row['norm']:.4g}",
             f"{row['seconds']:.1f}",
         )
         for row in document["rounds"]

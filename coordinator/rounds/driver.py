@@ -346,8 +346,8 @@ class RoundDriver:
             self._require_active(session)
             rounds = RoundRepository(session)
             rounds.close_attempt(running.study, closed, self._now())
-            norm, model = float(np.linalg.norm(histogram)), sha256_hex(to_bytes(weights))
-            record = self._record(rounds, closed, norm, model, spent(running.curve, after.attempts))
+            model = sha256_hex(to_bytes(weights))
+            record = self._record(rounds, closed, None, model, spent(running.curve, after.attempts))
             self._log_commit(session, record, closed, outcome, decision, self._point.digest)
             evidence = Evidence(
                 plan=running.plan,
@@ -383,7 +383,7 @@ class RoundDriver:
     # Records
 
     def _record(
-        self, rounds: RoundRepository, closed: Attempt, norm: float, model_digest: str, epsilon: float
+        self, rounds: RoundRepository, closed: Attempt, norm: float | None, model_digest: str, epsilon: float
     ) -> StudyRound:
         """The round's record, over all its attempts."""
         tried = rounds.attempts_of(self._running.study, closed.phase, closed.round)
@@ -436,7 +436,12 @@ class RoundDriver:
                 "contributions": outcome.digest,
                 "decision": digest(decision.to_dict()),
             },
-            numbers={"round": record.round, "attempt": closed.attempt, "epsilon": record.epsilon, "norm": record.norm},
+            numbers={
+                "round": record.round,
+                "attempt": closed.attempt,
+                "epsilon": record.epsilon,
+                **({} if record.norm is None else {"norm": record.norm}),
+            },
             labels={"phase": record.phase},
             groups={
                 "invited": json.loads(record.invited),

@@ -44,8 +44,8 @@ class RoundAttempt(Table, table=True):
 class StudyRound(Table, table=True):
     """A committed round: who was invited to its first attempt, who contributed, who was left out and why.
 
-    norm: L2 norm of the noisy mean. model_digest: the model that came out. epsilon: spent so far. seconds: from the
-    first attempt to the commit.
+    norm: L2 norm of the noisy mean of gradients; None for an evaluation, whose counts may be exact and belong in no
+    log. model_digest: the model that came out. epsilon: spent so far. seconds: from the first attempt to the commit.
     """
 
     __tablename__ = "study_round"
@@ -57,7 +57,7 @@ class StudyRound(Table, table=True):
     invited: str
     contributed: str
     excluded: str
-    norm: float
+    norm: float | None
     model_digest: str
     epsilon: float
     seconds: float

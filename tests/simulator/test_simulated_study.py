@@ -170,6 +170,8 @@ def test_the_declared_exception_counts_exactly_and_says_so(federation: Federatio
     report = EvaluationReport.model_validate_json(candidate.evaluation)
     assert (report.mode, report.outside_guarantee) == ("exact", True)
     assert EpsilonStatement.model_validate_json(candidate.epsilon).epsilon_evaluation is None
+    evaluated = federation.events(study)[-2]
+    assert (evaluated.labels["phase"], "norm" in evaluated.numbers) == ("evaluate", False)
     counts = np.array(json.loads(candidate.histogram))
     true = sum(site.worker.returned[candidate.weights_digest][-1] for site in federation.sites.values())
     np.testing.assert_array_equal(np.rint(counts), true)

@@ -327,7 +327,7 @@ def upgrade() -> None:
         sa.Column("invited", sa.String(), nullable=False),
         sa.Column("contributed", sa.String(), nullable=False),
         sa.Column("excluded", sa.String(), nullable=False),
-        sa.Column("norm", sa.Float(), nullable=False),
+        sa.Column("norm", sa.Float(), nullable=True),
         sa.Column("model_digest", sa.String(), nullable=False),
         sa.Column("epsilon", sa.Float(), nullable=False),
         sa.Column("seconds", sa.Float(), nullable=False),
