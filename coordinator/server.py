@@ -29,21 +29,59 @@ from coordinator.settings import split_address
 from protocol.errors import CloisterError
 
 SHUTDOWN_SECONDS = 10
+HEAD_LIMIT = 1 << 16
+"""Bytes of a request beyond its body: request line, headers, chunk sizes and trailers. Anyone may connect."""
+HEAD_SECONDS = 20.0
+"""How long a caller may take from connecting, or from a request's first byte, to the end of its headers."""
 
 
 class PeerCertificateProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with the peer's certificate (DER, verified by TLS) put into each request's scope."""
+    """uvicorn's HTTP protocol, with the peer's certificate (DER, verified by TLS) put into each request's scope, and
+    with the limits on a request's head that uvicorn's does not have: a caller beyond them is cut off."""
 
     _peer_certificate: bytes | None = None
+    _received = 0
+    _body = 0
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         connection = transport.get_extra_info("ssl_object")
         self._peer_certificate = connection.getpeercert(binary_form=True) if connection else None
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_in()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._received += len(data)
+        if self._received > 2 * self._body + HEAD_LIMIT:  # twice: a body may come in chunks of some bytes each
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         cast(dict[str, Any], self.scope)[PEER_CERTIFICATE] = self._peer_certificate
+        self._received = self._body = 0
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_in()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def _await_head(self) -> None:
+        self._head_is_in()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _head_is_in(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 def tls_context(keys: Keys) -> ssl.SSLContext:

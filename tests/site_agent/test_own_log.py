@@ -19,6 +19,7 @@ from site_agent.settings import SiteHome, load_settings
 from site_agent.witness.cycle import LogMisbehaved, Witness
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator
 
+pytestmark = pytest.mark.processes
 RELEASE = "heart-study-r1"
 
 
