@@ -125,6 +125,15 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
         raise VerificationFailed("The release and its plan name different studies or submitters.", _REMEDY)
     if subject.model != plan.spec.model or subject.dataset != plan.spec.dataset:
         raise VerificationFailed("The released model is not of the planned kind.", _REMEDY)
+    told = subject.epsilon
+    if (told.epsilon, told.epsilon_worst_site, told.delta) != (
+        plan.epsilon,
+        plan.epsilon_worst_site,
+        plan.spec.privacy.delta,
+    ) or subject.evaluation.mode != plan.spec.evaluation.mode:
+        raise VerificationFailed("The release states another privacy loss than the plan that was granted.", _REMEDY)
+    if subject.evaluation.outside_guarantee != (subject.evaluation.mode == "exact"):
+        raise VerificationFailed("The release hides that its evaluation is outside the guarantee.", _REMEDY)
     if not set(subject.recipients) <= set(plan.spec.recipients):
         raise VerificationFailed("The release names a recipient that the plan does not.", _REMEDY)
     return KeysTrusted(fetched, plan, subject, predicate)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from protocol.bundle import pack, unpack
 from protocol.errors import CloisterError
 from protocol.identifiers import Role
-from protocol.release import BUNDLE_FILES
+from protocol.release import BUNDLE_FILES, EpsilonStatement, EvaluationReport, ReleaseSubject
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
 from site_agent.releases.trusted_release import TrustRoot, verify
 from site_agent.serving.predictor import Predictor
@@ -22,6 +22,7 @@ from site_agent.settings import SiteHome
 from tests.releases import HASH, SITES, Maker, keys
 
 GOOD = Maker().files()
+SUBJECT = ReleaseSubject.model_validate_json(GOOD["subject.json"])
 
 
 def root(maker: Maker | None = None, site: str = "clinic-a", **changes: Any) -> TrustRoot:
@@ -45,6 +46,14 @@ def test_a_good_bundle_is_installable() -> None:
 
 def made(**changes: Any) -> Callable[[], dict[str, bytes]]:
     return lambda: Maker(**changes).files()
+
+
+def stated(**changes: float) -> EpsilonStatement:
+    return SUBJECT.epsilon.model_copy(update=changes)
+
+
+def measured(**changes: Any) -> EvaluationReport:
+    return SUBJECT.evaluation.model_copy(update=changes)
 
 
 ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
@@ -77,6 +86,20 @@ ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "recipients widened": (made(subject_changes={"recipients": (*SITES, "elsewhere")}), "recipient"),
     "site removed from the recipients": (made(subject_changes={"recipients": SITES[1:]}), "not a recipient"),
     "submitter renamed": (made(subject_changes={"submitter": "eve"}), "submitters"),
+    "a smaller epsilon stated": (made(subject_changes={"epsilon": stated(epsilon=0.1)}), "another privacy loss"),
+    "a smaller worst case stated": (
+        made(subject_changes={"epsilon": stated(epsilon_worst_site=1.0)}),
+        "another privacy loss",
+    ),
+    "a smaller delta stated": (made(subject_changes={"epsilon": stated(delta=1e-9)}), "another privacy loss"),
+    "an exact evaluation nobody granted": (
+        made(subject_changes={"evaluation": measured(mode="exact", outside_guarantee=True)}),
+        "another privacy loss",
+    ),
+    "an evaluation's noise invented": (
+        made(subject_changes={"evaluation": measured(outside_guarantee=True)}),
+        "outside the guarantee",
+    ),
 }
 
 
