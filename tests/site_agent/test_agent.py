@@ -32,6 +32,7 @@ from site_agent.witness.names import own_witness
 from tests.site_agent.federation_of_sites import Federation, Hospital, federation
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator, problem
 
+pytestmark = pytest.mark.processes
 PATIENCE = 20.0
 
 
@@ -249,7 +250,6 @@ def test_backoff_grows_with_jitter_to_a_bound_and_starts_anew() -> None:
     assert backoff.wait() <= 2.0
 
 
-@pytest.mark.processes
 def test_the_process_logs_json_refuses_a_second_and_ends_on_sigterm(scene: Scene) -> None:
     command = [sys.executable, "-c", "from site_agent.cli import main; main()", "agent", "--home"]
     command.append(str(scene.site.settings.home.path))

@@ -22,6 +22,7 @@ from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coor
 
 Run = Callable[..., Result]
 SITE = "cork"
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
