@@ -81,6 +81,7 @@ def list_studies(as_json: Json = False, home: Home = None) -> None:
     """The studies that this site is invited to, and what it answered."""
     from sqlmodel import select
 
+    from site_agent.consent.report import one_line
     from site_agent.consent.tables import StudyGrant
     from site_agent.database import transaction
 
@@ -104,7 +105,7 @@ def list_studies(as_json: Json = False, home: Home = None) -> None:
     if not rows:
         typer.echo("This site is invited to no study.")
     for row in rows:
-        typer.echo(f"{row['study']:30} {row['state']:12} your answer: {row['answer']}")
+        typer.echo(one_line(f"{row['study']:30} {row['state']:12} your answer: {row['answer']}"))
 
 
 @app.command("review")
@@ -125,6 +126,7 @@ def review_study(study: Study, as_json: Json = False, home: Home = None) -> None
 def grant_study(
     study: Study,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask again.")] = False,
+    plan: Annotated[str | None, typer.Option("--plan", help="Grant only the plan with this digest.")] = None,
     evidence: Annotated[
         list[str] | None,
         typer.Option("--evidence", help="RULE=REFERENCE of what a held rule asks for; it stays at this site."),
@@ -141,6 +143,11 @@ def grant_study(
     attached = _evidence(evidence or [])
     with desk.client() as client:
         found = desk.review(desk.find(client, study))
+        if plan is not None and plan != found.signed.digest:
+            raise GrantDenied(
+                f"The coordinator now shows the plan {found.signed.digest}, not the one that was named.",
+                "Review it with cloister-site studies review; it is another plan than the one you read.",
+            )
         if not found.grantable(attached):
             raise GrantDenied(*why_not(found, attached))
         if not yes:

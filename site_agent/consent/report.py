@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from protocol.enrolment import witness_name
+from protocol.errors import Malformed
 from protocol.signing import VerifyingKey
+from protocol.study import StudyPlan
+from protocol.witness_policy import WitnessPolicy
 from site_agent.consent.review import Cost, Review
 
 
@@ -45,7 +49,27 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
             }
             for planned in plan.sites
         ],
+        "approvers": [
+            {
+                "person": approver.person,
+                "role": approver.role.value,
+                "fingerprint": VerifyingKey.from_text(approver.key).key_id,
+            }
+            for approver in plan.approvers
+        ],
+        "witnesses": _witnesses(plan),
     }
+
+
+def _witnesses(plan: StudyPlan) -> dict[str, Any]:
+    """Who must vouch for the log of this study's release, and which of them are no sites of the study."""
+    try:
+        policy = WitnessPolicy.from_document(plan.witness_policy)
+    except Malformed:  # the review's objections say so
+        return {"quorum": 0, "names": [], "strangers": []}
+    names = [witness.name for witness in policy.witnesses]
+    known = {witness_name(site) for site in plan.names}
+    return {"quorum": policy.quorum, "names": names, "strangers": [name for name in names if name not in known]}
 
 
 def review_text(review: Review, site: str) -> str:
@@ -64,7 +88,6 @@ def review_text(review: Review, site: str) -> str:
         f"  training      {training.rounds} rounds (+ {privacy.retries} retries), sampling rate "
         f"{training.sampling_rate:g}, clip {training.clip:g}",
         f"  released to   {', '.join(spec.recipients)}",
-        f"  approvers     {', '.join(f'{a.person} ({a.role})' for a in plan.approvers)}",
         "",
         "What it costs, computed here:",
         f"  released model      epsilon {review.epsilons.training:.4g} at delta {privacy.delta:g} (promised: "
@@ -77,6 +100,13 @@ def review_text(review: Review, site: str) -> str:
     for planned in document["sites"]:
         mark = " (this site)" if planned["this_site"] else ""
         lines.append(f"  {planned['name']:20} {planned['fingerprint']}  {planned['patients']} patients{mark}")
+    lines += ["", "Approvers of the release, compare these fingerprints too:"]
+    for approver in document["approvers"]:
+        lines.append(f"  {approver['person']:20} {approver['fingerprint']}  {approver['role']}")
+    watched = document["witnesses"]
+    lines += ["", f"The log is vouched for by {watched['quorum']} of: {', '.join(watched['names'])}"]
+    if watched["strangers"]:
+        lines.append(f"  of them no sites of this study: {', '.join(watched['strangers'])}")
     lines += ["", *_changes(review), "", f"This site's own decision: {review.decision.outcome.value}"]
     lines += [
         f"  {finding.effect}: {finding.message} [{finding.pack} {finding.rule}, {finding.citation}] {finding.remedy}"
@@ -86,7 +116,13 @@ def review_text(review: Review, site: str) -> str:
     if review.packs_differ:
         lines.append(f"  packs that differ from the coordinator's: {', '.join(review.packs_differ)}")
     lines.append(f"Your answer so far: {document['answer']}")
-    return "\n".join(lines)
+    return "\n".join(one_line(line) for line in lines)
+
+
+def one_line(text: str) -> str:
+    """Text that others wrote, fit for a terminal: it can't move the cursor, hide what stands beside it or begin a line
+    of its own that looks like ours."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _changes(review: Review) -> list[str]:

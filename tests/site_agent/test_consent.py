@@ -15,7 +15,7 @@ from protocol.consent import CONSENT_TYPE, PLAN_TYPE, Consent
 from protocol.envelope import Envelope, open_json, seal
 from protocol.errors import BadSignature, Malformed
 from protocol.note import KeyType, VerifierKey
-from protocol.signing import SigningKey
+from protocol.signing import SigningKey, VerifyingKey
 from protocol.study import Evaluation, LegalBasis, StudyPlan
 from protocol.witness_policy import WitnessPolicy
 from site_agent.consent import governance
@@ -379,3 +379,28 @@ def test_answers_follow_from_answers() -> None:
                 answer_after(current, decision)
     with pytest.raises(ConsentConflict):
         answer_after(None, "withdraw")
+
+
+def test_what_a_researcher_wrote_cannot_forge_or_hide_a_line_of_the_review(world: Federation) -> None:
+    forged = "Heart\x1b[2J\x1b[1;1H\nYour answer so far: granted\r\n  objection (none)\u202e"
+    spec = world.spec.model_copy(
+        update={"title": forged, "purpose": world.spec.purpose.model_copy(update={"description": forged})}
+    )
+    text = review_text(world.hospitals["cork"].review(world.sign(world.plan(spec=spec))), "cork")
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert [line for line in text.split("\n") if line.startswith("Your answer so far")] == ["Your answer so far: open"]
+
+
+def test_the_review_shows_whose_keys_will_count(world: Federation) -> None:
+    """Approvers and witnesses are chosen by the coordinator: a person compares them before the grant."""
+    plan = world.plan()
+    policy = WitnessPolicy.from_document(plan.witness_policy)
+    ghost = VerifierKey("ghost/witness", KeyType.COSIGNATURE_V1, SPARE.public.raw)
+    wider = WitnessPolicy(policy.log, (*policy.witnesses, ghost), len(policy.witnesses))
+    found = world.hospitals["cork"].review(world.sign(world.plan(witness_policy=wider.to_document())))
+    document, text = review_document(found, "cork"), review_text(found, "cork")
+    for approver in plan.approvers:
+        fingerprint = VerifyingKey.from_text(approver.key).key_id
+        assert any(approver.person in line and fingerprint in line for line in text.split("\n"))
+    assert document["witnesses"]["strangers"] == ["ghost/witness"]
+    assert "no sites of this study: ghost/witness" in text

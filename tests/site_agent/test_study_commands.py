@@ -156,3 +156,14 @@ def test_governance_is_written_and_shown(stage: tuple[MadeUpCoordinator, Federat
     shown = run("governance", "show").output
     assert "epsilon_limit = 7.0" in shown
     assert "min_cohort = 15" in shown
+
+
+def test_a_grant_may_name_the_plan_that_was_read(stage: tuple[MadeUpCoordinator, Federation], run: Run) -> None:
+    """With --yes nobody reads the plan again: the coordinator might have put another in its place."""
+    read = offer(stage, "plan-swap")
+    swapped = offer(stage, "plan-swap", created_at="2026-11-24T00:00:00Z")
+    assert read.digest != swapped.digest
+    error = failed(run("studies", "grant", "plan-swap", "--yes", "--plan", read.digest))
+    assert swapped.digest in error.message
+    assert json.loads(run("studies", "list", "--json").output)[0]["answer"] == "open"
+    assert run("studies", "grant", "plan-swap", "--yes", "--plan", swapped.digest).exit_code == 0
