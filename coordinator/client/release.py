@@ -16,6 +16,7 @@ from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase
 
 if TYPE_CHECKING:
+    from protocol.errors import CloisterError
     from protocol.release import ReleaseSubject
 
 app = typer.Typer(no_args_is_help=True, help="Releases: draft, review, approve, seal.")
@@ -61,7 +62,7 @@ def show(release: Name, home: Home = None, as_json: Json = False) -> None:
 
     with open_account(home).connect() as connection:
         document = connection.get(f"/v1/releases/{_name(release)}")
-    _check_subject(document["subject"], document["subject_digest"])
+    _check_card(_check_subject(document["subject"], document["subject_digest"]), document["model_card"])
     findings = [f"  {item['rule']} ({item['citation']}): {item['message']}" for item in document["gate"]["findings"]]
     votes = [f"  {vote['role']} {vote['person']}: {vote['decision']}" for vote in document["approvals"]]
     text = [
@@ -152,6 +153,8 @@ def _decide(
     with account.connect() as connection:
         asked = connection.post(f"/v1/releases/{_name(release)}/challenge")
         subject = _check_subject(asked["subject"], asked["subject_digest"])
+        if subject.release != release:
+            raise _other_release(subject.release, release)
         if not as_json:
             typer.echo(_summary(subject))
         if not yes:
@@ -194,6 +197,28 @@ def _check_subject(document: Any, digest: str) -> ReleaseSubject:
             "Sign nothing; tell the coordinator's administrator and the compliance officer.",
         )
     return subject
+
+
+def _check_card(subject: ReleaseSubject, card: str) -> None:
+    """The model card that is read is the one whose digest is signed."""
+    from protocol.canonical import sha256_hex
+    from protocol.errors import VerificationFailed
+
+    signed = {entry.name: entry.sha256 for entry in subject.files}
+    if signed.get("model_card.md") != sha256_hex(card.encode()):
+        raise VerificationFailed(
+            "The coordinator shows another model card than the one in the release.",
+            "Sign nothing; tell the coordinator's administrator and the compliance officer.",
+        )
+
+
+def _other_release(shown: str, asked: str) -> CloisterError:
+    from protocol.errors import VerificationFailed
+
+    return VerificationFailed(
+        f"The coordinator asks for a signature on {shown}, not on {asked}.",
+        "Sign nothing; tell the coordinator's administrator and the compliance officer.",
+    )
 
 
 def _summary(subject: ReleaseSubject) -> str:

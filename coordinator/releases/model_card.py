@@ -19,19 +19,21 @@ def write(
     model = spec.model
     layers = f", hidden layers {list(model.hidden)}" if isinstance(model, MultilayerPerceptron) else ""
     sections = [
-        f"# {spec.title}",
+        f"# {_words(spec.title)}",
         f"Model of study `{spec.study}`. Intended use: `{intended_use}`. Mode: **{use_mode}**.",
         "## What it predicts",
         f"The probability that `{spec.dataset.label.name}` holds (`{spec.dataset.label.column} "
-        f"{spec.dataset.label.operator} {spec.dataset.label.value}`). Architecture: {model.architecture}{layers}.",
+        f"{spec.dataset.label.operator} {_words(str(spec.dataset.label.value))}`). "
+        f"Architecture: {model.architecture}{layers}.",
         "## Inputs",
         _inputs(spec.dataset),
         "A value outside its range is refused. "
         "In the ONNX file a category is given as the index of its level and a missing value as NaN.",
         "## Where it comes from",
-        f"Trained at {len(plan.sites)} hospitals on {sum(site.patients for site in plan.sites)} patients "
-        f"({', '.join(site.name for site in plan.sites)}) in {epsilon.rounds_executed} rounds. "
-        "No patient's record left a hospital; updates met only under secure aggregation.",
+        f"The plan names {len(plan.sites)} hospitals with {sum(site.patients for site in plan.sites)} patients, "
+        f"held-out ones included ({', '.join(site.name for site in plan.sites)}); a hospital that refused took no "
+        f"part. Trained in {epsilon.rounds_executed} rounds. No patient's record left a hospital; updates met only "
+        "under secure aggregation.",
         "## How well it does",
         _evaluation(evaluation),
         "## Privacy",
@@ -49,15 +51,21 @@ def _inputs(schema: DatasetSchema) -> str:
     rows = ["| column | kind | unit | allowed | if missing |", "|---|---|---|---|---|"]
     for feature in schema.features:
         rows.append(
-            f"| {feature.name} | {feature.kind} | {feature.unit or '-'} | {_allowed(feature)} | "
-            f"{'refused' if feature.impute is None else feature.impute} |"
+            f"| {feature.name} | {feature.kind} | {_words(feature.unit) or '-'} | {_allowed(feature)} | "
+            f"{'refused' if feature.impute is None else _words(str(feature.impute))} |"
         )
     return "\n".join(rows)
 
 
+def _words(text: str) -> str:
+    """What a researcher wrote, as words on one line: no heading, table cell, link, code or comment of its own."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return "".join(f"\\{character}" if character in "\\|<>`*_[]!#" else character for character in line)
+
+
 def _allowed(feature: Feature) -> str:
     if feature.kind == "category":
-        return ", ".join(str(level) for level in feature.levels)
+        return ", ".join(_words(str(level)) for level in feature.levels)
     return f"{feature.minimum:g} to {feature.maximum:g}"
 
 
@@ -101,7 +109,8 @@ def _privacy(epsilon: EpsilonStatement) -> str:
             f"{evaluation}.",
             f"- Worst case for one site (all others collude, or secure aggregation fails): "
             f"epsilon {epsilon.epsilon_worst_site:.3f}.",
-            f"- Promised by each cohort's ledger so far, over all studies: {to_date or 'not reported'}.",
+            f"- Promised to each hospital's patients so far, over all studies that trained at this coordinator: "
+            f"{to_date or 'not reported'}. A hospital's own ledger goes by patient and knows of others too.",
             f"- Accounted for {epsilon.steps_charged} steps; {epsilon.rounds_executed} rounds were executed in "
             f"{epsilon.attempts} attempts. {epsilon.accountant}",
             f"- Sampling assumption: {epsilon.sampling}",
