@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
+from protocol.delimited import DatasetRefused
 from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.errors import CloisterError, Malformed
 from protocol.identifiers import require_name
@@ -17,7 +18,7 @@ from protocol.strict_yaml import DEFAULT_LIMIT
 from protocol.timestamp import timestamp
 from site_agent.clock import Clock
 from site_agent.cohort.assignment import hash_patient
-from site_agent.cohort.delimited import DatasetRefused, open_table
+from site_agent.cohort.delimited import open_table
 from site_agent.cohort.quality import Quality, summarise
 from site_agent.cohort.snapshot import Draft, draft, known_roles, path_of, registration, store
 from site_agent.cohort.tables import Snapshot

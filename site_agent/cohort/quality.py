@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.study import MINIMUM_CELL
+from protocol.table import Table
 from site_agent.cohort.snapshot import Draft
-from site_agent.cohort.tabular import Table
 
 SMALL = f"1-{MINIMUM_CELL}"
 

@@ -20,11 +20,11 @@ from sqlmodel import Session, col, select
 
 from protocol.canonical import canonical
 from protocol.dataset import DatasetSchema
+from protocol.delimited import DatasetRefused
 from protocol.errors import CloisterError
 from protocol.study import MINIMUM_CELL
 from protocol.timestamp import timestamp
 from site_agent.cohort.assignment import hold_out
-from site_agent.cohort.delimited import DatasetRefused
 from site_agent.cohort.tables import Snapshot, SnapshotPatient
 from site_agent.durable_files import make_private_folder, write_stream
 from site_agent.keystore import read_secret
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from site_agent.cohort.tabular import Table
+    from protocol.table import Table
 
 
 _MEMBERS = ("x", "y", "patient", "held_out", "schema_digest", "patient_hashes")

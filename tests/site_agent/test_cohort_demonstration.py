@@ -13,8 +13,9 @@ import pytest
 from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.strict_yaml import load_yaml
 from protocol.study import StudySpec
+from protocol.table import Table
 from site_agent.cohort.assignment import hash_patient, hold_out
-from site_agent.cohort.tabular import Table, read_table
+from site_agent.cohort.tabular import read_table
 
 DEMO = Path(__file__).parents[2] / "packaging" / "demo"
 HEART = Path(__file__).parents[2].parent / "shared" / "data" / "uci_heart_disease"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from protocol.delimited import MAX_RECORD_BYTES, DatasetRefused
 from protocol.dictionary import Dictionary, parse_dictionary
-from site_agent.cohort.delimited import MAX_RECORD_BYTES, DatasetRefused
-from site_agent.cohort.tabular import Table, read_table
+from protocol.table import Table
+from site_agent.cohort.tabular import read_table
 
 DICTIONARY = """\
 dictionary: 1
