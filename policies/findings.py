@@ -139,3 +139,8 @@ def outcome_of(findings: Sequence[Finding]) -> Outcome:
         else:
             return Outcome.DENY
     return outcome
+
+
+def reasons(decision: Decision) -> tuple[Finding, ...]:
+    """The findings that keep the gate from opening; warnings are not among them."""
+    return tuple(finding for finding in decision.findings if finding.effect != "warn")

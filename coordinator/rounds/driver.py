@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
-from coordinator.audit.append import COORDINATOR, append
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
 from coordinator.rounds.attempts import KINDS, Outcome, compose, judge, packet_of, request_of, unmasked_sum
 from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.gates import LogWatch, RoundGates
+from coordinator.rounds.journal import Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
 from coordinator.rounds.optimiser import (
     ModelPoint,
@@ -48,18 +48,14 @@ from coordinator.rounds.states import (
     Resend,
     next_action,
 )
-from coordinator.rounds.tables import StudyRound
-from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import ACTIVE, StudyState, cohort
-from policies.findings import Decision
+from policies.findings import Decision, reasons
 from policies.packs import Policy
 from privacy.errors import PrivacyError
-from protocol.audit_event import EventType
-from protocol.canonical import digest, sha256_hex
+from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
-from protocol.study import StudyPlan
-from protocol.timestamp import moment, timestamp
+from protocol.timestamp import timestamp
 
 PAUSE_SECONDS = 0.2
 
@@ -68,19 +64,6 @@ class StudyEnded(CloisterError):
     """The study was stopped while the driver was at work."""
 
     code = "study-ended"
-
-
-@dataclass(frozen=True)
-class Running:
-    """What stays the same while a study runs."""
-
-    study: str
-    plan: StudyPlan
-    plan_digest: str
-    granted: tuple[str, ...]
-    curve: tuple[tuple[int, float], ...]
-    design: Design
-    started_at: str
 
 
 class RoundDriver:
@@ -102,6 +85,7 @@ class RoundDriver:
         self._monotonic = monotonic
         self._running = self._load(study)
         self._gates = RoundGates.of(self._running.plan, self._running.plan_digest, policy)
+        self._journal = Journal(appliance, self._running)
         self._progress = Progress()
         self._point: ModelPoint | None = None
         self._round_began: float | None = None
@@ -133,7 +117,6 @@ class RoundDriver:
                 granted=cohort(plan.names, studies.answers(study)),
                 curve=tuple(forecast_of(row)),
                 design=Design.of(plan),
-                started_at=row.started_at or row.proposed_at,
             )
 
     def _resume(self) -> None:
@@ -201,15 +184,7 @@ class RoundDriver:
             self._require_active(session)
             RoundRepository(session).establish_keys(running.study, transcript, self._now())
             self._become(session, StudyState.RUNNING)
-            append(
-                session,
-                self._appliance,
-                EventType.KEYS_ESTABLISHED,
-                actor=COORDINATOR,
-                subject=running.study,
-                digests={"plan": running.plan_digest, "transcript": transcript},
-                groups={"cohort": members, "absent": [site for site in running.granted if site not in members]},
-            )
+            self._journal.keys_established(session, members, transcript)
         self._progress = replace(self._progress, established=members)
         return None
 
@@ -239,21 +214,7 @@ class RoundDriver:
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
             RoundRepository(session).begin_attempt(running.study, recorded)
-            append(
-                session,
-                self._appliance,
-                EventType.ROUND_ATTEMPTED,
-                actor=COORDINATOR,
-                subject=running.study,
-                digests={
-                    "plan": running.plan_digest,
-                    "model": recorded.model_digest,
-                    "decision": digest(decision.to_dict()),
-                },
-                numbers={"round": begin.round, "attempt": begin.attempt},
-                labels={"phase": begin.phase},
-                groups={"cohort": begin.cohort},
-            )
+            self._journal.attempted(session, recorded, decision)
         self._progress = self._progress.after(recorded.attempt)
         return self._send(recorded)
 
@@ -323,8 +284,8 @@ class RoundDriver:
             rounds = RoundRepository(session)
             rounds.close_attempt(running.study, closed, self._now())
             rounds.advance_model(running.study, point)
-            record = self._record(rounds, closed, norm, point.digest, spent(running.curve, after.attempts))
-            self._log_commit(session, record, closed, outcome, decision, self._point.digest)
+            committed = Committed(closed, outcome, decision, norm, self._point.digest, point.digest, self._seconds)
+            self._journal.committed(session, committed, after)
             if last:
                 self._become(session, StudyState.EVALUATING)
         self._progress, self._point = after, point
@@ -347,8 +308,8 @@ class RoundDriver:
             rounds = RoundRepository(session)
             rounds.close_attempt(running.study, closed, self._now())
             model = sha256_hex(to_bytes(weights))
-            record = self._record(rounds, closed, None, model, spent(running.curve, after.attempts))
-            self._log_commit(session, record, closed, outcome, decision, self._point.digest)
+            committed = Committed(closed, outcome, decision, None, self._point.digest, model, self._seconds)
+            self._journal.committed(session, committed, after)
             evidence = Evidence(
                 plan=running.plan,
                 rounds_executed=after.committed,
@@ -362,130 +323,23 @@ class RoundDriver:
             row = candidate_row(evidence, weights)
             rounds.add_candidate(row)
             self._become(session, StudyState.CANDIDATE, ended=True)
-            append(
-                session,
-                self._appliance,
-                EventType.CANDIDATE_EVALUATED,
-                actor=COORDINATOR,
-                subject=running.study,
-                digests={
-                    "plan": running.plan_digest,
-                    "model": row.weights_digest,
-                    "rounds": row.rounds_digest,
-                    "evaluation": digest(report.model_dump(mode="json")),
-                },
-                numbers={"epsilon": running.plan.epsilon, "rounds": after.committed, "attempts": after.attempts},
-                labels={"evaluation_mode": report.mode},
-            )
+            self._journal.evaluated(session, row, report, after)
         self._progress = after
         return StudyState.CANDIDATE
-
-    # Records
-
-    def _record(
-        self, rounds: RoundRepository, closed: Attempt, norm: float | None, model_digest: str, epsilon: float
-    ) -> StudyRound:
-        """The round's record, over all its attempts."""
-        tried = rounds.attempts_of(self._running.study, closed.phase, closed.round)
-        first = tried[0]
-        excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
-        excluded |= {site: "not-invited" for site in self._progress.established if site not in first.attempt.cohort}
-        # A driver that resumed knows the beginning from the record alone, to the second.
-        seconds = (
-            (self._appliance.clock() - moment(first.issued_at)).total_seconds()
-            if self._round_began is None
-            else self._monotonic() - self._round_began
-        )
-        row = StudyRound(
-            study=self._running.study,
-            phase=closed.phase,
-            round=closed.round,
-            attempts=closed.attempt,
-            invited=json.dumps(first.attempt.cohort),
-            contributed=json.dumps(closed.contributed),
-            excluded=json.dumps({site: code for site, code in excluded.items() if site not in closed.contributed}),
-            norm=norm,
-            model_digest=model_digest,
-            epsilon=epsilon,
-            seconds=max(0.0, seconds),
-            committed_at=self._now(),
-        )
-        rounds.add_round(row)
-        return row
-
-    def _log_commit(
-        self,
-        session: Session,
-        record: StudyRound,
-        closed: Attempt,
-        outcome: Outcome,
-        decision: Decision,
-        before: str,
-    ) -> None:
-        excluded: dict[str, str] = json.loads(record.excluded)
-        append(
-            session,
-            self._appliance,
-            EventType.ROUND_COMMITTED,
-            actor=COORDINATOR,
-            subject=record.study,
-            digests={
-                "plan": self._running.plan_digest,
-                "model_before": before,
-                "model": record.model_digest,
-                "contributions": outcome.digest,
-                "decision": digest(decision.to_dict()),
-            },
-            numbers={
-                "round": record.round,
-                "attempt": closed.attempt,
-                "epsilon": record.epsilon,
-                **({} if record.norm is None else {"norm": record.norm}),
-            },
-            labels={"phase": record.phase},
-            groups={
-                "invited": json.loads(record.invited),
-                "contributed": closed.contributed,
-                "excluded": [f"{site}:{code}" for site, code in sorted(excluded.items())],
-            },
-        )
 
     # Ends
 
     def _deny(self, decision: Decision) -> StudyState:
-        first = decision.findings[0]
-        document = decision.to_dict()
         with transaction(self._appliance.engine) as session:
-            append(
-                session,
-                self._appliance,
-                EventType.POLICY_DECIDED,
-                actor=COORDINATOR,
-                subject=self._running.study,
-                digests={"plan": self._running.plan_digest, "decision": digest(document)},
-                labels={"gate": decision.gate, "outcome": decision.outcome.value, "rule": first.rule},
-            )
+            self._journal.denied(session, decision)
+        first = reasons(decision)[0]
         return self._fail(FailureCode.POLICY_DENIED, f"{first.rule} ({first.citation}): {first.message}")
 
     def _fail(self, code: FailureCode, detail: str, excluded: dict[str, str] | None = None) -> StudyState:
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
             self._become(session, StudyState.FAILED, reason=code.value, detail=detail, ended=True)
-            append(
-                session,
-                self._appliance,
-                EventType.STUDY_STOPPED,
-                actor=COORDINATOR,
-                subject=self._running.study,
-                digests={"plan": self._running.plan_digest},
-                numbers={
-                    "epsilon": spent(self._running.curve, self._progress.attempts),
-                    "rounds": self._progress.committed,
-                    "attempts": self._progress.attempts,
-                },
-                labels={"state": StudyState.FAILED.value, "reason": code.value},
-                groups={"excluded": [f"{site}:{why}" for site, why in sorted((excluded or {}).items())]},
-            )
+            self._journal.failed(session, code, self._progress, excluded or {})
         return StudyState.FAILED
 
     def _become(
@@ -505,6 +359,11 @@ class RoundDriver:
         state = StudyState(StudyRepository(session).get(self._running.study).state)
         if state not in ACTIVE:
             raise StudyEnded(f"Study {self._running.study} is {state.value}.", "The driver ends.")
+
+    @property
+    def _seconds(self) -> float | None:
+        """Since the round's first attempt; None in a driver that resumed in the middle of one."""
+        return None if self._round_began is None else self._monotonic() - self._round_began
 
     def _model(self, training: bool) -> bytes:
         """What sites are sent: the weights of the round, or the candidate's."""

@@ -34,7 +34,7 @@ from coordinator.studies.repository import PLAN_LIMIT, StudyRepository
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import DeniedProposal, Study
 from policies.evaluation import evaluate
-from policies.findings import APPROVAL, Decision
+from policies.findings import APPROVAL, Decision, reasons
 from policies.packs import Policy
 from privacy.errors import PrivacyError
 from protocol.audit_event import EventType
@@ -55,7 +55,7 @@ class ProposalDenied(Refused):
     code = "policy-denied"
 
     def __init__(self, decision: Decision) -> None:
-        first = decision.findings[0]
+        first = reasons(decision)[0]
         super().__init__(f"{first.rule} ({first.citation}): {first.message}", first.remedy)
         self.facts: dict[str, Any] = {"findings": [finding.to_dict() for finding in decision.findings]}
 
@@ -172,7 +172,7 @@ def propose(
             actor=COORDINATOR,
             subject=spec.study,
             digests={"decision": digest(document)},
-            groups={"rules": sorted({finding.rule for finding in decision.findings})},
+            groups={"rules": sorted({finding.rule for finding in reasons(decision)})},
         )
         studies.add_denied(
             DeniedProposal(
@@ -208,7 +208,7 @@ def state_of(decision: Decision) -> StudyState:
     the spec, so it denies."""
     if decision.allowed:
         return StudyState.CONSENTING
-    owed = [finding for finding in decision.findings if finding.effect != "warn"]
+    owed = reasons(decision)
     if owed and all(finding.effect.startswith(APPROVAL) for finding in owed):
         return StudyState.HELD
     return StudyState.DENIED

@@ -1,0 +1,192 @@
+"""What the driver leaves behind in the transactions it makes: round records, and entries of the audit log.
+
+Identifiers, digests, closed codes and numbers that were paid for; never a loss, a count or a site's value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from coordinator.appliance import Appliance
+from coordinator.audit.append import COORDINATOR, append
+from coordinator.rounds.attempts import Outcome
+from coordinator.rounds.repository import RecordedAttempt, RoundRepository
+from coordinator.rounds.states import Attempt, Design, FailureCode, Progress
+from coordinator.rounds.tables import Candidate, StudyRound
+from coordinator.studies.plan import spent
+from coordinator.studies.states import StudyState
+from policies.findings import Decision, reasons
+from protocol.audit_event import EventType
+from protocol.canonical import digest
+from protocol.release import EvaluationReport
+from protocol.study import StudyPlan
+from protocol.timestamp import moment, timestamp
+
+
+@dataclass(frozen=True)
+class Running:
+    """What stays the same while a study runs. curve: (steps, epsilon), rising."""
+
+    study: str
+    plan: StudyPlan
+    plan_digest: str
+    granted: tuple[str, ...]
+    curve: tuple[tuple[int, float], ...]
+    design: Design
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A round that is being committed. norm: of the noisy mean; None for an evaluation. seconds: None where the
+    driver did not see the round's beginning."""
+
+    attempt: Attempt
+    outcome: Outcome
+    decision: Decision
+    norm: float | None
+    model_before: str
+    model_after: str
+    seconds: float | None
+
+
+class Journal:
+    """One study's records and log entries, each within the caller's transaction."""
+
+    def __init__(self, appliance: Appliance, running: Running) -> None:
+        self._appliance = appliance
+        self._running = running
+
+    def keys_established(self, session: Session, members: tuple[str, ...], transcript: str) -> None:
+        """study.keys-established."""
+        absent = [site for site in self._running.granted if site not in members]
+        self._append(
+            session,
+            EventType.KEYS_ESTABLISHED,
+            digests={"transcript": transcript},
+            groups={"cohort": members, "absent": absent},
+        )
+
+    def attempted(self, session: Session, recorded: RecordedAttempt, decision: Decision) -> None:
+        """round.attempted."""
+        attempt = recorded.attempt
+        self._append(
+            session,
+            EventType.ROUND_ATTEMPTED,
+            digests={"model": recorded.model_digest, "decision": digest(decision.to_dict())},
+            numbers={"round": attempt.round, "attempt": attempt.attempt},
+            labels={"phase": attempt.phase},
+            groups={"cohort": attempt.cohort},
+        )
+
+    def committed(self, session: Session, committed: Committed, after: Progress) -> None:
+        """The round's record over all its attempts, and round.committed."""
+        attempt = committed.attempt
+        rounds = RoundRepository(session)
+        tried = rounds.attempts_of(self._running.study, attempt.phase, attempt.round)
+        invited = tried[0].attempt.cohort
+        excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
+        excluded |= {site: "not-invited" for site in after.established if site not in invited}
+        excluded = {site: code for site, code in excluded.items() if site not in attempt.contributed}
+        now = self._appliance.clock()
+        # A driver that resumed knows the beginning from the record alone, to the second.
+        seconds = (now - moment(tried[0].issued_at)).total_seconds()
+        row = StudyRound(
+            study=self._running.study,
+            phase=attempt.phase,
+            round=attempt.round,
+            attempts=attempt.attempt,
+            invited=json.dumps(invited),
+            contributed=json.dumps(attempt.contributed),
+            excluded=json.dumps(excluded),
+            norm=committed.norm,
+            model_digest=committed.model_after,
+            epsilon=spent(self._running.curve, after.attempts),
+            seconds=max(0.0, seconds if committed.seconds is None else committed.seconds),
+            committed_at=timestamp(now),
+        )
+        rounds.add_round(row)
+        self._append(
+            session,
+            EventType.ROUND_COMMITTED,
+            digests={
+                "model_before": committed.model_before,
+                "model": row.model_digest,
+                "contributions": committed.outcome.digest,
+                "decision": digest(committed.decision.to_dict()),
+            },
+            numbers={
+                "round": row.round,
+                "attempt": row.attempts,
+                "epsilon": row.epsilon,
+                **({} if row.norm is None else {"norm": row.norm}),
+            },
+            labels={"phase": row.phase},
+            groups={"invited": invited, "contributed": attempt.contributed, "excluded": _with_codes(excluded)},
+        )
+
+    def evaluated(self, session: Session, row: Candidate, report: EvaluationReport, after: Progress) -> None:
+        """candidate.evaluated."""
+        self._append(
+            session,
+            EventType.CANDIDATE_EVALUATED,
+            digests={
+                "model": row.weights_digest,
+                "rounds": row.rounds_digest,
+                "evaluation": digest(report.model_dump(mode="json")),
+            },
+            numbers={"epsilon": self._running.plan.epsilon, "rounds": after.committed, "attempts": after.attempts},
+            labels={"evaluation_mode": report.mode},
+        )
+
+    def denied(self, session: Session, decision: Decision) -> None:
+        """policy.decided, for a gate that stayed shut."""
+        self._append(
+            session,
+            EventType.POLICY_DECIDED,
+            digests={"decision": digest(decision.to_dict())},
+            labels={"gate": decision.gate, "outcome": decision.outcome.value, "rule": reasons(decision)[0].rule},
+        )
+
+    def failed(self, session: Session, code: FailureCode, progress: Progress, excluded: Mapping[str, str]) -> None:
+        """study.stopped, with what was spent until then."""
+        self._append(
+            session,
+            EventType.STUDY_STOPPED,
+            numbers={
+                "epsilon": spent(self._running.curve, progress.attempts),
+                "rounds": progress.committed,
+                "attempts": progress.attempts,
+            },
+            labels={"state": StudyState.FAILED.value, "reason": code.value},
+            groups={"excluded": _with_codes(excluded)},
+        )
+
+    def _append(
+        self,
+        session: Session,
+        event: EventType,
+        *,
+        digests: Mapping[str, str] | None = None,
+        numbers: Mapping[str, float | int] | None = None,
+        labels: Mapping[str, str] | None = None,
+        groups: Mapping[str, tuple[str, ...] | list[str]] | None = None,
+    ) -> None:
+        append(
+            session,
+            self._appliance,
+            event,
+            actor=COORDINATOR,
+            subject=self._running.study,
+            digests={"plan": self._running.plan_digest, **(digests or {})},
+            numbers=numbers,
+            labels=labels,
+            groups=groups,
+        )
+
+
+def _with_codes(excluded: Mapping[str, str]) -> list[str]:
+    return [f"{site}:{code}" for site, code in sorted(excluded.items())]
