@@ -80,14 +80,14 @@ def check_cohort(cohort: tuple[str, ...], plan: StudyPlan, site: str) -> None:
 
 def check_round(request: RoundRequest, body: bytes, plan: StudyPlan) -> None:
     """Raises AttemptRefused for a round that the plan does not have, a vector of another length, and an exact
-    evaluation over a cohort with too few held-out patients."""
+    evaluation with a site of too few held-out patients: the sum less the others' counts would tell its own."""
     last = plan.spec.training.rounds if request.phase == "train" else 1
     if request.round > last:
         raise AttemptRefused(RefusalCode.ROUND_UNKNOWN)
     if len(body) != plan.parameters * FLOAT_BYTES:
         raise AttemptRefused(RefusalCode.WRONG_LENGTH)
     exact = request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"
-    if exact and sum(plan.site(name).held_out for name in request.cohort) <= MINIMUM_CELL:
+    if exact and any(plan.site(name).held_out <= MINIMUM_CELL for name in request.cohort):
         raise AttemptRefused(RefusalCode.NOT_ENOUGH_HELD_OUT)
 
 

@@ -164,6 +164,22 @@ def test_evaluation_counts_every_held_out_patient_once(tmp_path: Path) -> None:
     refused_freely(site, "evaluate.histogram", again, "ledger-exhausted")
 
 
+def test_an_exact_evaluation_with_a_site_under_the_minimum_cell_is_refused(tmp_path: Path) -> None:
+    """The others' counts are in the plan: an exact sum less theirs would be that site's, which never leaves it."""
+    world = federation(tmp_path, evaluation=Evaluation(mode="exact", bins=5))
+    sites = [
+        item.model_copy(update={"held_out": 0 if item.name == "bergen" else item.held_out})
+        for item in world.plan().sites
+    ]
+    signed = world.sign(world.plan(sites=sites))
+    site = world.hospitals["cork"]
+    site.grant(signed)
+    everybody = world.round_request(signed, phase="evaluate")
+    refused_freely(site, "evaluate.histogram", everybody, "not-enough-held-out")
+    without = world.round_request(signed, phase="evaluate", cohort=("aarhus", "cork", "delft"))
+    refused_freely(site, "evaluate.histogram", without, "keys-missing")
+
+
 def test_a_noised_evaluation_may_be_tried_as_often_as_was_planned(running: Case) -> None:
     world, signed = running
     ask_all(world, world.round_request(signed, phase="evaluate"), "evaluate.histogram")
