@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from privacy.dpsgd.per_patient import Index, check_records
+from privacy.dpsgd.validation import require_private
 from privacy.entropy import Float64
-from privacy.errors import ParameterError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 RECORDS_AT_ONCE = 256
-_COUPLING = (nn.modules.batchnorm._BatchNorm,)
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
@@ -37,7 +35,7 @@ def module_gradients(
     Raises ParameterError for batch normalisation, which couples patients so that clipping bounds nothing, for active
     dropout, and for arrays that do not fit.
     """
-    _check_module(module)
+    require_private(module)
     check_records(_meta(features), _meta(labels), patients, count)
     names = parameter_names(module)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
@@ -61,16 +59,3 @@ def module_gradients(
 
 def _meta(tensor: Tensor) -> np.ndarray:
     return np.broadcast_to(np.float64(0), tuple(tensor.shape))
-
-
-def _check_module(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        if isinstance(part, _COUPLING):
-            raise ParameterError(
-                f"The layer {name or 'itself'} normalises over the batch, which couples patients.",
-                "Use group or layer normalisation.",
-            )
-        if isinstance(part, _RANDOM) and part.training:
-            raise ParameterError(
-                f"The layer {name or 'itself'} draws random numbers while training.", "Leave dropout out."
-            )

@@ -1,0 +1,374 @@
+"""The clipped sum of per-patient gradients of a torch module, whatever the engine. Noise is the caller's next step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from privacy.dpsgd.bookkeeping import MARGIN, BookKeeping, NotDispatchable
+from privacy.dpsgd.clipping import NOT_FINITE, clip_gradients
+from privacy.dpsgd.layer_rules import PatientBatch
+from privacy.dpsgd.module_gradients import module_gradients
+from privacy.dpsgd.per_patient import average_by_patient
+from privacy.dpsgd.step import PrivateSum
+from privacy.dpsgd.validation import require_private
+from privacy.entropy import Float64
+from privacy.errors import ParameterError
+from privacy.parameters import require_count, require_positive
+
+Engine = Literal["auto", "bookkeeping", "vmap", "opacus"]
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) of R records -> (R,): one loss per record, each depending on its own record alone."""
+
+SMALLEST_CLIP, LARGEST_CLIP = 1e-12, 1e12
+
+
+@dataclass(frozen=True)
+class GradientSum:
+    """total: (D,) float32 or float64 in parameter order, on the module's device, not yet noised.
+
+    sensitivity: the clip, for one patient zeroed out. refused: patients that counted as 0 for NaN or infinity.
+    """
+
+    total: Tensor
+    sensitivity: float
+    refused: int
+    reason: str | None
+
+    def private_sum(self) -> PrivateSum:
+        """The same with the total as a numpy vector of float64, as `privacy.dpsgd.step` gives it."""
+        return PrivateSum(self.total.double().cpu().numpy(), self.sensitivity, self.refused, self.reason)
+
+
+def pad_batch(inputs: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros appended up to `size` records, with the (size,) bool mask: Poisson batches of one shape.
+
+    Raises ParameterError when there are more records than that.
+    """
+    records = inputs.shape[0]
+    if records > size:
+        raise ParameterError(f"A batch of {records} records does not fit into {size}.", "Pad to the largest batch.")
+    padded = [torch.cat([part, part.new_zeros((size - records, *part.shape[1:]))]) for part in (inputs, targets)]
+    return padded[0], padded[1], torch.arange(size, device=inputs.device) < records
+
+
+class PrivateGradients:
+    """Clipped sums for one module. Engine "auto" keeps books where it can prove itself right, else uses torch.func.
+
+    Before book-keeping is first trusted, two records' gradients are computed one by one with plain autograd and must
+    agree: that catches a layer that mixes records, a parameter used outside its layer, a foreign axis order.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Losses,
+        *,
+        clip: float,
+        engine: Engine = "auto",
+        micro_batch: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """clip: C in 1e-12..1e12. micro_batch: most records worked on at once, for memory; the result is the same.
+
+        autocast: the precision of the forward pass (torch.bfloat16 on a GPU); norms and sums stay float32.
+        Raises ParameterError for layers that cannot be private (see `validation`) and numbers out of range.
+        """
+        require_positive("the clip", clip)
+        if not SMALLEST_CLIP <= clip <= LARGEST_CLIP:
+            raise ParameterError(
+                f"A clip of {clip} is outside {SMALLEST_CLIP} to {LARGEST_CLIP}.", "Use one near the gradients' size."
+            )
+        if micro_batch is not None:
+            require_count("the micro-batch", micro_batch, 1)
+        if engine not in ("auto", "bookkeeping", "vmap", "opacus"):
+            raise ParameterError(f"There is no engine {engine}.", "Use auto, bookkeeping, vmap or opacus.")
+        require_private(module)
+        self._module, self._loss, self._clip = module, loss, clip
+        self._micro_batch, self._autocast, self._asked = micro_batch, autocast, engine
+        self._length = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self._books: BookKeeping | None = None
+        self._proved = False
+        if engine in ("auto", "bookkeeping"):
+            try:
+                self._books = BookKeeping(module)
+            except NotDispatchable:
+                if engine == "bookkeeping":
+                    raise
+
+    @property
+    def engine(self) -> Engine:
+        """What computes now: "auto" is resolved to the engine in use."""
+        return self._asked if self._asked != "auto" else ("bookkeeping" if self._books is not None else "vmap")
+
+    def clipped_sum(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        patients: npt.NDArray[np.integer] | Tensor | None = None,
+        count: int | None = None,
+        mask: Tensor | None = None,
+    ) -> GradientSum:
+        """Sum over patients of their mean gradient over records, clipped to C; zeros for an empty batch.
+
+        inputs, targets: (R, ...). patients: (R,) in 0..count-1, default one record each. mask: (R,) bool, false for
+        padding, which contributes exactly nothing. Raises ParameterError for arrays that do not fit.
+        """
+        index, people = _patients(inputs, targets, patients, count, mask)
+        device = inputs.device
+        total = torch.zeros(self._length, device=device)
+        refused = 0
+        if inputs.shape[0] and (mask is None or bool(mask.any())):
+            books = self._trusted(inputs, targets, mask)
+            if books is not None:
+                try:
+                    for rows in self._pieces(index, inputs.shape[0], people, device):
+                        refused += self._keep(books, _take(inputs, targets, index, people, mask, rows), total)
+                except NotDispatchable:
+                    if self._asked == "bookkeeping":
+                        raise
+                    self._books, books = None, None
+                    total, refused = torch.zeros_like(total), 0
+                finally:
+                    if books is not None:
+                        books.release()
+            if books is None:
+                total = total.double()
+                for rows in self._pieces(index, inputs.shape[0], people, device):
+                    refused += self._instantiate(_take(inputs, targets, index, people, mask, rows), total)
+        return GradientSum(total, self._clip, refused, NOT_FINITE if refused else None)
+
+    def _keep(self, books: BookKeeping, part: _Part, total: Tensor) -> int:
+        if self._micro_batch is not None and part.inputs.shape[0] > self._micro_batch:
+            return self._one_by_one(part, total)
+        batch = PatientBatch(part.inputs.shape[0], part.patients, part.index)
+        norms = books.record(lambda: self._losses(part.inputs, part.targets), part.seed(), batch)
+        bad = ~torch.isfinite(norms)
+        refused = 0
+        if bool(bad.any()):
+            books.forget(bad)
+            norms = norms.masked_fill(bad, 0.0)
+            refused = int((bad & part.present()).sum())
+        weights = (self._clip * (1.0 - MARGIN) / norms.sqrt()).clamp_(max=1.0).masked_fill_(bad, 0.0)
+        books.add_weighted(weights, total)
+        return refused
+
+    def _one_by_one(self, part: _Part, total: Tensor) -> int:
+        """A single patient with more records than fit at once: its mean gradient by plain autograd, in pieces."""
+        assert self._micro_batch is not None
+        seed = part.seed()
+        gradient = torch.zeros_like(total)
+        for start in range(0, part.inputs.shape[0], self._micro_batch):
+            rows = slice(start, start + self._micro_batch)
+            gradient += self._autograd(part.inputs[rows], part.targets[rows], seed[rows])
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        if not math.isfinite(norm):
+            return 1
+        total.add_(gradient, alpha=min(1.0, self._clip * (1.0 - MARGIN) / norm) if norm else 1.0)
+        return 0
+
+    def _instantiate(self, part: _Part, total: Tensor) -> int:
+        """With torch.func or Opacus: every patient's gradient at full length, in float64."""
+        kept = part.kept()
+        if self.engine == "opacus":
+            rows = self._opacus_gradients(kept)
+        else:
+            index = kept.numbers()
+            with self._precision(kept.inputs):
+                rows = module_gradients(self._module, self._scalar, kept.inputs, kept.targets, index, kept.patients)
+        clipped = clip_gradients(rows, self._clip)
+        total += torch.from_numpy(clipped.gradients.sum(axis=0)).to(total.device)
+        return int(clipped.refused.size)
+
+    def _opacus_gradients(self, part: _Part) -> Float64:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from opacus import GradSampleModule
+
+            twin = copy.deepcopy(self._module)
+            try:
+                wrapped = GradSampleModule(twin, loss_reduction="sum")
+            except NotImplementedError as error:
+                raise ParameterError(f"Opacus cannot serve this model: {error}", "Use another engine.") from error
+            with self._precision(part.inputs):
+                losses = self._loss(wrapped(part.inputs), part.targets)
+            torch.autograd.backward(losses.sum())
+            grads = [getattr(p, "grad_sample").flatten(1) for p in twin.parameters() if p.requires_grad]  # noqa: B009
+        rows = torch.cat(grads, dim=1).double().cpu().numpy()
+        return average_by_patient(rows, part.numbers(), part.patients)
+
+    def _pieces(self, index: Tensor | None, records: int, people: int, device: torch.device) -> Iterator[Tensor | None]:
+        """Records of whole patients, at most a micro-batch of them; None stands for all at once."""
+        limit = self._micro_batch
+        if limit is None or records <= limit:
+            yield None
+            return
+        if index is None:
+            for start in range(0, records, limit):
+                yield torch.arange(start, min(records, start + limit), device=device)
+            return
+        order = torch.argsort(index, stable=True)
+        sizes = torch.bincount(index, minlength=people).tolist()
+        start = end = 0
+        for size in sizes:
+            if end > start and end + size - start > limit:
+                yield order[start:end]
+                start = end
+            end += size
+        if end > start:
+            yield order[start:end]
+
+    def _trusted(self, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> BookKeeping | None:
+        if self._books is None or self._proved:
+            return self._books
+        try:
+            proof = self._prove(self._books, inputs, targets, mask)
+        except NotDispatchable:
+            if self._asked == "bookkeeping":
+                raise
+            proof = False
+        finally:
+            self._books.release()
+        if proof is False:
+            self._books = None
+            if self._asked == "bookkeeping":
+                raise NotDispatchable("its gradients differ from autograd's, record by record")
+        self._proved = bool(proof)
+        return self._books if proof else None
+
+    def _prove(self, books: BookKeeping, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> bool | None:
+        """Whether two records agree with autograd; None where no two records have finite gradients other than 0."""
+        rows = torch.arange(inputs.shape[0], device=inputs.device)
+        found: list[tuple[Tensor, Tensor]] = []
+        for row in rows if mask is None else rows[mask]:
+            one = row[None]
+            gradient = self._autograd(inputs[one], targets[one], torch.ones(1, device=inputs.device))
+            if bool(torch.isfinite(gradient).all()) and bool(gradient.any()):
+                found.append((one, gradient))
+            if len(found) == 2:
+                break
+        if len(found) < 2:
+            return None
+        pair = torch.cat([one for one, _ in found])
+        seed = torch.tensor([1.0, 0.5], device=inputs.device)
+        norms = books.record(lambda: self._losses(inputs[pair], targets[pair]), seed, PatientBatch(2, 2, None))
+        total = torch.zeros(self._length, device=inputs.device)
+        books.add_weighted(torch.ones(2, device=inputs.device), total)
+        wanted = torch.stack([found[0][1], 0.5 * found[1][1]])
+        lengths = torch.linalg.vector_norm(wanted, dim=1)
+        tolerance = 1e-3 if self._autocast is None else 5e-2
+        close = (norms.sqrt() - lengths).abs() <= tolerance * lengths
+        off = torch.linalg.vector_norm(total - wanted.sum(0))
+        return bool(close.all()) and bool(off <= tolerance * lengths.sum())
+
+    def _autograd(self, inputs: Tensor, targets: Tensor, seed: Tensor) -> Tensor:
+        parameters = [p for p in self._module.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            losses = self._losses(inputs, targets)
+            gradients = torch.autograd.grad(losses, parameters, seed.to(losses.dtype), allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+        return torch.cat([g.flatten().float() for g in flat])
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        with self._precision(inputs):
+            losses = self._loss(self._module(inputs), targets)
+        if losses.shape != inputs.shape[:1]:
+            raise ParameterError(
+                f"The loss gave the shape {tuple(losses.shape)} for {inputs.shape[0]} records.",
+                "Let it give one value per record (reduction='none').",
+            )
+        return losses
+
+    def _scalar(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._loss(output, target).sum()
+
+    def _precision(self, inputs: Tensor) -> AbstractContextManager[object]:
+        return nullcontext() if self._autocast is None else torch.autocast(inputs.device.type, dtype=self._autocast)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some records of whole patients; index None: record i is patient i."""
+
+    inputs: Tensor
+    targets: Tensor
+    index: Tensor | None
+    patients: int
+    mask: Tensor | None
+
+    def seed(self) -> Tensor:
+        """(R,): 1/n for a record of a patient with n records that are not padding, 0 for padding."""
+        records = self.inputs.shape[0]
+        mask = torch.ones(records, device=self.inputs.device) if self.mask is None else self.mask.float()
+        if self.index is None:
+            return mask
+        counts = torch.zeros(self.patients, device=mask.device).index_add_(0, self.index, mask)
+        return mask / counts.clamp(min=1.0)[self.index]
+
+    def present(self) -> Tensor:
+        """(P,) bool: patients with a record that is not padding."""
+        seed = self.seed()
+        index = torch.arange(seed.shape[0], device=seed.device) if self.index is None else self.index
+        return torch.zeros(self.patients, device=seed.device).index_add_(0, index, seed) > 0
+
+    def kept(self) -> _Part:
+        """The same without padding."""
+        if self.mask is None:
+            return self
+        index = torch.arange(self.inputs.shape[0], device=self.inputs.device) if self.index is None else self.index
+        return _Part(self.inputs[self.mask], self.targets[self.mask], index[self.mask], self.patients, None)
+
+    def numbers(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.patients) if self.index is None else self.index.cpu().numpy()
+
+
+def _take(
+    inputs: Tensor, targets: Tensor, index: Tensor | None, people: int, mask: Tensor | None, rows: Tensor | None
+) -> _Part:
+    if rows is None:
+        return _Part(inputs, targets, index, people, mask)
+    part = None if mask is None else mask[rows]
+    if index is None:
+        return _Part(inputs[rows], targets[rows], None, rows.shape[0], part)
+    present, local = torch.unique(index[rows], return_inverse=True)
+    return _Part(inputs[rows], targets[rows], local, present.shape[0], part)
+
+
+def _patients(
+    inputs: Tensor,
+    targets: Tensor,
+    patients: npt.NDArray[np.integer] | Tensor | None,
+    count: int | None,
+    mask: Tensor | None,
+) -> tuple[Tensor | None, int]:
+    records = inputs.shape[0] if inputs.dim() else -1
+    if records < 0 or targets.shape[:1] != (records,):
+        raise ParameterError("Inputs and targets do not have one entry per record.", "Check the cohort's arrays.")
+    if mask is not None and (mask.shape != (records,) or mask.dtype != torch.bool):
+        raise ParameterError("The mask must hold one true or false per record.", "Use the mask of pad_batch.")
+    if patients is None:
+        if count is not None and count != records:
+            raise ParameterError(
+                f"{records} records without patient numbers cannot be {count} patients.", "Number the patients."
+            )
+        return None, records
+    index = patients if isinstance(patients, Tensor) else torch.from_numpy(np.ascontiguousarray(patients))
+    if index.shape != (records,) or index.is_floating_point() or index.dtype == torch.bool:
+        raise ParameterError("There must be one whole patient number per record.", "Number the patients from 0.")
+    index = index.to(device=inputs.device, dtype=torch.int64)
+    if count is None:
+        raise ParameterError("The number of patients is missing.", "Give the count beside the patient numbers.")
+    require_count("the number of patients", count, 0)
+    if records and not (int(index.min()) >= 0 and int(index.max()) < count):
+        raise ParameterError(f"A patient index is outside 0 to {count - 1}.", "Number the patients from 0.")
+    return index, count
