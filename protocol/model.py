@@ -28,14 +28,23 @@ class MultilayerPerceptron(Frozen):
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=4)]
 
 
-ModelSpec = Annotated[LogisticRegression | MultilayerPerceptron, Field(discriminator="architecture")]
+Model = LogisticRegression | MultilayerPerceptron
+ModelSpec = Annotated[Model, Field(discriminator="architecture")]
 
 
-def parameter_shapes(
-    model: LogisticRegression | MultilayerPerceptron, inputs: int
-) -> list[tuple[str, tuple[int, ...]]]:
+def layer_widths(model: Model, inputs: int) -> tuple[int, ...]:
+    """(inputs, hidden ..., outputs)."""
+    return (inputs, *(model.hidden if isinstance(model, MultilayerPerceptron) else ()), 1)
+
+
+def loss_of(model: Model) -> Literal["logistic"]:
+    """What is minimised, by the name that `privacy.local.network` gives it."""
+    return "logistic"
+
+
+def parameter_shapes(model: Model, inputs: int) -> list[tuple[str, tuple[int, ...]]]:
     """(name, shape) of each tensor in wire order; weights are (out, in) as in torch.nn.Linear."""
-    widths = [inputs, *(model.hidden if isinstance(model, MultilayerPerceptron) else ()), 1]
+    widths = layer_widths(model, inputs)
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for layer in range(len(widths) - 1):
         shapes.append((f"layers.{layer}.weight", (widths[layer + 1], widths[layer])))
@@ -43,6 +52,6 @@ def parameter_shapes(
     return shapes
 
 
-def parameter_count(model: LogisticRegression | MultilayerPerceptron, inputs: int) -> int:
+def parameter_count(model: Model, inputs: int) -> int:
     """Length of the flat vector."""
     return sum(math.prod(shape) for _, shape in parameter_shapes(model, inputs))

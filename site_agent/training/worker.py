@@ -52,9 +52,9 @@ class WorkerState:
 
             torch.set_num_threads(1)
         if digest != self._digest:
+            from privacy.local.patients import part
             from site_agent.cohort.snapshot import load
             from site_agent.settings import SiteHome
-            from site_agent.training.local_step import part
 
             arrays = load(SiteHome(self._home), digest)
             self._cohort = part(arrays.x, arrays.y, arrays.patient, arrays.held_out)

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import Malformed
+from privacy.errors import ParameterError
+from privacy.local import contribution
+from privacy.local.patients import part
 from protocol.model import LogisticRegression, MultilayerPerceptron, parameter_count
-from site_agent.training import local_step
-from site_agent.training.architectures import probabilities
-from site_agent.training.local_step import part, private_gradient_sum, score_histogram
+from site_agent.training.local_step import network_of, private_gradient_sum, score_histogram
 
 LOGISTIC = LogisticRegression(architecture="logistic_regression")
 NETWORK = MultilayerPerceptron(architecture="mlp", hidden=(5, 3))
@@ -74,7 +74,7 @@ def test_everybody_sampled_gives_the_clipped_gradients_of_all_that_train(
     parameters = np.random.default_rng(2).normal(size=parameter_count(model, 4))
     expected = expected_sum(model, parameters, cohort, clip)
     for entries in (1 << 24, 3 * parameters.size):  # all patients at once, and three at a time
-        monkeypatch.setattr(local_step, "GRADIENT_ENTRIES", entries)
+        monkeypatch.setattr(contribution, "GRADIENT_ENTRIES", entries)
         total = private_gradient_sum(
             part(*cohort).training,
             model,
@@ -186,7 +186,7 @@ def test_the_histogram_counts_each_held_out_patient_once(model: LogisticRegressi
     )
     expected = np.zeros(20)
     for number in np.flatnonzero(held_out):
-        score = probabilities(model, 4, parameters, x[patient == number]).mean()
+        score = network_of(model, 4).scores(parameters, x[patient == number]).mean()
         label = y[patient == number].mean() >= 0.5
         expected[min(int(score * 10), 9) + 10 * label] += 1
     assert np.array_equal(histogram, expected)
@@ -207,7 +207,7 @@ def test_a_certain_score_falls_into_the_last_bin() -> None:
 
 @pytest.mark.parametrize("parameters", [np.zeros(4), np.zeros(6), np.array([0, 0, 0, 0, np.inf])])
 def test_parameters_that_do_not_fit_are_refused(parameters: np.ndarray) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(ParameterError):
         score_histogram(part(*data(15)).held_out, LOGISTIC, parameters, bins=4, noise_std=None, entropy=entropy_of(16))
 
 

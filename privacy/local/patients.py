@@ -1,0 +1,48 @@
+"""A site's records, grouped by patient and parted once into patients that train and patients that only evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy.entropy import Float64
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records of one group of patients, numbered 0..patients-1. x: (R, D) float64. y: (R,) float64, the labels
+    (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
+
+    x: Float64
+    y: Float64
+    patient: npt.NDArray[np.int64]
+    patients: int
+
+    def select(self, chosen: npt.NDArray[np.bool_]) -> Group:
+        """The records of the patients chosen by a (patients,) mask, renumbered, in the patients' order."""
+        number = np.cumsum(chosen) - 1
+        rows = np.flatnonzero(chosen[self.patient])
+        rows = rows[np.argsort(self.patient[rows], kind="stable")]
+        return Group(self.x[rows], self.y[rows], number[self.patient[rows]], int(chosen.sum()))
+
+    def block(self, start: int, count: int) -> Group:
+        """The patients start..start+count-1, or as many of them as there are."""
+        first, last = np.searchsorted(self.patient, [start, start + count])
+        present = max(0, min(count, self.patients - start))
+        return Group(self.x[first:last], self.y[first:last], self.patient[first:last] - start, present)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A snapshot, parted once: patients that train, and patients that only evaluate."""
+
+    training: Group
+    held_out: Group
+
+
+def part(x: Float64, y: Float64, patient: npt.NDArray[np.int64], held_out: npt.NDArray[np.bool_]) -> Cohort:
+    """x: (R, D), y: (R,), patient: (R,) index into held_out: (patients,) bool."""
+    everybody = Group(x, y, patient, held_out.size)
+    return Cohort(everybody.select(~held_out), everybody.select(held_out))
