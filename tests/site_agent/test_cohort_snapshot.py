@@ -312,6 +312,7 @@ def csv_of(folder: Path, count: int, first: int = 0) -> Path:
     return path
 
 
+@pytest.mark.processes
 def test_nothing_but_digests_and_counts_leaves(site, coordinated, tmp_path):
     home, keys, engine = site
     coordinator, client = coordinated
@@ -335,6 +336,7 @@ def test_nothing_but_digests_and_counts_leaves(site, coordinated, tmp_path):
     assert register_pending(engine, client, system_clock) == ()
 
 
+@pytest.mark.processes
 def test_an_unregistered_snapshot_is_told_kept_and_registered_later(site, coordinated, tmp_path):
     home, keys, engine = site
     coordinator, client = coordinated

@@ -22,6 +22,8 @@ from site_agent.keystore import KeysUnusable, SiteKeys
 from site_agent.settings import SiteHome, SiteSettings
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator, problem
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def coordinator(tmp_path: Path):

@@ -25,6 +25,8 @@ from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, MadeUpLog, made_up_coordinator, problem
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def coordinator(tmp_path: Path):

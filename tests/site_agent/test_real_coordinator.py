@@ -23,6 +23,8 @@ from site_agent.witness import repository
 from site_agent.witness.cycle import Witness
 from tests.coordinator.appliances import Served, served_coordinator
 
+pytestmark = pytest.mark.processes
+
 
 class Site:
     """An enrolled site with its client open."""

@@ -21,6 +21,8 @@ from site_agent.renewal import current, due, renew_if_due
 from site_agent.settings import SiteHome, load_settings
 from tests.site_agent.made_up_coordinator import made_up_coordinator, problem
 
+pytestmark = pytest.mark.processes
+
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
 

@@ -15,6 +15,8 @@ from site_agent.enrol import enrol
 from site_agent.settings import SiteHome
 from tests.site_agent.made_up_coordinator import made_up_coordinator
 
+pytestmark = pytest.mark.processes
+
 DICTIONARY = """\
 dictionary: 1
 name: test-set

@@ -28,6 +28,8 @@ from site_agent.witness.repository import HeadMoved
 from site_agent.witness.states import LogFacts, PolicyVerdict, Verdict, judge, judge_policy
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, MadeUpLog, made_up_coordinator, problem
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def coordinator(tmp_path: Path):
