@@ -8,8 +8,6 @@ payload with its salt where it was not erased. `checkpoint`: the log's note with
 from __future__ import annotations
 
 import base64
-import os
-from pathlib import Path
 
 from sqlmodel import Session
 
@@ -19,8 +17,7 @@ from coordinator.audit.sequencer import log_key, tile_store
 from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import policy_in_force, quorum_note
 from coordinator.client.audit_bundle import AUDIT_FILES
-from coordinator.database import reading
-from coordinator.errors import Conflict, Unavailable
+from coordinator.errors import Unavailable
 from protocol.bundle import pack
 from protocol.canonical import canonical, parse
 from protocol.checkpoint import TreeHead
@@ -54,22 +51,6 @@ def bundle_files(session: Session, appliance: Appliance, *, minimum_size: int = 
 def bundle_archive(session: Session, appliance: Appliance, *, minimum_size: int = 1) -> bytes:
     """The bundle as one tar, byte for byte determined by its files."""
     return pack(bundle_files(session, appliance, minimum_size=minimum_size), AUDIT_FILES)
-
-
-def export_bundle(appliance: Appliance, out: Path, *, minimum_size: int = 1) -> None:
-    """Write the bundle to `out`: a tar when the name ends in .tar, else a new folder. Whole or not at all."""
-    with reading(appliance.engine) as session:
-        files = bundle_files(session, appliance, minimum_size=minimum_size)
-    if out.exists():
-        raise Conflict(f"{out} exists already.", "Name another place, or remove it first.")
-    fresh = out.with_name(f"{out.name}.{os.getpid()}.new")
-    if out.suffix == ".tar":
-        fresh.write_bytes(pack(files, AUDIT_FILES))
-    else:
-        fresh.mkdir(parents=True)
-        for name, data in files.items():
-            (fresh / name).write_bytes(data)
-    fresh.rename(out)
 
 
 def _line(entry: LogEntry, index: int, size: int, reader: HashReader) -> bytes:

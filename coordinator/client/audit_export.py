@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -35,10 +36,23 @@ def write_bundle(archive: bytes, out: Path) -> None:
     if out.exists():
         raise AccountError(f"{out} exists already.", "Name another place, or remove it first.")
     fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
-    if out.suffix == ".tar":
-        fresh.write_bytes(archive)
-    else:
-        fresh.mkdir(parents=True)
-        for name, data in read_archive(archive).items():
-            (fresh / name).write_bytes(data)
-    fresh.rename(out)
+    try:
+        if out.suffix == ".tar":
+            _write(fresh, archive)
+        else:
+            files = read_archive(archive)
+            fresh.mkdir(parents=True)
+            for name, data in files.items():
+                _write(fresh / name, data)
+        fresh.rename(out)
+    finally:
+        if fresh.is_dir():
+            shutil.rmtree(fresh)
+        fresh.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

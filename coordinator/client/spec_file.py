@@ -75,7 +75,11 @@ def load_spec(path: Path) -> SpecFile:
 
     Raises SpecInvalid with every problem, Malformed for what is no YAML text at all, OSError.
     """
-    document = load_yaml(read_limited(path), limit=LIMIT)
+    try:
+        document = load_yaml(read_limited(path), limit=LIMIT)
+    except Malformed as error:
+        named = str(path) in error.message
+        raise Malformed(error.message if named else f"{path}, {error.message}", error.remedy) from None
     if not isinstance(document.value, dict):
         raise SpecInvalid(path, (Problem(1, "", "a study is a mapping", "Begin with study: NAME."),))
     value, problems = dict(document.value), list[Problem]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,14 +13,17 @@ import pytest
 from sqlmodel import col, select
 
 from coordinator.audit.append import append
-from coordinator.audit.export import bundle_archive, bundle_files, export_bundle
+from coordinator.audit.export import bundle_archive, bundle_files
 from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
+from coordinator.client.account import AccountError
 from coordinator.client.audit_bundle import AUDIT_FILES, read_archive, verify_bundle, verify_path
+from coordinator.client.audit_export import write_bundle
 from coordinator.database import reading, transaction
-from coordinator.errors import Conflict, Unavailable
+from coordinator.errors import Unavailable
 from protocol.audit_event import EventType
+from protocol.bundle import pack
 from protocol.canonical import canonical
 from protocol.checkpoint import cosigner_key
 from protocol.enrolment import witness_name
@@ -29,6 +33,11 @@ from protocol.witness_policy import WitnessPolicy
 from tests.coordinator.appliances import Made, TestSite
 
 SITES = 4
+
+
+def export(made: Made, out: Path, *, minimum_size: int = 1) -> None:
+    with reading(made.appliance.engine) as session:
+        write_bundle(bundle_archive(session, made.appliance, minimum_size=minimum_size), out)
 
 
 def cosign_latest(made: Made, sites: list[TestSite]) -> None:
@@ -170,17 +179,32 @@ def test_without_a_quorum_nothing_is_exported(watched: tuple[Made, list[TestSite
         append(session, made.appliance, EventType.PACKS_ACTIVATED, actor="coordinator", subject="x")
     size = integrate_once(made.appliance)
     with pytest.raises(Unavailable):
-        export_bundle(made.appliance, tmp_path / "bundle.tar", minimum_size=size)
+        export(made, tmp_path / "bundle.tar", minimum_size=size)
     assert list(tmp_path.glob("*bundle*")) == []
     cosign_latest(made, sites[:3])
-    export_bundle(made.appliance, tmp_path / "bundle.tar", minimum_size=size)
-    export_bundle(made.appliance, tmp_path / "bundle", minimum_size=size)
+    export(made, tmp_path / "bundle.tar", minimum_size=size)
+    export(made, tmp_path / "bundle", minimum_size=size)
     for name in ("bundle", "bundle.tar"):
         report = verify_path(tmp_path / name)
         assert (report.problems, report.cosignatures, report.entries) == ([], 3, size)
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == sorted(AUDIT_FILES)
-    with pytest.raises(Conflict):
-        export_bundle(made.appliance, tmp_path / "bundle")
+    with pytest.raises(AccountError, match="exists already"):
+        export(made, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.tar"])
+def test_a_disk_that_fills_while_a_bundle_is_written_leaves_nothing(
+    files: dict[str, bytes], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            write_bundle(pack(files, AUDIT_FILES), tmp_path / "out" / name)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_folder_with_anything_else_in_it_is_no_bundle(files: dict[str, bytes], tmp_path: Path) -> None:
@@ -211,7 +235,7 @@ main()
 def test_the_command_verifies_with_nothing_but_the_bundle(watched: tuple[Made, list[TestSite]], tmp_path: Path) -> None:
     made, _ = watched
     bundle, policy = tmp_path / "bundle.tar", tmp_path / "policy.json"
-    export_bundle(made.appliance, bundle)
+    export(made, bundle)
     policy.write_bytes(read_archive(bundle.read_bytes())["witness_policy.json"])
 
     def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
