@@ -1,0 +1,1 @@
+"""Empirical audits: whether the code keeps the promise of the accounting, and what a released model gives away."""
