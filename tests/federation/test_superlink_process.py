@@ -171,7 +171,7 @@ def test_sites_come_back_after_the_superlink_was_killed(front: Any, fleet: Any, 
         assert lost
         with pytest.raises(ExchangeLost):
             exchange.nodes()
-    assert not superlink.alive
+    until(lambda: not superlink.alive, what="the end of the killed process")
     for site in sites:
         site.go_on()
     superlink.start()
