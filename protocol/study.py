@@ -18,6 +18,14 @@ Jurisdiction = Literal["EU", "US", "other"]
 MAX_SITES = 50
 MINIMUM_CELL = 10
 MINIMUM_TRAINS_ALONE = 50
+HELD_OUT_SHARE = 4
+
+
+def held_out_count(patients: int) -> int:
+    """How many of a site's patients only evaluate: a quarter, rounded up. A quarter of at most the minimum cell (10)
+    would be a count that must not leave the site: then nobody, and the site takes part in training alone."""
+    quarter = -(-patients // HELD_OUT_SHARE)
+    return quarter if quarter > MINIMUM_CELL else 0
 
 
 class Purpose(Frozen):

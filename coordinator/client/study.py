@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coordinator.client.options import Home, Json, PassphraseFile
+from coordinator.client.simulate import simulate
 from coordinator.terminal import emit, read_passphrase, table
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def validate(spec: Spec, home: Home = None, as_json: Json = False) -> None:
     emit(document, as_json=as_json, text=text)
     if problems:
         raise typer.Exit(1)
+
+
+app.command()(simulate)
 
 
 @app.command()

@@ -9,9 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Collection, Mapping
 
-from protocol.study import MINIMUM_CELL
-
-HELD_OUT_SHARE = 4
+from protocol.study import held_out_count
 
 
 def hash_patient(secret: bytes, identity: str) -> bytes:
@@ -28,8 +26,7 @@ def hold_out(secret: bytes, patients: Collection[bytes], known: Mapping[bytes, b
     """
     chosen = {patient: known[patient] for patient in patients if patient in known}
     new = sorted(set(patients) - chosen.keys(), key=lambda patient: _rank(secret, patient))
-    quarter = -(-len(set(patients)) // HELD_OUT_SHARE)
-    wanted = quarter - sum(chosen.values()) if quarter > MINIMUM_CELL else 0
+    wanted = held_out_count(len(set(patients))) - sum(chosen.values())
     chosen |= {patient: place < wanted for place, patient in enumerate(new)}
     return chosen
 

@@ -1,0 +1,85 @@
+"""cloister study simulate: what a study's model would be worth, before anybody is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.client.options import Json
+from coordinator.terminal import emit
+
+
+def simulate(
+    spec: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE.csv[:DICTIONARY]",
+            help="Patients of your own: one file for each site, or one that is dealt over all sites.",
+        ),
+    ] = None,
+    synthetic: Annotated[
+        int | None, typer.Option("--synthetic", metavar="N", help="Make N patients up from the dictionary's ranges.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, each with its own split and noise.")] = 5,
+    epsilons: Annotated[str, typer.Option("--epsilons", help="The points of the curve.")] = "0.5,1,2,4,8",
+    missing: Annotated[
+        float, typer.Option("--missing", help="How likely a site's answer is lost in an attempt.")
+    ] = 0.0,
+    out: Annotated[Path | None, typer.Option("--out", help="A folder for utility.png and utility.csv.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a study in this process and draw its utility against epsilon. Uses no network and no ledger.
+
+    Use your own or made-up patients only: a simulation protects nobody.
+    """
+    from coordinator.client.simulated_patients import from_tables
+    from coordinator.client.simulated_patients import synthetic as make_up
+    from coordinator.client.simulation import SimulationRefused
+    from coordinator.client.spec_file import load_spec
+    from coordinator.client.utility_curve import make_curve, parse_epsilons, rounds_in_all, write_curve
+
+    file = load_spec(spec)
+    wanted = parse_epsilons(epsilons)
+    if (synthetic is None) == (not data):
+        raise SimulationRefused(
+            "No patients are named, or two kinds of them.", "Give --data FILE.csv for each site, or --synthetic N."
+        )
+    source = make_up(file.spec, synthetic) if synthetic is not None else from_tables(file, data or [])
+    with _progress(rounds_in_all(file.spec, len(wanted), seeds), quiet=as_json) as told:
+        curve = make_curve(file.spec, source, epsilons=wanted, seeds=seeds, missing=missing, told=told)
+    document, lines = curve.to_dict(), [curve.text()]
+    if out is not None:
+        picture, table = write_curve(curve, out)
+        document |= {"picture": str(picture), "table": str(table)}
+        lines.append(f"The picture is in {picture}, the table in {table}.")
+    emit(document, as_json=as_json, text="\n".join(lines))
+    if all(run.failure for point in curve.points for run in point.runs):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(rounds: int, *, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """On a terminal a bar, else a line for each epsilon, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=rounds)
+        said = ""
+
+        def told(what: str, done: int) -> None:
+            nonlocal said
+            bar.update(task, advance=done, description=what)
+            if what != said and not console.is_terminal:
+                console.print(f"simulating: {what}", highlight=False)
+            said = what
+
+        yield told

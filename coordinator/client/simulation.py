@@ -1,0 +1,226 @@
+"""A study in one process, as it would run: the driver's own decisions, optimiser and evaluation, the sites' own step.
+
+Left out is what changes no number: messages, signatures, and the masks of secure aggregation, which cancel. What each
+site would send is rounded onto the plan's grid and summed modulo 2^32, as in a study. Nothing is charged to a ledger
+and nothing leaves the machine, so the patients must be the researcher's own or made up. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from coordinator.rounds.attempts import grid_of, unmasked_sum
+from coordinator.rounds.evaluation import evaluate_histogram
+from coordinator.rounds.optimiser import ModelPoint, candidate_weights, expected_batch, initial_point, step
+from coordinator.rounds.states import (
+    TRAIN,
+    Attempt,
+    AttemptStatus,
+    Begin,
+    Design,
+    Fail,
+    Finish,
+    Progress,
+    next_action,
+)
+from coordinator.studies.plan import build_plan, plan_digest
+from privacy.entropy import Entropy, Float64, KeyStream
+from privacy.local.contribution import clipped_gradient_sum, patient_scores, private_gradient_sum, score_histogram
+from privacy.local.network import Network
+from privacy.local.patients import Cohort
+from privacy.parameters import plan_grid
+from privacy.secagg.field import WIRE
+from privacy.secagg.quantization import quantize
+from protocol.canonical import sha256_hex
+from protocol.errors import CloisterError
+from protocol.model import Model, layer_widths, loss_of
+from protocol.release import EvaluationReport
+from protocol.round import Phase
+from protocol.signing import SigningKey
+from protocol.study import MINIMUM_CELL, PlannedSite, StudyPlan, StudySpec
+
+_NO_TIME = "1970-01-01T00:00:00Z"
+
+
+class SimulationRefused(CloisterError):
+    """The study can't be simulated with these patients."""
+
+    code = "simulation-refused"
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """How one run ended. failure: why there is no candidate. weights: (P,) the candidate's.
+
+    auc: over all held-out patients, from their scores as they are; None where they have one outcome. report: what the
+    study itself would say, from its noised histogram.
+    """
+
+    rounds: int
+    attempts: int
+    failure: str | None = None
+    weights: Float64 | None = None
+    auc: float | None = None
+    report: EvaluationReport | None = None
+
+
+def network_of(model: Model, inputs: int) -> Network:
+    """The plan's model over `inputs` encoded inputs."""
+    return Network(layer_widths(model, inputs), loss_of(model))
+
+
+def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> StudyPlan:
+    """The plan that the coordinator would make; counts: (patients, held-out ones among them) by invited site.
+
+    Its keys are nobody's. Raises SimulationRefused for a site that no plan takes, PlanRefused, PrivacyError.
+    """
+    for name, (patients, _) in counts.items():
+        if patients <= MINIMUM_CELL:
+            raise SimulationRefused(
+                f"{name} would have {patients} patients; a study takes sites with more than {MINIMUM_CELL}.",
+                "Simulate with more patients or fewer sites.",
+            )
+    evaluators = [name for name, (_, held_out) in counts.items() if held_out]
+    if len(evaluators) < spec.minimum_sites:
+        raise SimulationRefused(
+            f"Only {len(evaluators)} sites would hold patients out for evaluation; minimum_sites is "
+            f"{spec.minimum_sites}.",
+            "Simulate with more patients: a site holds some out from 41 patients on.",
+        )
+    sites = tuple(
+        PlannedSite(
+            name=name,
+            identity=_key(name),
+            jurisdiction=spec.legal_basis[name].jurisdiction,
+            patients=counts[name][0],
+            held_out=counts[name][1],
+            snapshot=sha256_hex(name.encode()),
+        )
+        for name in spec.invited
+    )
+    return build_plan(
+        spec,
+        proposal_digest=sha256_hex(b"simulation"),
+        submitter="simulation",
+        sites=sites,
+        approvers=(),
+        packs={},
+        witness_policy={},
+        coordinator=_key("coordinator"),
+        created_at=_NO_TIME,
+    )
+
+
+def _key(name: str) -> str:
+    seed = hashlib.sha256(b"cloister simulation\0" + name.encode()).digest()
+    return SigningKey.from_seed(seed).public.text
+
+
+def site_vector(
+    plan: StudyPlan,
+    phase: Phase,
+    cohort: tuple[str, ...],
+    patients: Cohort,
+    parameters: Float64,
+    entropy: Entropy,
+    *,
+    noise: bool = True,
+) -> Float64:
+    """(length,) float64: what one site of the cohort computes in one attempt, before rounding onto the grid.
+
+    noise False: the comparison without any, which no study runs.
+    """
+    planned, spec = plan.secure_sum(phase, cohort), plan.spec
+    network = network_of(spec.model, spec.dataset.width)
+    std = None
+    if noise and planned.noise_multiplier is not None:
+        std = plan_grid(
+            planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
+        ).site_std
+    if phase != TRAIN:
+        bins = spec.evaluation.bins
+        return score_histogram(patients.held_out, network, parameters, bins=bins, noise_std=std, entropy=entropy)
+    clip, rate = spec.training.clip, spec.training.sampling_rate
+    if std is None:
+        return clipped_gradient_sum(
+            patients.training, network, parameters, clip=clip, sampling_rate=rate, entropy=entropy
+        )
+    return private_gradient_sum(
+        patients.training, network, parameters, clip=clip, sampling_rate=rate, noise_std=std, entropy=entropy
+    )
+
+
+def simulate(
+    plan: StudyPlan,
+    sites: Mapping[str, Cohort],
+    entropy: Entropy,
+    *,
+    answers: Callable[[], bool] = lambda: True,
+    noise: bool = True,
+    committed: Callable[[], None] = lambda: None,
+) -> Simulated:
+    """Run the plan to its candidate or its failure.
+
+    sites: each planned site's patients. answers: asked once for each site of each attempt, whether its answer arrives.
+    committed: called after each round.
+    """
+    design, progress = Design.of(plan), Progress(established=plan.names)
+    point = initial_point(plan.spec.model, plan.spec.dataset.width, plan_digest(plan))
+    report: EvaluationReport | None = None
+    while True:
+        action = next_action(design, plan.names, progress, frozenset(plan.names), patient=False)
+        if isinstance(action, Fail):
+            return Simulated(progress.committed, progress.attempts, failure=f"{action.code}: {action.detail}")
+        if isinstance(action, Finish):
+            weights = candidate_weights(point)
+            auc = exact_auc(plan, sites, weights)
+            return Simulated(progress.committed, progress.attempts, weights=weights, auc=auc, report=report)
+        if not isinstance(action, Begin):
+            raise AssertionError(f"a simulation never has to {type(action).__name__.lower()}")
+        attempt = Attempt(action.phase, action.round, action.attempt, action.cohort)
+        late = {name: "no-answer" for name in action.cohort if not answers()}
+        if late:
+            there = tuple(name for name in action.cohort if name not in late)
+            closed = replace(attempt, status=AttemptStatus.ABANDONED, contributed=there, excluded=late)
+            progress = progress.after(attempt).after(closed)
+            continue
+        total = _sum(plan, attempt, sites, point, entropy, noise)
+        if attempt.phase == TRAIN:
+            point = step(point, total, expected_batch(plan, attempt.cohort), plan.spec.training)
+        else:
+            report = evaluate_histogram(plan, attempt.cohort, total)
+        closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=attempt.cohort)
+        progress = progress.after(attempt).after(closed)
+        committed()
+
+
+def _sum(
+    plan: StudyPlan, attempt: Attempt, sites: Mapping[str, Cohort], point: ModelPoint, entropy: Entropy, noise: bool
+) -> Float64:
+    planned = plan.secure_sum(attempt.phase, attempt.cohort)
+    parameters = point.weights if attempt.phase == TRAIN else candidate_weights(point)
+    bodies = {}
+    for name in attempt.cohort:
+        vector = site_vector(plan, attempt.phase, attempt.cohort, sites[name], parameters, entropy, noise=noise)
+        words = quantize(vector, grid_of(planned), KeyStream.fresh(entropy))
+        bodies[name] = words.astype(WIRE, copy=False).tobytes()
+    return unmasked_sum(planned, attempt.cohort, bodies)
+
+
+def exact_auc(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
+    """AUC of the held-out patients of all sites; None where they have one outcome."""
+    network = network_of(plan.spec.model, plan.spec.dataset.width)
+    found = [patient_scores(patients.held_out, network, weights) for patients in sites.values()]
+    scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return float(roc_auc_score(labels, scores)) if np.unique(labels).size == 2 else None
+
+
+def seeded_entropy(*numbers: int) -> Entropy:
+    """Bytes that repeat with the numbers, so that a simulation does. They protect nobody."""
+    stream = KeyStream(hashlib.sha256(b"cloister simulation\0" + repr(numbers).encode()).digest())
+    return stream.bytes

@@ -1,0 +1,170 @@
+"""`cloister study simulate`: patients from tables or made up, the curve, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from coordinator.client.cli import app
+from coordinator.client.simulated_patients import from_tables, synthetic
+from coordinator.client.simulation import SimulationRefused
+from coordinator.client.spec_file import SpecFile, load_spec
+from coordinator.client.utility_curve import OWN_DATA, make_curve
+from protocol.delimited import DatasetRefused
+from protocol.errors import CloisterError
+from tests.simulator.federation import NAMES, study_spec
+
+DICTIONARY = """\
+dictionary: 1
+name: hearts
+file: {patient_id: id}
+columns:
+- {name: id, role: patient_id}
+- {name: age, role: feature, type: number, unit: years, minimum: 0, maximum: 120, center: 54, scale: 9}
+- {name: sex, role: feature, type: category, levels: [0, 1]}
+- {name: num, role: label, type: integer, minimum: 0, maximum: 4}
+label: {name: disease, operator: ">", value: 0}
+"""
+TRAINING = {"rounds": 8, "sampling_rate": 0.5, "clip": 0.25, "learning_rate": 2.0}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    made: dict[str, Any] = json.loads(study_spec(training=TRAINING).model_dump_json(exclude_none=True))
+    (tmp_path / "hearts.yaml").write_text(DICTIONARY)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**made, "dataset": {"dictionary": "hearts.yaml"}}))
+    return path
+
+
+@pytest.fixture
+def file(study: Path) -> SpecFile:
+    return load_spec(study)
+
+
+def patients(path: Path, count: int, seed: int = 1) -> Path:
+    random = np.random.default_rng(seed)
+    rows = ["id,age,sex,num"]
+    for number in range(count):
+        sick = random.random() < 0.5
+        rows.append(f"p{number},{random.normal(64 if sick else 46, 5):.1f},{random.integers(0, 2)},{int(sick)}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["study", "simulate", *map(str, arguments)])
+
+
+def test_the_command_writes_picture_and_table(study: Path, tmp_path: Path) -> None:
+    tables = [value for name in NAMES for value in ("--data", patients(tmp_path / f"{name}.csv", 60))]
+    out = tmp_path / "out"
+    result = run(study, *tables, "--seeds", 2, "--epsilons", "0.5,8", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert OWN_DATA in result.stdout
+    assert "240 patients of 4 tables" in result.stdout
+    assert (out / "utility.png").read_bytes().startswith(b"\x89PNG")
+    with (out / "utility.csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert [(row["epsilon"], row["seed"]) for row in rows] == [
+        (epsilon, seed) for epsilon in ("0.5", "8.0", "inf") for seed in ("0", "1")
+    ]
+    assert all(row["attempts"] == "8" and not row["failure"] for row in rows)
+    assert sorted(path.name for path in out.iterdir()) == ["utility.csv", "utility.png"]
+    again = run(study, *tables, "--seeds", 2, "--epsilons", "0.5,8", "--json")
+    document = json.loads(again.stdout)
+    found = [run["auc"] for point in document["points"] for run in point["runs"]]
+    assert found == [float(row["auc"]) for row in rows]
+    assert document["note"] == OWN_DATA
+    assert document["points"][-1]["auc_mean"] > 0.9
+
+
+def test_noise_costs_utility_and_epsilon_buys_it_back(file: SpecFile) -> None:
+    spec = file.spec.model_copy(update={"training": file.spec.training.model_copy(update={"rounds": 20})})
+    curve = make_curve(spec, synthetic(spec, 300), epsilons=(0.1, 30), seeds=4)
+    little, much, plain = (point.mean for point in curve.points)
+    assert little is not None
+    assert much is not None
+    assert plain is not None
+    assert little < much - 0.05
+    assert abs(much - plain) < 0.05
+    assert plain > 0.75
+    assert [point.plan.epsilon <= (point.epsilon or 99) for point in curve.points] == [True] * 3
+
+
+def test_one_table_is_dealt_over_all_sites_and_nobody_stands_twice(file: SpecFile, tmp_path: Path) -> None:
+    source = from_tables(file, [f"{patients(tmp_path / 'all.csv', 203)}:{tmp_path / 'hearts.yaml'}"])
+    first, second = source.sites(0), source.sites(1)
+    sizes = {name: (c.training.patients + c.held_out.patients, c.held_out.patients) for name, c in first.items()}
+    assert sizes == source.counts == dict(zip(NAMES, [(51, 13), (51, 13), (51, 13), (50, 13)], strict=True))
+    ages = np.concatenate([group.x[:, 0] for c in first.values() for group in (c.training, c.held_out)])
+    assert ages.size == 203
+    assert not np.array_equal(first["aachen"].training.x, second["aachen"].training.x)
+
+
+def test_tables_named_like_the_sites_belong_to_them(file: SpecFile, tmp_path: Path) -> None:
+    paths = [patients(tmp_path / f"{name}.csv", 50 + index) for index, name in enumerate(NAMES)]
+    source = from_tables(file, [str(path) for path in reversed(paths)])
+    assert [count for count, _ in source.counts.values()] == [50, 51, 52, 53]
+
+
+def test_made_up_patients_are_new_for_each_seed_and_within_the_schema(file: SpecFile) -> None:
+    source = synthetic(file.spec, 400)
+    first, again, other = source.sites(0), source.sites(0), source.sites(1)
+    assert np.array_equal(first["berlin"].training.x, again["berlin"].training.x)
+    assert not np.array_equal(first["berlin"].training.x, other["berlin"].training.x)
+    for cohort in first.values():
+        assert (np.linalg.norm(cohort.training.x, axis=1) <= 3).all()
+        assert 0.2 < cohort.training.y.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "No patients"),
+        (("--synthetic", 400, "--data", "x.csv"), "two kinds"),
+        (("--synthetic", 0), "can't be had"),
+        (("--synthetic", 30), "more than 10"),
+        (("--synthetic", 100), "hold patients out"),
+        (("--synthetic", 100_000), "delta"),
+        (("--synthetic", 400, "--epsilons", "1,x"), "no list of numbers"),
+        (("--synthetic", 400, "--epsilons", "0"), "no list of numbers"),
+        (("--synthetic", 400, "--epsilons", "1", "--seeds", 0), "seeds"),
+        (("--synthetic", 400, "--missing", 1), "missing"),
+        (("--data", "a.csv", "--data", "b.csv"), "2 files for 4 sites"),
+        (("--data", "gone.csv"), "not a regular file"),
+    ],
+)
+def test_what_can_t_be_simulated_is_refused(study: Path, arguments: tuple[object, ...], message: str) -> None:
+    result = run(study, *arguments)
+    assert isinstance(result.exception, CloisterError)
+    assert message in result.exception.message
+    assert result.exception.remedy
+
+
+def test_a_bad_cell_is_told_by_row_and_never_repeated(file: SpecFile, tmp_path: Path) -> None:
+    path = patients(tmp_path / "all.csv", 60)
+    path.write_text(path.read_text() + "p99,999,1,0\n")
+    with pytest.raises(DatasetRefused, match="row 61, column age") as refused:
+        from_tables(file, [str(path)])
+    assert "999" not in str(refused.value)
+
+
+def test_another_dictionary_than_the_study_s_is_refused(file: SpecFile, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(DICTIONARY.replace("scale: 9", "scale: 8"))
+    with pytest.raises(SimulationRefused, match="another schema"):
+        from_tables(file, [f"{patients(tmp_path / 'all.csv', 60)}:{other}"])
+
+
+def test_a_study_that_always_fails_ends_with_an_error_and_says_why(study: Path) -> None:
+    result = run(study, "--synthetic", 400, "--epsilons", "1", "--seeds", 1, "--missing", 0.95)
+    assert result.exit_code == 1
+    assert "failed: too-few-sites" in result.stdout
