@@ -33,10 +33,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 -m "not processes and not demonstration"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not processes and not demonstration"
 
 test: $(STAMP)
-	$(BIN)/pytest -q -n 2 -m "not demonstration"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not demonstration"
 	$(BIN)/pytest -q -m demonstration
 
 bench: $(STAMP)
