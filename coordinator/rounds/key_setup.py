@@ -76,12 +76,13 @@ class KeySetupRun:
         """All three steps; the digest of the sites' signed last messages.
 
         deadline_seconds: for each step. now: monotonic seconds. joined: told who has advertised, as they come.
-        Raises KeysNotEstablished.
+        Raises KeysNotEstablished, also where the sites did not all see the same messages.
         """
         gathered: tuple[Envelope, ...] = ()
         for step, kind, answer_type in STEPS:
             replies = self._ask(exchange, step, kind, answer_type, gathered, deadline_seconds, now, joined)
             gathered = tuple(replies[site] for site in self.cohort)
+        _require_one_transcript(self.cohort, gathered)
         return digest([sha256_hex(envelope.to_bytes()) for envelope in gathered])
 
     def _ask(
@@ -146,3 +147,10 @@ class KeySetupRun:
         if (reply.study, reply.plan_digest, reply.site, reply.step) != (self.study, self.plan_digest, site, step):
             raise Excluded("wrong-reply")
         return envelope
+
+
+def _require_one_transcript(cohort: tuple[str, ...], established: tuple[Envelope, ...]) -> None:
+    """Each site's last message holds a digest of all that it saw. Where they differ, sums would be noise: stop here."""
+    seen = [KeyReply.model_validate(parse(envelope.payload)).message for envelope in established]
+    if any(message != seen[0] for message in seen):
+        raise KeysNotEstablished("establish", dict.fromkeys(cohort, "transcripts-differ"))

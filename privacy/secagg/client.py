@@ -8,18 +8,19 @@ site's encrypted database.
 
 from __future__ import annotations
 
+import hmac
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 from privacy.entropy import Entropy, Float64, KeyStream
-from privacy.errors import ProtocolViolation
 from privacy.parameters import Grid, require_count
 from privacy.secagg import site_state
-from privacy.secagg.field import to_bytes
-from privacy.secagg.key_agreement import MAX_ROUND, PairRoots, SetupKeys, encapsulate, pair_root
-from privacy.secagg.masking import apply_mask, mask_key
+from privacy.secagg.field import Words, as_bytes
+from privacy.secagg.key_agreement import MAX_ROUND, PairRoots, SetupKeys, confirmation, encapsulate, pair_root
+from privacy.secagg.masking import Mask, mask_buffer, mask_key
 from privacy.secagg.messages import (
     DIGEST_BYTES,
     MAX_SITES,
@@ -28,8 +29,10 @@ from privacy.secagg.messages import (
     adverts_digest,
     check_bytes,
     check_name,
+    transcript_digest,
 )
-from privacy.secagg.quantization import quantize
+from privacy.secagg.quantization import CHUNK, Quantizer
+from privacy.secagg.refusals import Refusal, Refused
 
 SMALLEST_COHORT = 3
 TRAINING = "training"
@@ -42,6 +45,8 @@ class SecAggSite:
     peers: the names of all sites of the study, this one included, as pinned and granted; 3 to 50.
     minimum_cohort: the fewest sites in an attempt, >= 3 (two honest sites and the colluder always assumed).
     lengths: vector length by purpose, from the plan, such as {"training": 31, "evaluation": 40}.
+    allowed: the most contributions by purpose, all attempts of all rounds together (T + A), which is what the
+    noise was calibrated for; a purpose left out is not counted here.
     """
 
     def __init__(
@@ -53,17 +58,21 @@ class SecAggSite:
         peers: Iterable[str],
         minimum_cohort: int,
         lengths: Mapping[str, int],
+        allowed: Mapping[str, int] | None = None,
     ) -> None:
-        """Raises ProtocolViolation or ParameterError for parameters that no study may have."""
+        """Raises Refused or ParameterError for parameters that no study may have."""
         names = tuple(sorted(check_name("A site of the study", peer) for peer in peers))
         if len(set(names)) != len(names) or not SMALLEST_COHORT <= len(names) <= MAX_SITES or site not in names:
-            raise ProtocolViolation(
+            raise Refused(
+                Refusal.STUDY_UNFIT,
                 f"A study needs {SMALLEST_COHORT} to {MAX_SITES} different sites, this one among them.",
                 "Check the sites that the plan names.",
             )
         require_count("the minimum cohort", minimum_cohort, SMALLEST_COHORT)
         if minimum_cohort > len(names) or not lengths:
-            raise ProtocolViolation("The plan's minimum cohort or vector lengths do not fit.", "Check the plan.")
+            raise Refused(
+                Refusal.STUDY_UNFIT, "The plan's minimum cohort or vector lengths do not fit.", "Check the plan."
+            )
         for purpose, length in lengths.items():
             check_name("A purpose", purpose)
             require_count(f"the length for {purpose}", length, 1)
@@ -73,17 +82,33 @@ class SecAggSite:
         self.peers = names
         self.minimum_cohort = minimum_cohort
         self.lengths = dict(lengths)
+        self.allowed = dict(allowed or {})
+        for purpose, most in self.allowed.items():
+            require_count(f"the contributions allowed for {purpose}", most, 1)
+            if purpose not in self.lengths:
+                raise Refused(Refusal.STUDY_UNFIT, f"The plan has no sum for {purpose}.", "Check the plan.")
         self._setup: SetupKeys | None = None
         self._adverts: dict[str, KeyAdvert] = {}
         self._sent: Encapsulations | None = None
         self._early_roots: dict[str, bytes] = {}
         self._roots: PairRoots | None = None
+        self._transcript: bytes | None = None
         self._last: tuple[int, int] | None = None
+        self._spent: dict[str, int] = {}
 
     @property
     def ready(self) -> bool:
         """Whether every pair has its root, so that `contribute` may be asked."""
         return self._roots is not None
+
+    @property
+    def transcript(self) -> bytes:
+        """SHA-256 of all encapsulations, the same at every site that is `ready`. Raises Refused before."""
+        if self._transcript is None:
+            raise Refused(
+                Refusal.OUT_OF_ORDER, f"{self.site} has not set up its keys.", "Complete the exchange of keys first."
+            )
+        return self._transcript
 
     @property
     def last_consumed(self) -> tuple[int, int] | None:
@@ -92,11 +117,13 @@ class SecAggSite:
 
     def advertise(self, entropy: Entropy) -> KeyAdvert:
         """This site's advert; asked again before the set-up is complete, the same one. Raises
-        ProtocolViolation.
+        Refused.
         """
         if self.ready:
-            raise ProtocolViolation(
-                f"{self.site} has set up its keys for the study {self.study}.", "Keys are made once per study."
+            raise Refused(
+                Refusal.OUT_OF_ORDER,
+                f"{self.site} has set up its keys for the study {self.study}.",
+                "Keys are made once per study.",
             )
         if self._setup is None:
             self._setup = SetupKeys.generate(entropy)
@@ -105,24 +132,28 @@ class SecAggSite:
     def on_adverts(self, adverts: Iterable[KeyAdvert]) -> Encapsulations:
         """All sites' adverts -> this site's encapsulations. The same adverts again give the same message.
 
-        Raises ProtocolViolation for a missing, unknown or repeated site, another study or plan, an advert
+        Raises Refused for a missing, unknown or repeated site, another study or plan, an advert
         in this site's name that it did not make, a key that cannot be used, and for adverts that differ
         from the first ones.
         """
         if self._setup is None and not self.ready:
-            raise ProtocolViolation(f"{self.site} has not advertised its keys.", "Advertise first.")
+            raise Refused(Refusal.OUT_OF_ORDER, f"{self.site} has not advertised its keys.", "Advertise first.")
         by_site = self._check_adverts(tuple(adverts))
         if self._sent is not None:
             if adverts_digest(by_site.values()) != self._sent.adverts:
-                raise ProtocolViolation(
-                    "The adverts differ from those shown before.", "Begin the study anew; keys are made once."
+                raise Refused(
+                    Refusal.SPLIT_VIEW,
+                    "The adverts differ from those shown before.",
+                    "Begin the study anew; keys are made once.",
                 )
             return self._sent
         assert self._setup is not None  # the first adverts come before the set-up keys are dropped
         mine = by_site[self.site]
         if mine != self.advertise(_no_entropy):
-            raise ProtocolViolation(
-                f"The advert in the name of {self.site} is not its own.", "Treat the coordinator as compromised."
+            raise Refused(
+                Refusal.SPLIT_VIEW,
+                f"The advert in the name of {self.site} is not its own.",
+                "Treat the coordinator as compromised.",
             )
         roots: dict[str, bytes] = {}
         ciphertexts: dict[str, bytes] = {}
@@ -132,12 +163,16 @@ class SecAggSite:
                 if peer > self.site:
                     secret, ciphertexts[peer] = encapsulate(advert)
                     roots[peer] = pair_root(shared, secret, ciphertexts[peer], mine, advert)
+        seen = adverts_digest(by_site.values())
         message = Encapsulations(
             study=self.study,
             plan_digest=self.plan_digest,
             site=self.site,
-            adverts=adverts_digest(by_site.values()),
+            adverts=seen,
             ciphertexts=ciphertexts,
+            confirmations={
+                peer: confirmation(root, adverts=seen, sender=self.site, receiver=peer) for peer, root in roots.items()
+            },
         )
         self._adverts, self._early_roots, self._sent = by_site, roots, message
         return message
@@ -146,26 +181,32 @@ class SecAggSite:
         """All other sites' encapsulations (this site's own may be among them); afterwards the site is
         `ready`.
 
-        Raises ProtocolViolation for a missing, unknown or repeated sender, another study or plan, a sender
-        that saw other adverts, or one without a ciphertext for this site. The set-up keys are dropped.
-        Repeating is refused.
+        Raises Refused for a missing, unknown or repeated sender, another study or plan, a sender
+        that saw other adverts, one without a ciphertext for this site, or one whose confirmation shows that it
+        has another root (a ciphertext was changed on the way). The set-up keys are dropped. Repeating is
+        refused.
         """
         if self._setup is None or self._sent is None:
-            raise ProtocolViolation(
-                f"{self.site} expects no encapsulations now.", "Exchange adverts first, and encapsulations once."
+            raise Refused(
+                Refusal.OUT_OF_ORDER,
+                f"{self.site} expects no encapsulations now.",
+                "Exchange adverts first, and encapsulations once.",
             )
         by_site = _by_site(messages)
         by_site.setdefault(self.site, self._sent)
         if tuple(sorted(by_site)) != self.peers or by_site[self.site] != self._sent:
-            raise ProtocolViolation(
-                "The encapsulations are not one from each site of the study.", "Wait for every site's message."
+            raise Refused(
+                Refusal.MISSING_SITE,
+                "The encapsulations are not one from each site of the study.",
+                "Wait for every site's message.",
             )
         roots = dict(self._early_roots)
         for sender, message in by_site.items():
             self._check_binding(message.study, message.plan_digest, sender)
             expected = {peer for peer in self.peers if peer > sender}
             if message.adverts != self._sent.adverts or set(message.ciphertexts) != expected:
-                raise ProtocolViolation(
+                raise Refused(
+                    Refusal.SPLIT_VIEW,
                     f"{sender} saw other adverts than {self.site}, or left a site out.",
                     "Treat the coordinator as compromised.",
                 )
@@ -173,8 +214,16 @@ class SecAggSite:
                 advert, ciphertext = self._adverts[sender], message.ciphertexts[self.site]
                 shared = self._setup.x25519_shared(advert)
                 secret = self._setup.decapsulate(ciphertext, sender)
-                roots[sender] = pair_root(shared, secret, ciphertext, self._adverts[self.site], advert)
-        self._roots = PairRoots(0, roots)
+                root = pair_root(shared, secret, ciphertext, self._adverts[self.site], advert)
+                expected_tag = confirmation(root, adverts=message.adverts, sender=sender, receiver=self.site)
+                if not hmac.compare_digest(expected_tag, message.confirmations[self.site]):
+                    raise Refused(
+                        Refusal.KEY_UNCONFIRMED,
+                        f"{sender} and {self.site} do not have the same key: a message was changed on the way.",
+                        "Treat the coordinator as compromised.",
+                    )
+                roots[sender] = root
+        self._roots, self._transcript = PairRoots(0, roots), transcript_digest(by_site.values())
         self._setup, self._early_roots = None, {}
 
     def contribute(
@@ -189,32 +238,40 @@ class SecAggSite:
         *,
         plan_digest: bytes,
         purpose: str = TRAINING,
-    ) -> bytes:
-        """The masked vector: (D,) float64, already noised -> 4 D bytes, uint32 little-endian.
+        overwrite: bool = False,
+    ) -> memoryview:
+        """The masked vector: (D,) float64, already noised -> 4 D bytes, uint32 little-endian, read-only.
+
+        overwrite: lay the result over `values`, which are lost, errors or not; without it one vector of 4 D
+        bytes is made. Beside it some 1.2 MB and 0.02 D bytes are needed, whatever the number of peers.
 
         round_number: 0 to 100,000, the numbering shared by all purposes. model_digest: SHA-256 of the
         model that the values were computed from. Consumes (round_number, attempt), which must come after
         the last one.
 
-        Raises ProtocolViolation: not ready; a cohort under the minimum, with an unknown or repeated site,
-        or without this one; another plan; a round or attempt consumed or gone; a wrong length; values that
-        are not finite. OverflowRisk: values beyond the modulus. After an error the state is as before.
+        Raises Refused: not ready; a cohort under the minimum, with an unknown or repeated site,
+        or without this one; another plan; a round or attempt consumed or gone; more contributions than the
+        plan allows; a wrong length; values that are not finite. OverflowRisk: values beyond the modulus.
+        After an error the state is as before.
         """
         if self._roots is None:
-            raise ProtocolViolation(f"{self.site} has not set up its keys.", "Complete the exchange of keys first.")
+            raise Refused(
+                Refusal.OUT_OF_ORDER, f"{self.site} has not set up its keys.", "Complete the exchange of keys first."
+            )
         members = self._check_cohort(tuple(cohort))
         if plan_digest != self.plan_digest:
-            raise ProtocolViolation(
-                "The round is for another plan than the one granted.", "Ask for the new plan to be granted first."
+            raise Refused(
+                Refusal.OTHER_PLAN,
+                "The round is for another plan than the one granted.",
+                "Ask for the new plan to be granted first.",
             )
         check_bytes("The model digest", model_digest, DIGEST_BYTES)
         self._check_order(round_number, attempt)
-        self._check_values(values, purpose)
+        self._check_purpose(values, purpose)
         roots = self._roots.advanced_to(round_number)
-        words = quantize(values, grid, KeyStream.fresh(entropy))
-        for peer in members:
-            if peer != self.site:
-                key = mask_key(
+        masks = [
+            Mask(
+                mask_key(
                     roots.roots[peer],
                     study=self.study,
                     plan_digest=self.plan_digest,
@@ -223,21 +280,31 @@ class SecAggSite:
                     attempt=attempt,
                     cohort=members,
                     model_digest=model_digest,
-                    length=words.size,
+                    length=values.size,
                     modulus=grid.modulus,
-                )
-                apply_mask(words, key, add=self.site < peer)
+                ),
+                add=self.site < peer,
+            )
+            for peer in members
+            if peer != self.site
+        ]
+        in_place = overwrite and values.flags.c_contiguous and values.flags.writeable
+        words = values.view(np.uint32)[: values.size] if in_place else np.empty(values.size, dtype=np.uint32)
+        _quantize_and_mask(values, words, Quantizer(grid, KeyStream.fresh(entropy)), masks)
         self._roots, self._last = roots, (round_number, attempt)
-        return to_bytes(words)
+        self._spent[purpose] = self._spent.get(purpose, 0) + 1
+        return as_bytes(words)
 
     def commit(self, round_number: int) -> None:
         """The round is over: ratchet past it, so that its keys are gone. A round committed before changes
         nothing.
 
-        Raises ProtocolViolation before the set-up or beyond the last round number.
+        Raises Refused before the set-up or beyond the last round number.
         """
         if self._roots is None:
-            raise ProtocolViolation(f"{self.site} has not set up its keys.", "Complete the exchange of keys first.")
+            raise Refused(
+                Refusal.OUT_OF_ORDER, f"{self.site} has not set up its keys.", "Complete the exchange of keys first."
+            )
         require_count("the round", round_number, 0)
         if round_number >= self._roots.round_number:
             self._roots = self._roots.advanced_to(round_number + 1)
@@ -256,14 +323,17 @@ class SecAggSite:
                 "adverts": self._adverts,
                 "sent": self._sent,
                 "early_roots": self._early_roots,
+                "allowed": self.allowed,
+                "transcript": self._transcript,
                 "roots": self._roots,
                 "last": self._last,
+                "spent": self._spent,
             }
         )
 
     @classmethod
     def restore(cls, state: bytes) -> SecAggSite:
-        """The machine that `export_state` wrote. Raises ProtocolViolation for bytes it did not write."""
+        """The machine that `export_state` wrote. Raises Refused for bytes it did not write."""
         fields: dict[str, Any] = site_state.load(state)
         machine = cls(
             site=fields["site"],
@@ -272,44 +342,56 @@ class SecAggSite:
             peers=fields["peers"],
             minimum_cohort=fields["minimum_cohort"],
             lengths=fields["lengths"],
+            allowed=fields["allowed"],
         )
         machine._setup, machine._adverts, machine._sent = fields["setup"], fields["adverts"], fields["sent"]
         machine._early_roots, machine._roots = fields["early_roots"], fields["roots"]
-        machine._last = fields["last"]
+        machine._transcript, machine._last, machine._spent = fields["transcript"], fields["last"], fields["spent"]
         return machine
 
     def _check_adverts(self, adverts: tuple[KeyAdvert, ...]) -> dict[str, KeyAdvert]:
         by_site = _by_site(adverts)
         for site, advert in by_site.items():
             if site not in self.peers:
-                raise ProtocolViolation(
-                    f"{site} advertises keys but is not pinned for the study.", "Grant a plan that names it."
+                raise Refused(
+                    Refusal.UNKNOWN_SITE,
+                    f"{site} advertises keys but is not pinned for the study.",
+                    "Grant a plan that names it.",
                 )
             self._check_binding(advert.study, advert.plan_digest, site)
         missing = [peer for peer in self.peers if peer not in by_site]
         if missing:
-            raise ProtocolViolation(f"The adverts lack {', '.join(missing)}.", "Wait for every site of the study.")
+            raise Refused(
+                Refusal.MISSING_SITE, f"The adverts lack {', '.join(missing)}.", "Wait for every site of the study."
+            )
         return {peer: by_site[peer] for peer in self.peers}
 
     def _check_binding(self, study: str, plan_digest: bytes, sender: str) -> None:
         if study != self.study or plan_digest != self.plan_digest:
-            raise ProtocolViolation(
-                f"The message of {sender} is for another study or plan.", "Grant the same plan at every site."
+            raise Refused(
+                Refusal.OTHER_STUDY,
+                f"The message of {sender} is for another study or plan.",
+                "Grant the same plan at every site.",
             )
 
     def _check_cohort(self, cohort: tuple[str, ...]) -> tuple[str, ...]:
         members = tuple(sorted(cohort))
         unknown = [member for member in members if member not in self.peers]
         if unknown:
-            raise ProtocolViolation(
-                f"The cohort names {', '.join(unknown)}, unknown to this study.", "Invite the study's sites only."
+            raise Refused(
+                Refusal.UNKNOWN_SITE,
+                f"The cohort names {', '.join(unknown)}, unknown to this study.",
+                "Invite the study's sites only.",
             )
         if len(set(members)) != len(members):
-            raise ProtocolViolation("The cohort names a site twice.", "Name each site once.")
+            raise Refused(Refusal.REPEATED_SITE, "The cohort names a site twice.", "Name each site once.")
         if self.site not in members:
-            raise ProtocolViolation(f"{self.site} is not in the cohort.", "Ask only the sites of the cohort.")
+            raise Refused(
+                Refusal.NOT_IN_COHORT, f"{self.site} is not in the cohort.", "Ask only the sites of the cohort."
+            )
         if len(members) < self.minimum_cohort:
-            raise ProtocolViolation(
+            raise Refused(
+                Refusal.COHORT_TOO_SMALL,
                 f"A cohort of {len(members)} is under the agreed minimum of {self.minimum_cohort}.",
                 "Wait for more sites, or stop the study.",
             )
@@ -320,28 +402,48 @@ class SecAggSite:
         require_count("the attempt", attempt, 0)
         assert self._roots is not None  # contribute checked
         if self._last is not None and (round_number, attempt) <= self._last:
-            raise ProtocolViolation(
+            raise Refused(
+                Refusal.CONSUMED,
                 f"Round {round_number}, attempt {attempt} is consumed; the last was round {self._last[0]}, "
                 f"attempt {self._last[1]}.",
                 "Resend the stored bytes, or begin a new attempt.",
             )
         if not self._roots.round_number <= round_number <= MAX_ROUND:
-            raise ProtocolViolation(
-                f"Round {round_number} is committed or beyond what the keys allow.", "Continue from the next round."
+            raise Refused(
+                Refusal.ROUND_GONE,
+                f"Round {round_number} is committed or beyond what the keys allow.",
+                "Continue from the next round.",
             )
 
-    def _check_values(self, values: Float64, purpose: str) -> None:
+    def _check_purpose(self, values: Float64, purpose: str) -> None:
         expected = self.lengths.get(purpose)
         if expected is None:
-            raise ProtocolViolation(f"The plan has no sum for {purpose}.", "Use a purpose of the plan.")
+            raise Refused(Refusal.NO_SUCH_SUM, f"The plan has no sum for {purpose}.", "Use a purpose of the plan.")
+        if self._spent.get(purpose, 0) >= self.allowed.get(purpose, math.inf):
+            raise Refused(
+                Refusal.RETRIES_SPENT,
+                f"All {self.allowed[purpose]} contributions that the plan allows for {purpose} are spent.",
+                "Stop the study: the noise was calibrated for no more.",
+            )
         if not isinstance(values, np.ndarray) or values.dtype != np.float64 or values.shape != (expected,):
-            raise ProtocolViolation(
-                f"The vector for {purpose} must be float64 of length {expected}.", "Check the model's architecture."
+            raise Refused(
+                Refusal.WRONG_LENGTH,
+                f"The vector for {purpose} must be float64 of length {expected}.",
+                "Check the model's architecture.",
             )
-        if not bool(np.isfinite(values).all()):
-            raise ProtocolViolation(
-                "A contribution holds a value that is not finite.", "Refuse the round and check the training data."
-            )
+
+
+def _quantize_and_mask(values: Float64, words: Words, quantizer: Quantizer, masks: list[Mask]) -> None:
+    """Chunk by chunk, each read once and written once; `words` may be the front half of `values`, for a chunk
+    is read before it is written and never reaches into the next.
+    """
+    buffer = mask_buffer(min(words.size, CHUNK))
+    for start in range(0, values.size, CHUNK):
+        part = words[start : start + CHUNK]
+        quantizer.chunk(values[start : start + CHUNK], part, start)
+        for mask in masks:
+            mask.apply(part, buffer)
+    quantizer.finish(words)
 
 
 def _no_entropy(count: int) -> bytes:
@@ -352,6 +454,6 @@ def _by_site(messages: Iterable[_Message]) -> dict[str, _Message]:
     by_site: dict[str, _Message] = {}
     for message in messages:
         if message.site in by_site:
-            raise ProtocolViolation(f"{message.site} is there twice.", "Keep one message from each site.")
+            raise Refused(Refusal.REPEATED_SITE, f"{message.site} is there twice.", "Keep one message from each site.")
         by_site[message.site] = message
     return by_site

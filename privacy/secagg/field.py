@@ -10,23 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.entropy import Float64
-from privacy.errors import ParameterError, ProtocolViolation
+from privacy.errors import ParameterError
 from privacy.parameters import Grid
+from privacy.secagg.refusals import Refusal, Refused
 
 Words = npt.NDArray[np.uint32]
 WORD_BYTES = 4
 WIRE = np.dtype("<u4")
 
 
-def to_bytes(words: Words) -> bytes:
-    """(D,) uint32 -> 4 D bytes, little-endian."""
-    return words.astype(WIRE, copy=False).tobytes()
+def as_bytes(words: Words) -> memoryview:
+    """(D,) uint32 -> a read-only view of 4 D bytes, little-endian; no copy where the machine is."""
+    return words.astype(WIRE, copy=False).data.cast("B").toreadonly()
 
 
 def words_of(data: bytes | bytearray | memoryview) -> Words:
-    """A read-only (D,) view of little-endian bytes. Raises ProtocolViolation unless 4 divides the length."""
+    """A read-only (D,) view of little-endian bytes. Raises Refused unless 4 divides the length."""
     if len(data) % WORD_BYTES:
-        raise ProtocolViolation(
+        raise Refused(
+            Refusal.WRONG_LENGTH,
             f"A masked vector of {len(data)} bytes is not a whole number of 32-bit words.",
             "Send it again, whole.",
         )

@@ -9,6 +9,7 @@ encapsulation's randomness comes from OpenSSL's generator, which the library giv
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,13 +17,14 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from privacy.entropy import Entropy
-from privacy.errors import ProtocolViolation
 from privacy.secagg.masking import KEY_BYTES, derive_key, encode_fields
 from privacy.secagg.messages import KeyAdvert
+from privacy.secagg.refusals import Refusal, Refused
 
 MLKEM_SEED_BYTES = 64
 MAX_ROUND = 100_000
 _ROOT_LABEL = b"cloister/secagg/pair-root/v1"
+_CONFIRM_LABEL = b"cloister/secagg/confirm/v1"
 _RATCHET_LABEL = b"cloister/secagg/ratchet/v1"
 
 
@@ -53,7 +55,7 @@ class SetupKeys:
         )
 
     def x25519_shared(self, peer: KeyAdvert) -> bytes:
-        """32 bytes. Raises ProtocolViolation for a low-order key, whose shared secret would be all zeros."""
+        """32 bytes. Raises Refused for a low-order key, whose shared secret would be all zeros."""
         try:
             private = X25519PrivateKey.from_private_bytes(self.x25519_private)
             shared = private.exchange(X25519PublicKey.from_public_bytes(peer.x25519_public))
@@ -73,14 +75,16 @@ class SetupKeys:
             raise _bad_key(sender, "ML-KEM-768 ciphertext") from error
 
 
-def _bad_key(site: str, what: str) -> ProtocolViolation:
-    return ProtocolViolation(
-        f"The {what} key of {site} cannot be used.", f"Ask {site} to set up its keys for the study anew."
+def _bad_key(site: str, what: str) -> Refused:
+    return Refused(
+        Refusal.KEY_UNUSABLE,
+        f"The {what} key of {site} cannot be used.",
+        f"Ask {site} to set up its keys for the study anew.",
     )
 
 
 def encapsulate(peer: KeyAdvert) -> tuple[bytes, bytes]:
-    """(shared secret of 32 bytes, ciphertext of 1088). Raises ProtocolViolation for a malformed key."""
+    """(shared secret of 32 bytes, ciphertext of 1088). Raises Refused for a malformed key."""
     try:
         return MLKEM768PublicKey.from_public_bytes(peer.mlkem_public).encapsulate()
     except ValueError as error:
@@ -107,6 +111,16 @@ def pair_root(x25519_shared: bytes, mlkem_shared: bytes, ciphertext: bytes, a: K
     return derive_key(x25519_shared + mlkem_shared, info)
 
 
+def confirmation(root: bytes, *, adverts: bytes, sender: str, receiver: str) -> bytes:
+    """32 bytes with which `sender` shows `receiver` that it has the pair's root and saw the same adverts.
+
+    HMAC-SHA256 under a key derived from the root for this alone (key confirmation, NIST SP 800-56A, 5.9). The
+    receiver compares with `hmac.compare_digest`.
+    """
+    key = derive_key(root, encode_fields(_CONFIRM_LABEL))
+    return hmac.digest(key, encode_fields(_CONFIRM_LABEL, adverts, sender, receiver), "sha256")
+
+
 @dataclass(frozen=True, repr=False)
 class PairRoots:
     """The roots shared with every peer, as they stand for one round.
@@ -124,11 +138,12 @@ class PairRoots:
         return PairRoots(self.round_number + 1, {peer: derive_key(root, label) for peer, root in self.roots.items()})
 
     def advanced_to(self, round_number: int) -> PairRoots:
-        """The roots of a later round, or these. Raises ProtocolViolation for an earlier one, whose roots
+        """The roots of a later round, or these. Raises Refused for an earlier one, whose roots
         are gone.
         """
         if not self.round_number <= round_number <= MAX_ROUND:
-            raise ProtocolViolation(
+            raise Refused(
+                Refusal.ROUND_GONE,
                 f"The keys stand at round {self.round_number}; those of round {round_number} do not exist.",
                 "Continue from the current round.",
             )

@@ -1,4 +1,5 @@
-"""Pairwise masks: both ends of a pair expand one key; one adds the stream and the other subtracts it.
+"""Pairwise masks: both ends of a pair expand one key (AES-256 in counter mode, privacy.entropy.KeyStream); one
+adds the stream and the other subtracts it.
 
 A mask key is bound to everything that both sites must agree on. A coordinator that shows two sites different
 cohorts, models, plans, rounds or attempts makes them derive different keys, and the sum is noise.
@@ -10,16 +11,14 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from privacy.entropy import KeyStream
 from privacy.secagg.field import WIRE, Words
 
 KEY_BYTES = 32
-CHUNK_WORDS = 1 << 16
-_ZEROS = bytes(CHUNK_WORDS * 4)
-_COUNTER_START = bytes(16)
 _MASK_LABEL = b"cloister/secagg/mask-key/v1"
 _COHORT_LABEL = b"cloister/secagg/cohort/v1"
 
@@ -82,18 +81,26 @@ def mask_key(
     return derive_key(pair_root, info)
 
 
-def apply_mask(words: Words, key: bytes, *, add: bool) -> None:
-    """Add (or subtract) the AES-256-CTR stream of `key` to `words`, in place, modulo 2^32, 256 KiB at a time.
+class Mask:
+    """One pair's stream for one attempt, laid on a vector part by part, in order.
 
-    The counter starts at 0: a key serves one attempt only, so no stream is ever used twice.
+    A key serves one attempt only, so no stream is ever used twice.
     """
-    encryptor = Cipher(algorithms.AES(key), modes.CTR(_COUNTER_START)).encryptor()
-    buffer = bytearray(min(words.size, CHUNK_WORDS) * 4)
-    stream = np.frombuffer(buffer, dtype=WIRE)
-    view = memoryview(buffer)
-    operation = np.add if add else np.subtract
-    for start in range(0, words.size, CHUNK_WORDS):
-        part = words[start : start + CHUNK_WORDS]
-        size = part.size
-        encryptor.update_into(memoryview(_ZEROS)[: size * 4], view[: size * 4])
-        operation(part, stream[:size], out=part)
+
+    def __init__(self, key: bytes, *, add: bool) -> None:
+        """add: whether this end adds; the other subtracts."""
+        self._stream = KeyStream(key)
+        self._operation = np.add if add else np.subtract
+
+    def apply(self, part: Words, buffer: npt.NDArray[np.uint32]) -> None:
+        """Lay the next words of the stream on `part`, in place, modulo 2^32. buffer: of type WIRE, at least as
+        long; it is overwritten.
+        """
+        stream = buffer[: part.size]
+        self._stream.fill(stream)
+        self._operation(part, stream, out=part)
+
+
+def mask_buffer(size: int) -> npt.NDArray[np.uint32]:
+    """A buffer for `Mask.apply` on parts of at most `size` words."""
+    return np.empty(size, dtype=WIRE)

@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from privacy.errors import ProtocolViolation
-from privacy.secagg.masking import encode_fields
+from privacy.secagg.masking import KEY_BYTES, encode_fields
+from privacy.secagg.refusals import Refusal, Refused
 
 X25519_BYTES = 32
 MLKEM_KEY_BYTES = 1184
@@ -22,24 +22,29 @@ MAX_NAME_BYTES = 200
 MAX_SITES = 50
 _ADVERT_LABEL = b"cloister/secagg/advert/v1"
 _ADVERTS_LABEL = b"cloister/secagg/adverts/v1"
+_TRANSCRIPT_LABEL = b"cloister/secagg/transcript/v1"
 _ADVERT_TYPE = "cloister/secagg/advert/v1"
-_ENCAPSULATIONS_TYPE = "cloister/secagg/encapsulations/v1"
+_ENCAPSULATIONS_TYPE = "cloister/secagg/encapsulations/v2"
 
 
 def check_name(what: str, name: object) -> str:
-    """`name` if it is printable text of 1 to 200 UTF-8 bytes. Raises ProtocolViolation."""
+    """`name` if it is printable text of 1 to 200 UTF-8 bytes. Raises Refused."""
     if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
-        raise ProtocolViolation(
-            f"{what} is not a printable name of 1 to {MAX_NAME_BYTES} bytes.", "Use the enrolled identifier."
+        raise Refused(
+            Refusal.MALFORMED,
+            f"{what} is not a printable name of 1 to {MAX_NAME_BYTES} bytes.",
+            "Use the enrolled identifier.",
         )
     return name
 
 
 def check_bytes(what: str, value: object, length: int) -> bytes:
-    """`value` if it is bytes of exactly `length`. Raises ProtocolViolation."""
+    """`value` if it is bytes of exactly `length`. Raises Refused."""
     if not isinstance(value, bytes) or len(value) != length:
         size = len(value) if isinstance(value, bytes) else type(value).__name__
-        raise ProtocolViolation(f"{what} must have {length} bytes, got {size}.", "Send the message again, whole.")
+        raise Refused(
+            Refusal.MALFORMED, f"{what} must have {length} bytes, got {size}.", "Send the message again, whole."
+        )
     return value
 
 
@@ -50,7 +55,7 @@ def to_text(value: bytes) -> str:
 
 def from_text(what: str, value: object, length: int) -> bytes:
     """The inverse of `to_text`; only the one canonical text of exactly `length` bytes. Raises
-    ProtocolViolation.
+    Refused.
     """
     decoded: object = value
     if isinstance(value, str) and len(value) <= 4 * (length // 3 + 1):
@@ -64,10 +69,12 @@ def from_text(what: str, value: object, length: int) -> bytes:
 
 
 def check_keys(what: str, document: object, keys: frozenset[str]) -> Mapping[str, object]:
-    """`document` if it is a mapping with exactly `keys`. Raises ProtocolViolation."""
+    """`document` if it is a mapping with exactly `keys`. Raises Refused."""
     if not isinstance(document, Mapping) or set(document) != keys:
-        raise ProtocolViolation(
-            f"{what} must hold exactly {', '.join(sorted(keys))}.", "Send a message of the agreed version."
+        raise Refused(
+            Refusal.MALFORMED,
+            f"{what} must hold exactly {', '.join(sorted(keys))}.",
+            "Send a message of the agreed version.",
         )
     return document
 
@@ -76,7 +83,7 @@ def check_keys(what: str, document: object, keys: frozenset[str]) -> Mapping[str
 class KeyAdvert:
     """A site's public keys for one study: X25519 (32 bytes) and an ML-KEM-768 encapsulation key (1184 bytes).
 
-    Raises ProtocolViolation for any field out of shape.
+    Raises Refused for any field out of shape.
     """
 
     study: str
@@ -110,7 +117,7 @@ class KeyAdvert:
 
     @classmethod
     def from_dict(cls, document: object) -> KeyAdvert:
-        """Raises ProtocolViolation for anything that `to_dict` would not write."""
+        """Raises Refused for anything that `to_dict` would not write."""
         keys = frozenset({"type", "study", "plan_digest", "site", "x25519_public", "mlkem_public"})
         fields = check_keys("A key advert", document, keys)
         _check_type(fields, _ADVERT_TYPE)
@@ -133,8 +140,9 @@ def adverts_digest(adverts: Iterable[KeyAdvert]) -> bytes:
 class Encapsulations:
     """A site's ML-KEM-768 ciphertexts, one (1088 bytes) to each site whose name sorts after its own.
 
-    `adverts` is the digest of the adverts it saw, so that a split view shows at once. Raises
-    ProtocolViolation.
+    `adverts` is the digest of the adverts it saw, so that a split view shows at once. `confirmations` holds,
+    for the same sites, 32 bytes that only the pair's root gives: a ciphertext or key that was tampered with
+    is an error at the receiver, not noise in every sum. Raises Refused.
     """
 
     study: str
@@ -142,20 +150,27 @@ class Encapsulations:
     site: str
     adverts: bytes
     ciphertexts: Mapping[str, bytes]
+    confirmations: Mapping[str, bytes]
 
     def __post_init__(self) -> None:
         check_name("The encapsulations' study", self.study)
         check_name("The encapsulations' site", self.site)
         check_bytes("The encapsulations' plan digest", self.plan_digest, DIGEST_BYTES)
         check_bytes("The encapsulations' adverts digest", self.adverts, DIGEST_BYTES)
-        if not isinstance(self.ciphertexts, Mapping) or len(self.ciphertexts) >= MAX_SITES:
-            raise ProtocolViolation("The ciphertexts are not a mapping of sites.", "Send the message again.")
+        _check_mapping(self.ciphertexts)
+        if set(_check_mapping(self.confirmations)) != set(self.ciphertexts):
+            raise Refused(
+                Refusal.MALFORMED, "Ciphertexts and confirmations are for different sites.", "Send the message again."
+            )
         for peer, ciphertext in self.ciphertexts.items():
             check_name("A ciphertext's site", peer)
             check_bytes(f"The ciphertext to {peer}", ciphertext, MLKEM_CIPHERTEXT_BYTES)
+            check_bytes(f"The confirmation to {peer}", self.confirmations[peer], KEY_BYTES)
             if peer <= self.site:
-                raise ProtocolViolation(
-                    f"{self.site} has no ciphertext to send to {peer}.", "The earlier name encapsulates."
+                raise Refused(
+                    Refusal.MALFORMED,
+                    f"{self.site} has no ciphertext to send to {peer}.",
+                    "The earlier name encapsulates.",
                 )
 
     def to_dict(self) -> dict[str, object]:
@@ -167,17 +182,15 @@ class Encapsulations:
             "site": self.site,
             "adverts": to_text(self.adverts),
             "ciphertexts": {peer: to_text(value) for peer, value in sorted(self.ciphertexts.items())},
+            "confirmations": {peer: to_text(value) for peer, value in sorted(self.confirmations.items())},
         }
 
     @classmethod
     def from_dict(cls, document: object) -> Encapsulations:
-        """Raises ProtocolViolation for anything that `to_dict` would not write."""
-        keys = frozenset({"type", "study", "plan_digest", "site", "adverts", "ciphertexts"})
+        """Raises Refused for anything that `to_dict` would not write."""
+        keys = frozenset({"type", "study", "plan_digest", "site", "adverts", "ciphertexts", "confirmations"})
         fields = check_keys("An encapsulations message", document, keys)
         _check_type(fields, _ENCAPSULATIONS_TYPE)
-        ciphertexts = fields["ciphertexts"]
-        if not isinstance(ciphertexts, Mapping) or len(ciphertexts) >= MAX_SITES:
-            raise ProtocolViolation("The ciphertexts are not a mapping of sites.", "Send the message again.")
         return cls(
             study=check_name("The encapsulations' study", fields["study"]),
             plan_digest=from_text("The encapsulations' plan digest", fields["plan_digest"], DIGEST_BYTES),
@@ -185,11 +198,33 @@ class Encapsulations:
             adverts=from_text("The encapsulations' adverts digest", fields["adverts"], DIGEST_BYTES),
             ciphertexts={
                 check_name("A ciphertext's site", peer): from_text("A ciphertext", value, MLKEM_CIPHERTEXT_BYTES)
-                for peer, value in ciphertexts.items()
+                for peer, value in _check_mapping(fields["ciphertexts"]).items()
+            },
+            confirmations={
+                check_name("A confirmation's site", peer): from_text("A confirmation", value, KEY_BYTES)
+                for peer, value in _check_mapping(fields["confirmations"]).items()
             },
         )
 
 
+def transcript_digest(encapsulations: Iterable[Encapsulations]) -> bytes:
+    """SHA-256 over every site's encapsulations, by site name: what a site has seen of the whole set-up."""
+    fields: list[bytes | str] = [_TRANSCRIPT_LABEL]
+    for message in sorted(encapsulations, key=lambda item: item.site):
+        fields += [message.study, message.plan_digest, message.site, message.adverts]
+        for peer, ciphertext in sorted(message.ciphertexts.items()):
+            fields += [peer, ciphertext, message.confirmations[peer]]
+    return hashlib.sha256(encode_fields(*fields)).digest()
+
+
+def _check_mapping(value: object) -> Mapping[str, bytes]:
+    if not isinstance(value, Mapping) or len(value) >= MAX_SITES:
+        raise Refused(Refusal.MALFORMED, "The ciphertexts are not a mapping of sites.", "Send the message again.")
+    return value
+
+
 def _check_type(fields: Mapping[str, object], expected: str) -> None:
     if fields["type"] != expected:
-        raise ProtocolViolation(f"The message is not of type {expected}.", "Send a message of the agreed version.")
+        raise Refused(
+            Refusal.MALFORMED, f"The message is not of type {expected}.", "Send a message of the agreed version."
+        )

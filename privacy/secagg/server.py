@@ -7,19 +7,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from privacy.entropy import Float64
-from privacy.errors import MissingContributors, ParameterError, ProtocolViolation
+from privacy.errors import MissingContributors, ParameterError
 from privacy.parameters import MODULUS, Grid
 from privacy.secagg.field import WORD_BYTES, decode_centred, words_of
-
-Buffer = bytes | bytearray | memoryview
+from privacy.secagg.framing import Buffer, Manifest
+from privacy.secagg.refusals import Refusal, Refused
 
 
 class SecureSum:
     """One attempt's sum over `cohort` of vectors of `length` words: 4 `length` bytes however many sites
     there are.
 
-    The masks cancel in the whole sum only; nothing is revealed about any subset, and no key is ever held
-    here.
+    A vector comes whole (`add`) or in chunks (`expect`, then `add_chunk` in any order, over any time). The masks
+    cancel in the whole sum only; nothing is revealed about any subset, and no key is ever held here.
     """
 
     def __init__(self, cohort: Iterable[str], length: int, modulus: int = MODULUS) -> None:
@@ -36,34 +36,59 @@ class SecureSum:
         self._length = length
         self._modulus = modulus
         self._sum = np.zeros(length, dtype=np.uint32)
-        self._spoiled_by: str | None = None
+        self._manifests: dict[str, Manifest] = {}
+        self._wanted: dict[str, set[int]] = {}
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The sites whose vector has not come in, sorted."""
+        """The sites whose vector is not wholly in, sorted."""
         return tuple(sorted(self._missing))
 
-    def add(self, site: str, data: Buffer | Iterable[Buffer]) -> None:
-        """Add a site's masked vector: 4 `length` bytes, whole or as an iterable of pieces in order.
+    def add(self, site: str, data: Buffer) -> None:
+        """Add a site's whole masked vector of 4 `length` bytes.
 
-        Raises ProtocolViolation for a stranger, a second vector of one site or a wrong length. After a
-        wrong length in a whole vector the sum is as before; in pieces, part of them is already in, and the
-        attempt is lost.
+        Raises Refused for a stranger, a second vector of one site, one begun in chunks, or a wrong length; the
+        sum is then as before.
         """
         self._admit(site)
-        if isinstance(data, bytes | bytearray | memoryview):
-            if len(data) != self._length * WORD_BYTES:
-                raise self._wrong_length(site, len(data))
-            self._sum += words_of(data)
-        else:
-            self._add_pieces(site, data)
+        if site in self._manifests:
+            raise self._equivocation(site)
+        self._check_length(site, len(data))
+        self._sum += words_of(data)
         self._missing.discard(site)
+
+    def expect(self, site: str, manifest: Manifest) -> tuple[int, ...]:
+        """The chunks that `site` has yet to send under this manifest, in order; asked again, those still
+        missing.
+
+        Raises Refused for a stranger, a site that has contributed, a wrong length, or a manifest other than the
+        site's first.
+        """
+        self._admit(site)
+        self._check_length(site, manifest.length)
+        if self._manifests.setdefault(site, manifest) != manifest:
+            raise self._equivocation(site)
+        return tuple(sorted(self._wanted.setdefault(site, set(range(len(manifest.digests))))))
+
+    def add_chunk(self, site: str, index: int, chunk: Buffer) -> None:
+        """Add one chunk; one that is in already is checked and left. Raises Refused for a site without a manifest
+        and for a chunk that the manifest does not name; the sum is then as before.
+        """
+        manifest = self._manifests.get(site)
+        if manifest is None:
+            raise Refused(Refusal.OUT_OF_ORDER, f"{site} has sent no manifest.", "Send the manifest first.")
+        start, stop = manifest.check(index, chunk)
+        wanted = self._wanted[site]
+        if index in wanted:
+            self._sum[start // WORD_BYTES : stop // WORD_BYTES] += words_of(chunk)
+            wanted.discard(index)
+            if not wanted:
+                self._missing.discard(site)
 
     def result(self, grid: Grid) -> Float64:
         """(length,) float64: the decoded sum. Raises MissingContributors while any site of the cohort is
         missing.
         """
-        self._refuse_if_spoiled()
         if self._missing:
             raise MissingContributors(self._missing)
         if grid.modulus != self._modulus:
@@ -71,38 +96,25 @@ class SecureSum:
         return decode_centred(self._sum, grid)
 
     def _admit(self, site: str) -> None:
-        self._refuse_if_spoiled()
         if site not in self._cohort:
-            raise ProtocolViolation(f"{site} is not in the cohort of this attempt.", "Discard its contribution.")
+            raise Refused(
+                Refusal.NOT_IN_COHORT, f"{site} is not in the cohort of this attempt.", "Discard its contribution."
+            )
         if site not in self._missing:
-            raise ProtocolViolation(f"{site} has already contributed.", "Keep its first contribution.")
+            raise Refused(Refusal.REPEATED_SITE, f"{site} has already contributed.", "Keep its first contribution.")
 
-    def _refuse_if_spoiled(self) -> None:
-        if self._spoiled_by is not None:
-            raise ProtocolViolation(
-                f"The attempt was spoiled by a vector of wrong length from {self._spoiled_by}.",
-                "Begin a new attempt.",
+    def _check_length(self, site: str, size: int) -> None:
+        expected = self._length * WORD_BYTES
+        if size != expected:
+            raise Refused(
+                Refusal.WRONG_LENGTH,
+                f"{site} sent {size} bytes where the plan has {expected}.",
+                "Discard its contribution.",
             )
 
-    def _wrong_length(self, site: str, size: int) -> ProtocolViolation:
-        expected = self._length * WORD_BYTES
-        return ProtocolViolation(
-            f"{site} sent {size} bytes where the plan has {expected}.", "Discard its contribution."
+    def _equivocation(self, site: str) -> Refused:
+        return Refused(
+            Refusal.EQUIVOCATION,
+            f"{site} offers a second vector for one attempt.",
+            "Keep the first; if it cannot be completed, begin a new attempt.",
         )
-
-    def _add_pieces(self, site: str, pieces: Iterable[Buffer]) -> None:
-        filled = 0
-        carry = b""
-        self._spoiled_by = site
-        for piece in pieces:
-            data = carry + bytes(piece) if carry else piece
-            whole = len(data) - len(data) % WORD_BYTES
-            words = words_of(memoryview(data)[:whole])
-            if filled + words.size > self._length:
-                raise self._wrong_length(site, (filled + words.size) * WORD_BYTES)
-            self._sum[filled : filled + words.size] += words
-            filled += words.size
-            carry = bytes(memoryview(data)[whole:])
-        if carry or filled != self._length:
-            raise self._wrong_length(site, filled * WORD_BYTES + len(carry))
-        self._spoiled_by = None

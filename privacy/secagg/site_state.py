@@ -8,15 +8,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from privacy.errors import ProtocolViolation
 from privacy.secagg.key_agreement import MLKEM_SEED_BYTES, PairRoots, SetupKeys
 from privacy.secagg.masking import KEY_BYTES
 from privacy.secagg.messages import DIGEST_BYTES, Encapsulations, KeyAdvert, check_keys, from_text, to_text
+from privacy.secagg.refusals import Refusal, Refused
 
-VERSION = 1
+VERSION = 2
 _FIELDS = frozenset(
-    {"version", "site", "study", "plan_digest", "peers", "minimum_cohort", "lengths"}
-    | {"setup", "adverts", "sent", "early_roots", "roots", "last"}
+    {"version", "site", "study", "plan_digest", "peers", "minimum_cohort", "lengths", "allowed", "transcript"}
+    | {"setup", "adverts", "sent", "early_roots", "roots", "last", "spent"}
 )
 
 
@@ -30,6 +30,7 @@ def dump(fields: Mapping[str, Any]) -> bytes:
         **fields,
         "version": VERSION,
         "plan_digest": to_text(fields["plan_digest"]),
+        "transcript": fields["transcript"] and to_text(fields["transcript"]),
         "setup": setup and {"x25519": to_text(setup.x25519_private), "mlkem": to_text(setup.mlkem_seed)},
         "adverts": {site: advert.to_dict() for site, advert in adverts.items()},
         "sent": sent and sent.to_dict(),
@@ -40,7 +41,7 @@ def dump(fields: Mapping[str, Any]) -> bytes:
 
 
 def load(state: bytes) -> dict[str, Any]:
-    """The inverse of `dump`. Raises ProtocolViolation for anything that it would not write."""
+    """The inverse of `dump`. Raises Refused for anything that it would not write."""
     try:
         document = json.loads(state)
         fields = dict(check_keys("The stored secure aggregation state", document, _FIELDS))
@@ -60,6 +61,7 @@ def _parse(fields: dict[str, Any]) -> dict[str, Any]:
         **fields,
         "plan_digest": from_text("The plan digest", fields["plan_digest"], DIGEST_BYTES),
         "peers": tuple(fields["peers"]),
+        "transcript": fields["transcript"] and from_text("The transcript", fields["transcript"], DIGEST_BYTES),
         "setup": setup
         and SetupKeys(
             from_text("The X25519 key", setup["x25519"], KEY_BYTES),
@@ -69,13 +71,16 @@ def _parse(fields: dict[str, Any]) -> dict[str, Any]:
         "sent": sent and Encapsulations.from_dict(sent),
         "early_roots": _roots_from_dict(fields["early_roots"]),
         "roots": roots and PairRoots(int(roots["round"]), _roots_from_dict(roots["roots"])),
+        "spent": {str(purpose): int(count) for purpose, count in fields["spent"].items()},
         "last": None if last is None else (int(last[0]), int(last[1])),
     }
 
 
-def _damaged() -> ProtocolViolation:
-    return ProtocolViolation(
-        "The stored secure aggregation state cannot be read.", "Restore the database, or set up the study anew."
+def _damaged() -> Refused:
+    return Refused(
+        Refusal.STATE_DAMAGED,
+        "The stored secure aggregation state cannot be read.",
+        "Restore the database, or set up the study anew.",
     )
 
 

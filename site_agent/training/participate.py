@@ -16,7 +16,7 @@ import structlog
 from pydantic import BaseModel
 
 from privacy.errors import PrivacyError
-from protocol.canonical import digest, sha256_hex
+from protocol.canonical import sha256_hex
 from protocol.envelope import seal
 from protocol.errors import CloisterError
 from protocol.round import (
@@ -141,6 +141,7 @@ class Participant:
                 peers=request.cohort,
                 minimum_cohort=plan.spec.minimum_sites,
                 lengths={phase: plan.secure_sum(phase, request.cohort).length for phase in ("train", "evaluate")},
+                allowed=_allowed(plan),
             )
         else:
             machine = self._machine(request.study, request.plan_digest)
@@ -156,7 +157,7 @@ class Participant:
             else:
                 received = [Encapsulations.from_dict(said) for said in _of_signers(request, asked, plan)]
                 machine.on_encapsulations(received)
-                message = {"transcript": digest([said.to_dict() for said in sorted(received, key=lambda m: m.site)])}
+                message = {"transcript": f"sha256:{machine.transcript.hex()}"}
         except PrivacyError as error:
             _log.error("keys-refused", study=request.study, code=error.code)
             raise AttemptRefused(RefusalCode.KEYS_REFUSED) from None
@@ -235,7 +236,9 @@ class Participant:
             self._entropy,
             plan_digest=_raw(request.plan_digest),
             purpose=request.phase,
+            overwrite=True,
         )
+        body = bytes(masked)
         contribution = Contribution(
             study=request.study,
             plan_digest=request.plan_digest,
@@ -245,10 +248,10 @@ class Participant:
             site=self._settings.site,
             cohort=request.cohort,
             model=request.model,
-            length=len(masked) // 4,
-            body=sha256_hex(masked),
+            length=len(body) // 4,
+            body=sha256_hex(body),
         )
-        packet = self._sealed(CONTRIBUTION_TYPE, contribution, masked)
+        packet = self._sealed(CONTRIBUTION_TYPE, contribution, body)
         self._store.keep(key, packet, machine.export_state())
         # The state just replaced could unmask earlier rounds: it must not linger in the write-ahead log.
         self._store.erase_traces()
@@ -296,6 +299,12 @@ def _of_signers(request: KeyRequest, asked: Asked, plan: StudyPlan) -> list[dict
             raise AttemptRefused(RefusalCode.BAD_PEER_SIGNATURE)
         said.append(message)
     return said
+
+
+def _allowed(plan: StudyPlan) -> dict[str, int]:
+    """The most contributions by phase that the plan's noise is calibrated for; an exact evaluation is answered once."""
+    spec = plan.spec
+    return {"train": spec.steps, "evaluate": 1 if spec.evaluation.mode == "exact" else spec.evaluation.attempts}
 
 
 def _raw(text: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from privacy.secagg.client import SecAggSite
 
@@ -26,7 +26,13 @@ def deterministic_entropy(label: int) -> Callable[[int], bytes]:
 
 
 def make_sites(
-    names: Sequence[str], length: int, *, minimum: int = 3, plan: bytes = PLAN, study: str = "study-1"
+    names: Sequence[str],
+    length: int,
+    *,
+    minimum: int = 3,
+    plan: bytes = PLAN,
+    study: str = "study-1",
+    allowed: Mapping[str, int] | None = None,
 ) -> dict[str, SecAggSite]:
     return {
         name: SecAggSite(
@@ -36,6 +42,7 @@ def make_sites(
             peers=names,
             minimum_cohort=minimum,
             lengths={"training": length},
+            allowed=allowed,
         )
         for name in names
     }

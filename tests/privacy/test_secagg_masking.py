@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from privacy.secagg.key_agreement import PairRoots, SetupKeys, pair_root
-from privacy.secagg.masking import CHUNK_WORDS, apply_mask, cohort_digest, mask_key
+from privacy.secagg.masking import Mask, cohort_digest, mask_buffer, mask_key
 
 BASE: dict = {
     "study": "s",
@@ -81,12 +81,18 @@ def test_ratcheting_step_by_step_or_at_once_is_the_same() -> None:
     assert len({start.advanced_to(n).roots["b"] for n in range(5)}) == 5
 
 
-@pytest.mark.parametrize("size", [1, CHUNK_WORDS, CHUNK_WORDS + 1, 2 * CHUNK_WORDS + 5])
-def test_a_mask_is_the_aes_stream_of_its_key_and_cancels(size: int) -> None:
-    key = bytes(range(32))
-    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(4 * size))
+@pytest.mark.parametrize("parts", [[1], [7, 7, 3], [1 << 15, 1 << 15, 5], [(1 << 17) + 1]])
+def test_a_mask_is_the_aes_stream_of_its_key_laid_on_in_parts_and_cancels(parts: list[int]) -> None:
+    key, size = bytes(range(32)), sum(parts)
+    # The first counter block is 2: what AES-256-GCM encrypts zeros with under a nonce of zeros.
+    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(15) + b"\2")).encryptor().update(bytes(4 * size))
     words = np.zeros(size, dtype=np.uint32)
-    apply_mask(words, key, add=True)
-    np.testing.assert_array_equal(words, np.frombuffer(stream, dtype="<u4"))
-    apply_mask(words, key, add=False)
+    buffer = mask_buffer(max(parts))
+    for add in (True, False):
+        mask, start = Mask(key, add=add), 0
+        for part in parts:
+            mask.apply(words[start : start + part], buffer)
+            start += part
+        if add:
+            np.testing.assert_array_equal(words, np.frombuffer(stream, dtype="<u4"))
     assert not words.any()

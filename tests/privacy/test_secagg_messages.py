@@ -1,6 +1,7 @@
 """Set-up messages: they round-trip, and nothing else is accepted."""
 
 import base64
+import dataclasses
 import json
 import os
 
@@ -8,7 +9,7 @@ import pytest
 
 from privacy.errors import ProtocolViolation
 from privacy.secagg.masking import encode_fields
-from privacy.secagg.messages import Encapsulations, KeyAdvert, adverts_digest
+from privacy.secagg.messages import Encapsulations, KeyAdvert, adverts_digest, transcript_digest
 from tests.privacy.secagg_federation import make_sites
 
 NAMES = ["alpha", "beta", "gamma"]
@@ -66,17 +67,40 @@ def test_advert_with_a_field_missing_is_refused() -> None:
 def test_malformed_encapsulations_are_refused() -> None:
     good = encapsulations().to_dict()
     one = next(iter(good["ciphertexts"].values()))
+    tags = good["confirmations"]
     for change in (
         {"ciphertexts": []},
         {"ciphertexts": {"beta": one[:-4]}},
         {"ciphertexts": {"aaa": one}},
         {"ciphertexts": {"alpha": one}},
         {"ciphertexts": {f"site-{i}": one for i in range(60)}},
+        {"ciphertexts": {"beta": one}},
+        {"confirmations": []},
+        {"confirmations": {}},
+        {"confirmations": {name: tag for name, tag in tags.items() if name != "beta"}},
+        {"confirmations": {**tags, "beta": tags["beta"][:-4]}},
+        {"confirmations": {**tags, "delta": tags["beta"]}},
         {"adverts": 3},
         {"type": "cloister/secagg/advert/v1"},
     ):
-        with pytest.raises(ProtocolViolation):
+        with pytest.raises(ProtocolViolation) as caught:
             Encapsulations.from_dict({**good, **change})
+        assert caught.value.code == "secagg-malformed"
+
+
+def test_the_transcript_depends_on_every_message_and_not_on_order() -> None:
+    sites = make_sites(NAMES, 4)
+    shown = [site.advertise(os.urandom) for site in sites.values()]
+    messages = [site.on_adverts(shown) for site in sites.values()]
+    assert transcript_digest(messages) == transcript_digest(reversed(messages))
+    alpha = messages[0]
+    digests = {transcript_digest(messages), transcript_digest(messages[1:])}
+    for field in ("ciphertexts", "confirmations"):
+        values = dict(getattr(alpha, field))
+        values["beta"] = bytes([values["beta"][0] ^ 1]) + values["beta"][1:]
+        digests.add(transcript_digest([dataclasses.replace(alpha, **{field: values}), *messages[1:]]))
+    digests.add(transcript_digest([dataclasses.replace(alpha, adverts=b"x" * 32), *messages[1:]]))
+    assert len(digests) == 5
 
 
 def test_digests_depend_on_every_field_and_not_on_order() -> None:

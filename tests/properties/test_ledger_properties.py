@@ -51,10 +51,10 @@ class SiteUnderCrashes(RuleBasedStateMachine):
         if crash == "before the transaction":
             return
         self.stored_charges, self.stored_state = charges, site.export_state()
-        self.stored_bytes[key] = data
+        self.stored_bytes[key] = bytes(data)
         if crash == "after the transaction":
             return
-        self.seen.setdefault(key, set()).add(data)
+        self.seen.setdefault(key, set()).add(bytes(data))
 
     @rule(
         round_number=st.integers(0, 5),
