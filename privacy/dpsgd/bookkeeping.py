@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privacy.dpsgd.layer_rules import LayerRule, PatientBatch
+from privacy.dpsgd.layer_rules import Clock, LayerRule, PatientBatch, Workspace
 from privacy.dpsgd.layers_compound import attention, attention_obstacle, recurrent, recurrent_obstacle
 from privacy.dpsgd.layers_conv import ConvRule
 from privacy.dpsgd.layers_embedding import EmbeddingRule
@@ -53,8 +53,9 @@ class _Book:
 class BookKeeping:
     """Books for one module. Raises NotDispatchable where parameters are tied or the model's root owns some."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, clock: Clock | None = None) -> None:
         self._module = module
+        self.work = Workspace(clock)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.length = sum(p.numel() for p in self.parameters)
         owned = [p for layer in module.modules() for p in layer._parameters.values() if p is not None]

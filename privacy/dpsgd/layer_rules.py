@@ -8,8 +8,9 @@ AVX-512 core and only shift the point where two ways cost the same.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,39 @@ FLOPS_PER_FLOAT = 23
 # Work space in floats that stays in a core's second cache.
 CACHE_FLOATS = 1 << 18
 
+Clock = Callable[[], float]
 Target = Callable[[nn.Parameter], Tensor]
 """Where a parameter's clipped sum belongs: a view, shaped like the parameter, of the flat result."""
+
+
+class Workspace:
+    """What is kept from step to step: memory, since fresh pages from the system cost as much as the arithmetic on
+    them, and which way was the cheapest for a layer and its shapes.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        """clock: seconds, of the thread by preference, to measure ways by; without one, costs are estimated."""
+        self.clock = clock
+        self.choices: dict[Hashable, str] = {}
+        self._kept: dict[int, Tensor] = {}
+
+    def take(self, owner: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """A float32 tensor of that shape with anything in it; the same memory for the same owner. An owner must
+        outlive the workspace, as a layer's parameter does.
+        """
+        size = math.prod(shape)
+        kept = self._kept.get(id(owner))
+        if kept is None or kept.numel() < size or kept.device != device:
+            kept = self._kept[id(owner)] = torch.empty(size, dtype=torch.float32, device=device)
+        return kept[:size].view(shape)
 
 
 class PatientBatch:
     """Which record belongs to which patient; `index` is None where record i is patient i alone."""
 
-    def __init__(self, records: int, patients: int, index: Tensor | None) -> None:
+    def __init__(self, records: int, patients: int, index: Tensor | None, work: Workspace | None = None) -> None:
         """index: (R,) int64 in 0..patients-1, or None, which needs records == patients."""
+        self.work = Workspace() if work is None else work
         self.records = records
         self.patients = patients
         self.index = index
@@ -97,14 +122,12 @@ class LayerRule(ABC):
         """
 
 
-def matmul32(left: Tensor, right: Tensor) -> Tensor:
+def matmul32(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Batched product in float32 whatever came in; bf16 operands keep their speed on a GPU, summed in float32."""
-    if left.dtype == torch.float32 == right.dtype:
-        return torch.bmm(left, right)
-    if left.is_cuda and left.dtype == right.dtype:
+    if left.is_cuda and left.dtype == right.dtype != torch.float32:
         product: Tensor = torch.bmm(left, right, out_dtype=torch.float32)
-        return product
-    return torch.bmm(left.float(), right.float())
+        return product if out is None else out.copy_(product)
+    return torch.bmm(left.float(), right.float(), out=out)
 
 
 def same_precision(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,9 +141,9 @@ def squared_norms(rows: Tensor) -> Tensor:
     return norms.square_()
 
 
-def pieces(records: int, floats_per_record: int) -> Iterator[slice]:
-    """Consecutive records whose work space fits the cache, at least one at a time."""
-    step = max(1, CACHE_FLOATS // max(1, floats_per_record))
+def pieces(records: int, floats_per_record: int, floats: int = CACHE_FLOATS) -> Iterator[slice]:
+    """Consecutive records whose work space keeps within `floats`, at least one at a time."""
+    step = max(1, floats // max(1, floats_per_record))
     for start in range(0, records, step):
         yield slice(start, min(records, start + step))
 

@@ -1,6 +1,7 @@
-"""Convolutions in one to three dimensions: three ways to the same norms.
+"""Convolutions in one to three dimensions: five ways to the same norms.
 
-Instantiated: one gradient per patient from the unfolded input, for many positions and small kernels.
+One gradient per patient is formed from the unfolded input, by a convolution whose groups are the records, or record by
+record ("unfolded", "grouped", "looped"): for many positions and small kernels.
 Gram: ghost norms from the unfolded input. Diagonal: with stride 1, the Gram matrix of the unfolded input is a sum of
 diagonal shifts of the Gram matrix of the pixels, so nothing is unfolded and the product is smaller by the kernel's
 volume.
@@ -9,6 +10,7 @@ volume.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -17,6 +19,7 @@ from torch.nn import functional
 
 from privacy.dpsgd.layer_rules import (
     FLOPS_PER_FLOAT,
+    Clock,
     LayerRule,
     PatientBatch,
     Target,
@@ -31,6 +34,9 @@ from privacy.dpsgd.layers_linear import ghost_cost, instantiated_cost
 ConvLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # Gram matrices beyond this many positions leave the cache and are never worth it.
 _MOST_POSITIONS = 400
+_WORK_FLOATS = 1 << 20
+# Beyond 64 MB of per-patient gradients, ghost norms save the memory.
+_MOST_KEPT = 1 << 24
 
 
 class ConvRule(LayerRule):
@@ -51,57 +57,124 @@ class ConvRule(LayerRule):
             per_record = torch.stack([g.flatten(2).sum(2, dtype=torch.float32) for _, g in calls]).sum(0)
             self._bias_gradients = batch.total(per_record)
             norms += squared_norms(self._bias_gradients)
-        if self._weight is None:
-            return norms
-        way = self._cheapest(calls, batch)
-        if way == "instantiated":
-            self._gradients, weight_norms = self._instantiate(calls, batch)
-            return norms + weight_norms
-        self._pairs = calls
-        (a, g) = calls[0]
-        gram = self._diagonal_norms if way == "diagonal" else self._gram_norms
-        return norms + gram(a, g)
+        if self._weight is not None:
+            norms += self._close_weight(self._way(calls, batch), calls, batch, self._weight)
+        return norms
 
-    def _cheapest(self, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch) -> str:
+    def _way(self, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch) -> str:
+        """The cheapest way for this layer and these shapes, found once."""
+        a, g = calls[0]
+        work = batch.work
+        key = (id(self._layer), a.shape, g.shape, a.dtype, batch.patients, batch.grouped, len(calls))
+        if key not in work.choices:
+            costs = self.costs(calls, batch)
+            if work.clock is not None and not a.is_cuda:
+                costs = {way: self._measure(way, calls, batch, work.clock) for way in costs}
+            work.choices[key] = min(costs, key=lambda way: costs[way])
+        return work.choices[key]
+
+    def _measure(self, way: str, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch, clock: Clock) -> float:
+        """Seconds from the gradients to the sum, the better of two."""
+        assert self._weight is not None
+        trial = PatientBatch(batch.records, batch.patients, batch.index)
+        weights = torch.ones(batch.patients, device=calls[0][1].device)
+        into = torch.zeros_like(self._weight, dtype=torch.float32)
+        seconds = []
+        for _ in range(2):
+            start = clock()
+            rule = ConvRule(self._layer, self._weight, None)
+            rule._close_weight(way, calls, trial, self._weight)
+            rule.add_weighted(weights, trial, lambda _: into)
+            seconds.append(clock() - start)
+        return min(seconds)
+
+    def costs(self, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch) -> dict[str, float]:
+        """The ways that could serve, each with its estimated cost per record beyond plain training."""
         a, g = calls[0]
         layer = self._layer
         inputs = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
         outputs = layer.out_channels // layer.groups
         positions = math.prod(g.shape[2:])
         unfolding = 2.0 * FLOPS_PER_FLOAT * inputs * positions * layer.groups
-        costs = {"instantiated": unfolding + instantiated_cost(inputs, outputs) * layer.groups}
+        kept = instantiated_cost(inputs, outputs) * layer.groups
+        product = 2.0 * positions * inputs * outputs
+        simple = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        costs = {"unfolded": unfolding + kept}
         # A patient's records share one Gram matrix only if laid side by side; there, instantiating is simpler.
-        if not batch.grouped and len(calls) == 1 and positions <= _MOST_POSITIONS:
+        alone = not batch.grouped and len(calls) == 1
+        if alone and positions <= _MOST_POSITIONS:
             costs["gram"] = unfolding + ghost_cost(positions, inputs, outputs) * layer.groups
             if layer.groups == 1 and all(s == 1 for s in layer.stride) and layer.padding_mode == "zeros":
-                padded = _padded_sizes(layer, a)
-                pixels = math.prod(padded)
-                length = g.shape[2] * math.prod(padded[1:])
-                costs["diagonal"] = (
-                    2.0 * pixels**2 * layer.in_channels
-                    + 2.0 * length**2 * outputs
-                    + FLOPS_PER_FLOAT * (2.5 * sum(layer.kernel_size) * pixels**2 + 1.5 * positions * outputs)
-                )
-        return min(costs, key=lambda way: costs[way])
+                costs["diagonal"] = self._diagonal_cost(a, g)
+        if alone and simple and not a.is_cuda and g.dtype == torch.float32:
+            blocked = min(layer.in_channels, outputs) >= 16 and max(layer.in_channels, outputs) <= 64
+            costs["grouped"] = product * (0.3 if blocked and max(layer.stride) == 1 else 3.0) + kept
+            costs["looped"] = product * 0.5 + 2e6 + kept
+        if alone and len(costs) > 1 and batch.patients * self._layer.weight.numel() > _MOST_KEPT and "gram" in costs:
+            costs = {way: cost for way, cost in costs.items() if way in ("gram", "diagonal")}
+        return costs
 
-    def _instantiate(self, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch) -> tuple[Tensor, Tensor]:
-        assert self._weight is not None
+    def _diagonal_cost(self, a: Tensor, g: Tensor) -> float:
+        layer = self._layer
+        padded = _padded_sizes(layer, a)
+        pixels, length = math.prod(padded), g.shape[2] * math.prod(padded[1:])
+        return (
+            2.0 * pixels**2 * layer.in_channels
+            + 2.0 * length**2 * layer.out_channels
+            + FLOPS_PER_FLOAT * (2.5 * sum(layer.kernel_size) * pixels**2 + 1.5 * length * layer.out_channels)
+        )
+
+    def _close_weight(
+        self, way: str, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch, weight: nn.Parameter
+    ) -> Tensor:
+        if way == "unfolded":
+            self._gradients, norms = self._unfolded(calls, batch, weight)
+            return norms
+        a, g = calls[0]
+        if way in ("grouped", "looped"):
+            together = batch.records if way == "grouped" else 1
+            self._gradients, norms = self._convolved(a, g, batch, weight, together)
+            return norms
+        self._pairs = calls
+        return self._diagonal_norms(a, g) if way == "diagonal" else self._gram_norms(a, g)
+
+    def _convolved(
+        self, a: Tensor, g: Tensor, batch: PatientBatch, weight: nn.Parameter, together: int
+    ) -> tuple[Tensor, Tensor]:
+        """One gradient per record from torch's own kernel: records as groups, or record by record."""
+        gradients = batch.work.take(weight, (batch.patients, *weight.shape), a.device)
+        many = weight.detach().expand(together, *weight.shape).flatten(0, 1)
+        norms = torch.empty(batch.patients, dtype=torch.float32, device=a.device)
+        for start in range(0, batch.records, together):
+            part = slice(start, start + together)
+            rows = _weight_gradient(
+                self._layer, a[part].flatten(0, 1)[None], g[part].flatten(0, 1)[None], many, groups=together
+            )
+            gradients[part] = rows.view(together, *weight.shape)
+            norms[part] = squared_norms(gradients[part])
+        return gradients, norms
+
+    def _unfolded(
+        self, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch, weight: nn.Parameter
+    ) -> tuple[Tensor, Tensor]:
         layer, device = self._layer, calls[0][1].device
         # (records, groups, outputs, inputs) has the weight's own layout.
-        shape = (batch.patients, layer.groups, layer.out_channels // layer.groups, self._weight[0].numel())
+        shape = (batch.patients, layer.groups, layer.out_channels // layer.groups, weight[0].numel())
         sums = batch.grouped or len(calls) > 1
-        gradients = (torch.zeros if sums else torch.empty)(shape, dtype=torch.float32, device=device)
+        gradients = batch.work.take(weight, shape, device)
+        if sums:
+            gradients.zero_()
         norms = torch.empty(batch.patients, dtype=torch.float32, device=device)
         for a, g in calls:
-            work = self._weight[0].numel() * layer.groups * math.prod(g.shape[2:])
-            for part in [slice(0, batch.records)] if a.is_cuda else pieces(batch.records, work):
+            work = weight[0].numel() * layer.groups * math.prod(g.shape[2:])
+            for part in _parts(batch.records, work, a):
                 columns = self._unfold(a[part]).flatten(0, 1)
                 rows = g[part].reshape(columns.shape[0], shape[2], -1)
                 if sums:
                     products = matmul32(rows, columns.transpose(1, 2)).view(-1, *shape[1:])
                     batch.total(products, gradients, part.start)
                     continue
-                gradients[part] = matmul32(rows, columns.transpose(1, 2)).view(-1, *shape[1:])
+                matmul32(rows, columns.transpose(1, 2), out=gradients[part].flatten(0, 1))
                 norms[part] = squared_norms(gradients[part])
         return gradients, (squared_norms(gradients) if sums else norms)
 
@@ -109,7 +182,7 @@ class ConvRule(LayerRule):
         layer, positions = self._layer, math.prod(g.shape[2:])
         out = torch.empty(g.shape[0], dtype=torch.float32, device=g.device)
         work = layer.in_channels * math.prod(layer.kernel_size) * positions
-        for part in [slice(None)] if a.is_cuda else pieces(g.shape[0], work):
+        for part in _parts(g.shape[0], work, a):
             columns = self._unfold(a[part]).flatten(0, 1)
             rows = g[part].reshape(columns.shape[0], -1, positions)
             grams = matmul32(columns.transpose(1, 2), columns).flatten(1)
@@ -129,8 +202,7 @@ class ConvRule(LayerRule):
         for have, want in zip(reversed(g.shape[3:]), reversed(sizes[1:]), strict=True):
             grid += [0, want - have]
         out = torch.empty(g.shape[0], dtype=torch.float32, device=g.device)
-        parts = [slice(None)] if a.is_cuda else pieces(g.shape[0], 3 * (length + reach) ** 2)
-        for part in parts:
+        for part in _parts(g.shape[0], 3 * (length + reach) ** 2, a):
             pixels = functional.pad(a[part], _padding(layer)).flatten(2)
             pixels = functional.pad(pixels, (0, length + reach - pixels.shape[2]))
             gram = matmul32(pixels.transpose(1, 2), pixels)
@@ -187,13 +259,18 @@ class ConvRule(LayerRule):
             self._bias_gradients = zero_rows(self._bias_gradients, patients)
 
 
-def _weight_gradient(layer: ConvLayer, a: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+def _parts(records: int, floats: int, like: Tensor) -> Iterator[slice]:
+    """All records at once on a GPU, else a few whose work space keeps within four megabytes."""
+    return pieces(records, floats, _WORK_FLOATS) if not like.is_cuda else iter([slice(0, records)])
+
+
+def _weight_gradient(layer: ConvLayer, a: Tensor, g: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
     padding = list(layer.padding)
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         a, padding = _pad(layer, a), [0] * len(layer.stride)
     gradients = torch.ops.aten.convolution_backward(
         g, a, weight.detach().to(g.dtype), None, layer.stride, padding, layer.dilation, False,
-        [0] * len(padding), layer.groups, [False, True, False],
+        [0] * len(padding), layer.groups if groups is None else groups, [False, True, False],
     )  # fmt: skip
     return cast(Tensor, gradients[1])
 

@@ -52,7 +52,7 @@ class LinearRule(LayerRule):
             self._bias_gradients = batch.total(g.sum(1, dtype=torch.float32))
             norms += squared_norms(self._bias_gradients)
         if self._weight is not None:
-            norms += self._close_weight(a, g, batch)
+            norms += self._close_weight(a, g, batch, self._weight)
         return norms
 
     def _close_single(self, a: Tensor, g: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class LinearRule(LayerRule):
         inputs = squared_norms(a)
         return norms * (inputs + 1.0 if self._bias is not None else inputs)
 
-    def _close_weight(self, a: Tensor, g: Tensor, batch: PatientBatch) -> Tensor:
+    def _close_weight(self, a: Tensor, g: Tensor, batch: PatientBatch, weight: nn.Parameter) -> Tensor:
         positions, inputs, outputs = g.shape[1], a.shape[2], g.shape[2]
         span = positions * batch.most
         # Gathering pads every patient to the largest number of records: only where that about halves nothing.
@@ -71,7 +71,7 @@ class LinearRule(LayerRule):
         if balanced and ghost_cost(span, inputs, outputs) < instantiated_cost(inputs, outputs):
             self._pair = (a, g)
             return gram_norms(batch.gather(a), batch.gather(g))
-        self._gradients, norms = instantiate(g.transpose(1, 2), a, batch)
+        self._gradients, norms = instantiate(g.transpose(1, 2), a, batch, weight)
         return norms
 
     def add_weighted(self, weights: Tensor, batch: PatientBatch, target: Target) -> None:
@@ -109,16 +109,16 @@ def gram_norms(a: Tensor, g: Tensor) -> Tensor:
     return norms.clamp_(min=0.0)
 
 
-def instantiate(left: Tensor, right: Tensor, batch: PatientBatch) -> tuple[Tensor, Tensor]:
+def instantiate(left: Tensor, right: Tensor, batch: PatientBatch, owner: nn.Parameter) -> tuple[Tensor, Tensor]:
     """left (R, p, T), right (R, T, d) -> one gradient per patient (P, p, d) float32, and its squared norms (P,)."""
     shape = (batch.patients, left.shape[1], right.shape[2])
     norms = torch.empty(batch.patients, dtype=torch.float32, device=left.device)
+    gradients = batch.work.take(owner, shape, left.device)
     if batch.grouped:
-        gradients = torch.zeros(shape, dtype=torch.float32, device=left.device)
+        gradients.zero_()
         for part in pieces(batch.records, shape[1] * shape[2]):
             batch.total(matmul32(left[part], right[part]), gradients, part.start)
         return gradients, squared_norms(gradients)
-    gradients = torch.empty(shape, dtype=torch.float32, device=left.device)
     if left.dtype != torch.float32 or left.is_cuda:
         gradients = matmul32(left, right)
         return gradients, squared_norms(gradients)

@@ -44,11 +44,11 @@ class NormRule(LayerRule):
     def _per_record(self, g: Tensor, a: Tensor | None, parameter: nn.Parameter) -> Tensor:
         """(R, size of the parameter) float32, worked on in pieces that stay in the cache."""
         out = torch.empty((g.shape[0], parameter.numel()), dtype=torch.float32, device=g.device)
-        parts = [slice(None)] if g.is_cuda else pieces(g.shape[0], g[0].numel())
+        parts = iter([slice(None)]) if g.is_cuda else pieces(g.shape[0], g[0].numel())
         for part in parts:
             rows = g[part].float()
             if a is not None:
-                rows = self._normalise(a[part].float()) * rows
+                rows = self._normalise(a[part].float()).mul_(rows)
             if self._channels_first:
                 out[part] = rows.flatten(2).sum(2) if rows.dim() > 2 else rows
             else:

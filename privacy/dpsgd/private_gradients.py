@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from privacy.dpsgd.bookkeeping import MARGIN, BookKeeping, NotDispatchable
 from privacy.dpsgd.clipping import NOT_FINITE, clip_gradients
-from privacy.dpsgd.layer_rules import PatientBatch
+from privacy.dpsgd.layer_rules import Clock, PatientBatch
 from privacy.dpsgd.module_gradients import module_gradients
 from privacy.dpsgd.per_patient import average_by_patient
 from privacy.dpsgd.step import PrivateSum
@@ -78,10 +78,12 @@ class PrivateGradients:
         engine: Engine = "auto",
         micro_batch: int | None = None,
         autocast: torch.dtype | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """clip: C in 1e-12..1e12. micro_batch: most records worked on at once, for memory; the result is the same.
 
         autocast: the precision of the forward pass (torch.bfloat16 on a GPU); norms and sums stay float32.
+        clock: seconds (time.thread_time) to choose each convolution's way by; without it costs are estimated.
         Raises ParameterError for layers that cannot be private (see `validation`) and numbers out of range.
         """
         require_positive("the clip", clip)
@@ -101,7 +103,7 @@ class PrivateGradients:
         self._proved = False
         if engine in ("auto", "bookkeeping"):
             try:
-                self._books = BookKeeping(module)
+                self._books = BookKeeping(module, clock)
             except NotDispatchable:
                 if engine == "bookkeeping":
                     raise
@@ -118,15 +120,17 @@ class PrivateGradients:
         patients: npt.NDArray[np.integer] | Tensor | None = None,
         count: int | None = None,
         mask: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> GradientSum:
         """Sum over patients of their mean gradient over records, clipped to C; zeros for an empty batch.
 
         inputs, targets: (R, ...). patients: (R,) in 0..count-1, default one record each. mask: (R,) bool, false for
-        padding, which contributes exactly nothing. Raises ParameterError for arrays that do not fit.
+        padding, which contributes exactly nothing. out: (D,) float32 to hold the total of book-keeping, overwritten,
+        so that steps share memory. Raises ParameterError for arrays that do not fit.
         """
         index, people = _patients(inputs, targets, patients, count, mask)
         device = inputs.device
-        total = torch.zeros(self._length, device=device)
+        total = self._zeros(out, device)
         refused = 0
         if inputs.shape[0] and (mask is None or bool(mask.any())):
             books = self._trusted(inputs, targets, mask)
@@ -148,18 +152,26 @@ class PrivateGradients:
                     refused += self._instantiate(_take(inputs, targets, index, people, mask, rows), total)
         return GradientSum(total, self._clip, refused, NOT_FINITE if refused else None)
 
+    def _zeros(self, out: Tensor | None, device: torch.device) -> Tensor:
+        if out is None:
+            return torch.zeros(self._length, device=device)
+        if out.shape != (self._length,) or out.dtype != torch.float32 or out.device != device:
+            raise ParameterError(f"The result needs {self._length} float32 beside the inputs.", "Leave out unset.")
+        return out.zero_()
+
     def _keep(self, books: BookKeeping, part: _Part, total: Tensor) -> int:
         if self._micro_batch is not None and part.inputs.shape[0] > self._micro_batch:
             return self._one_by_one(part, total)
-        batch = PatientBatch(part.inputs.shape[0], part.patients, part.index)
+        batch = PatientBatch(part.inputs.shape[0], part.patients, part.index, books.work)
         norms = books.record(lambda: self._losses(part.inputs, part.targets), part.seed(), batch)
-        bad = ~torch.isfinite(norms)
+        # Infinity where a norm is 0 becomes 1.
+        weights = norms.rsqrt().mul_(self._clip * (1.0 - MARGIN)).clamp_(max=1.0)
         refused = 0
-        if bool(bad.any()):
+        if not math.isfinite(float(norms.sum())):
+            bad = ~torch.isfinite(norms)
             books.forget(bad)
-            norms = norms.masked_fill(bad, 0.0)
+            weights = weights.masked_fill(bad, 0.0)
             refused = int((bad & part.present()).sum())
-        weights = (self._clip * (1.0 - MARGIN) / norms.sqrt()).clamp_(max=1.0).masked_fill_(bad, 0.0)
         books.add_weighted(weights, total)
         return refused
 
