@@ -30,10 +30,11 @@ from privacy.parameters import Mechanism, require_count, require_positive, requi
 class LocalTraining:
     """What one site does in one attempt, fixed by the plan. Raises ParameterError.
 
-    steps: E >= 1 private steps. learning_rate > 0. clip: C > 0, one patient's gradient in L2. sampling_rate:
-    q in (0, 1]. noise_multiplier: sigma > 0; each step's noise is sigma C. momentum: heavy-ball within the attempt, in [0, 1),
-    beginning anew with each. expected_batch > 0: q times the site's public count of training patients, the divisor
-    whatever the actual batch is. largest_delta: an L2 bound on the delta, or None.
+    steps: E >= 1 private steps. learning_rate > 0. clip: C > 0, one patient's gradient in L2.
+    sampling_rate: q in (0, 1]. noise_multiplier: sigma > 0; each step's noise is sigma C.
+    momentum: heavy-ball within the attempt, in [0, 1), beginning anew with each. expected_batch > 0: q times the site's
+    public count of training patients, the divisor whatever the actual batch is. largest_delta: an L2 bound on the
+    delta, or None.
     """
 
     steps: int
