@@ -8,7 +8,9 @@ dictionary, never from the study's own patients: a statistic of the data would h
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -19,6 +21,7 @@ from protocol.identifiers import ColumnName, Frozen, SiteName
 Value = float | int | str | None
 CLIP_DEVIATIONS = 3.0
 MAX_FEATURES = 4096
+MAX_INTERVALS = 50
 
 
 class Feature(Frozen):
@@ -105,6 +108,57 @@ class LabelRule(Frozen):
             case _:
                 return int(value != self.value)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the outcome is read from."""
+        return (self.column,)
+
+    def code(self, record: Mapping[str, Value]) -> int:
+        """The record's label as snapshots hold it: 0 or 1. ValueError naming a column without a value."""
+        return self.of(_present(record, self.column))
+
+
+class SurvivalLabel(LabelRule):
+    """Time to an event. The rule on `column` says whether the patient's `time` ended with the event; else the patient
+    was lost from sight then. `edges`: the ends of the J intervals, rising, in the unit of `time`; the last is the
+    horizon, beyond which nothing is asked.
+    """
+
+    time: ColumnName
+    edges: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=MAX_INTERVALS)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> SurvivalLabel:
+        if any(later <= earlier for earlier, later in pairwise(self.edges)):
+            raise ValueError("the label's edges must rise")
+        if self.time == self.column:
+            raise ValueError("the event and its time are one column")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the outcome is read from."""
+        return self.column, self.time
+
+    def code(self, record: Mapping[str, Value]) -> int:
+        """2 k + e: k intervals were lived through, and e says whether the event came in the next one; 2 J beyond the
+        horizon. An event at an edge falls in the interval that ends there; so does the end of one who was lost from
+        sight, who lived through it. ValueError naming a column without a value."""
+        time = _present(record, self.time)
+        if isinstance(time, str):
+            raise ValueError(f"column {self.time}: not a number")
+        if self.of(_present(record, self.column)) == 0:
+            return 2 * bisect_right(self.edges, time)
+        lived = bisect_left(self.edges, time)
+        return 2 * lived + int(lived < len(self.edges))
+
+
+def _present(record: Mapping[str, Value], column: str) -> float | int | str:
+    value = record.get(column)
+    if value is None:
+        raise ValueError(f"column {column}: missing")
+    return value
+
 
 class DatasetSchema(Frozen):
     """What a study trains on. Its digest (RFC 8785, SHA-256) stands in the plan and in each site's snapshot."""
@@ -112,14 +166,14 @@ class DatasetSchema(Frozen):
     name: SiteName
     version: Literal[1] = 1
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=MAX_FEATURES)]
-    label: LabelRule
+    label: SurvivalLabel | LabelRule
 
     @model_validator(mode="after")
     def _distinct(self) -> DatasetSchema:
         names = [feature.name for feature in self.features]
         if len(set(names)) != len(names):
             raise ValueError("two features have one name")
-        if self.label.name in names or self.label.column in names:
+        if {self.label.name, *self.label.columns} & set(names):
             raise ValueError("the label's column must not be a feature: the model would be told the answer")
         return self
 

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from protocol.dataset import MAX_FEATURES, DatasetSchema, Feature, LabelRule, Value
+from protocol.dataset import MAX_FEATURES, MAX_INTERVALS, DatasetSchema, Feature, LabelRule, SurvivalLabel, Value
 from protocol.identifiers import ColumnName, Frozen, SiteName
 from protocol.strict_yaml import DEFAULT_LIMIT, Path, YamlDocument, YamlValue, load_yaml
 
-Role = Literal["patient_id", "feature", "label", "ignore"]
+Role = Literal["patient_id", "feature", "label", "time", "ignore"]
 Action = Literal["refuse", "drop"]
 Mark = Annotated[str, StringConstraints(max_length=64)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -48,6 +48,8 @@ class Column(Frozen):
     @model_validator(mode="after")
     def _fits_its_role(self) -> Column:
         described = self.type is not None
+        if self.role == "time" and self.type not in ("number", "integer"):
+            raise ValueError(f"column {self.name}: the time to an event needs the type number or integer")
         if self.role in ("feature", "label") and not described:
             raise ValueError(f"column {self.name}: a {self.role} needs a type: number, integer or category")
         if self.role in ("patient_id", "ignore") and (
@@ -112,9 +114,12 @@ class FileDescription(Frozen):
 
 
 class _Outcome(Frozen):
+    """edges: only for the time to an event, which the column of role time holds."""
+
     name: ColumnName
     operator: Literal[">", ">=", "<", "<=", "==", "!="]
     value: float | int | str
+    edges: Annotated[tuple[float, ...], Field(max_length=MAX_INTERVALS)] = ()
 
 
 class _Document(Frozen):
@@ -149,22 +154,30 @@ def parse_dictionary(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Dictionary:
     except ValidationError as error:
         raise document.refuse_validation(error) from None
     _refuse_clashes(document, parsed)
-    label = next(column for column in parsed.columns if column.role == "label")
     try:
         schema = DatasetSchema(
             name=parsed.name,
             features=tuple(column.feature() for column in parsed.columns if column.role == "feature"),
-            label=LabelRule(
-                name=parsed.label.name,
-                column=label.name,
-                operator=parsed.label.operator,
-                value=parsed.label.value,
-            ),
+            label=_label(parsed),
         )
     except ValidationError as error:
         text = error.errors(include_input=False)[0]["msg"].removeprefix("Value error, ")
         raise document.refuse(("columns",), text, "Correct the dictionary.") from None
     return Dictionary(schema, parsed.file, parsed.columns)
+
+
+def _label(parsed: _Document) -> LabelRule:
+    """The outcome of a document without clashes. ValidationError where its parts contradict each other."""
+    named = {column.role: column.name for column in parsed.columns}
+    rule = {
+        "name": parsed.label.name,
+        "column": named["label"],
+        "operator": parsed.label.operator,
+        "value": parsed.label.value,
+    }
+    if "time" not in named:
+        return LabelRule.model_validate(rule)
+    return SurvivalLabel.model_validate({**rule, "time": named["time"], "edges": parsed.label.edges})
 
 
 def parse_number(text: str) -> float | None:
@@ -235,6 +248,17 @@ def _refuse_clashes(document: YamlDocument, parsed: _Document) -> None:
     if len(roles.get("label", [])) != 1:
         raise document.refuse(
             ("columns",), f"{len(roles.get('label', []))} columns have the role label.", "Give it to exactly one."
+        )
+    times = [parsed.columns[index] for index in roles.get("time", [])]
+    if len(times) != int(bool(parsed.label.edges)):
+        raise document.refuse(
+            ("label",),
+            f"{len(times)} columns have the role time, and the label has {len(parsed.label.edges)} edges.",
+            "For the time to an event give one column the role time and the label its edges; else neither.",
+        )
+    if times and not parsed.label.edges[-1] <= (times[0].maximum or 0.0):
+        raise document.refuse(
+            ("label", "edges"), f"the last edge lies beyond the range of {times[0].name}.", "End within it."
         )
     if "feature" not in roles:
         raise document.refuse(("columns",), "no column has the role feature.", "Name at least one input.")

@@ -6,13 +6,15 @@ The flat vector is what crosses: float64, little-endian, tensors in the order of
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from protocol.identifiers import Frozen
 
 MAX_PARAMETERS = 50_000_000
+MAX_INTERVALS = 50
+COX = frozenset({"cox", "coxph", "cox_ph", "cox_partial_likelihood", "cox_proportional_hazards", "deepsurv"})
 
 
 class LogisticRegression(Frozen):
@@ -28,18 +30,40 @@ class MultilayerPerceptron(Frozen):
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=4)]
 
 
-Model = LogisticRegression | MultilayerPerceptron
-ModelSpec = Annotated[Model, Field(discriminator="architecture")]
+class DiscreteTimeSurvival(Frozen):
+    """One logit for each interval of the schema's survival label: the log-odds of the event in it for a patient who
+    lived to its beginning (Brown 1975). tanh hidden layers, or none. The loss is the person-period binary
+    cross-entropy, which is a sum over patients, so that clipping one bounds what one can do."""
+
+    architecture: Literal["discrete_time_survival"]
+    intervals: Annotated[int, Field(ge=1, le=MAX_INTERVALS)]
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=4)] = ()
+
+
+Model = LogisticRegression | MultilayerPerceptron | DiscreteTimeSurvival
+
+
+def _refuse_cox(value: Any) -> Any:
+    if isinstance(value, dict) and str(value.get("architecture")).lower().replace("-", "_") in COX:
+        raise ValueError(
+            "the Cox partial likelihood couples patients, so clipping does not bound its sensitivity: use "
+            "discrete_time_survival"
+        )
+    return value
+
+
+ModelSpec = Annotated[Annotated[Model, Field(discriminator="architecture")], BeforeValidator(_refuse_cox)]
 
 
 def layer_widths(model: Model, inputs: int) -> tuple[int, ...]:
     """(inputs, hidden ..., outputs)."""
-    return (inputs, *(model.hidden if isinstance(model, MultilayerPerceptron) else ()), 1)
+    hidden = () if isinstance(model, LogisticRegression) else model.hidden
+    return (inputs, *hidden, model.intervals if isinstance(model, DiscreteTimeSurvival) else 1)
 
 
-def loss_of(model: Model) -> Literal["logistic"]:
+def loss_of(model: Model) -> Literal["logistic", "hazard"]:
     """What is minimised, by the name that `privacy.local.network` gives it."""
-    return "logistic"
+    return "hazard" if isinstance(model, DiscreteTimeSurvival) else "logistic"
 
 
 def parameter_shapes(model: Model, inputs: int) -> list[tuple[str, tuple[int, ...]]]:

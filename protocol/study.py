@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from protocol.dataset import DatasetSchema
+from protocol.dataset import DatasetSchema, SurvivalLabel
 from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, StudyId, Timestamp
-from protocol.model import ModelSpec, parameter_count
+from protocol.model import DiscreteTimeSurvival, ModelSpec, parameter_count
 
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Jurisdiction = Literal["EU", "US", "other"]
@@ -144,6 +144,14 @@ class StudySpec(Frozen):
         if self.minimum_sites - tolerated < 1 or self.minimum_sites - self.privacy.colluders < 2:
             raise ValueError(
                 "minimum_sites leaves fewer than two honest sites: raise it above colluders + 1 and dropouts"
+            )
+        label = self.dataset.label
+        edges = len(label.edges) if isinstance(label, SurvivalLabel) else None
+        intervals = self.model.intervals if isinstance(self.model, DiscreteTimeSurvival) else None
+        if intervals != edges:
+            raise ValueError(
+                f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
+                f"{edges or 'none'}: discrete_time_survival needs a label with as many edges, other models one without"
             )
         if len(set(self.recipients)) != len(self.recipients):
             raise ValueError("recipients names a site twice")

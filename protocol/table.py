@@ -25,7 +25,8 @@ _CONFLICT = "one patient has both outcomes"
 
 @dataclass
 class Table:
-    """Encoded records: `x` holds rows * width floats row by row, `y` 0 or 1 and `patients` a keyed hash per row.
+    """Encoded records: `x` holds rows * width floats row by row, `y` the label's code (`LabelRule.code`) and `patients`
+    a keyed hash per row.
 
     dropped: rows left out, by (column, reason). imputed: cells filled with the dictionary's constant, by column.
     """
@@ -140,9 +141,7 @@ class _Reading:
         generated = file.patient_id == "generated"
         # Two name spaces, so that row 7 is never the patient whose identifier is 7.
         patient = self.hash_patient(f"row\0{self.table.rows_read}" if generated else f"id\0{values[file.patient_id]}")
-        answer = values[rule.column]
-        assert answer is not None
-        label = rule.of(answer)
+        label = rule.code(values)
         by_name = {column.name: column for column in self.dictionary.columns}
         if self.outcome.setdefault(patient, label) != label:
             if by_name[rule.column].on_bad == "refuse":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from privacy.local.network import sigmoid
 from privacy.local.patients import Cohort, Group, part
 from protocol.dataset import Feature, Value
 from protocol.dictionary import Dictionary, parse_dictionary
+from protocol.model import DiscreteTimeSurvival
 from protocol.study import StudySpec, held_out_count
 from protocol.table import read_table
 
@@ -160,4 +162,16 @@ def _outcomes(spec: StudySpec, x: Float64, random: np.random.Generator) -> Float
     rule = np.random.default_rng(_RULE).normal(size=x.shape[1])
     odds = x @ rule
     odds = _SIGNAL * (odds - odds.mean()) / max(float(odds.std()), 1e-12)
-    return (random.random(x.shape[0]) < sigmoid(odds)).astype(np.float64)
+    if not isinstance(spec.model, DiscreteTimeSurvival):
+        return (random.random(x.shape[0]) < sigmoid(odds)).astype(np.float64)
+    # Half of the people have the event before the horizon, about one in five is lost from sight before.
+    intervals = spec.model.intervals
+    hazard, loss = 1 - 0.5 ** (1 / intervals), 1 - 0.8 ** (1 / intervals)
+    chance = sigmoid(odds + math.log(hazard / (1 - hazard)))
+    y, here = np.full(x.shape[0], 2.0 * intervals), np.ones(x.shape[0], dtype=np.bool_)
+    for interval in range(intervals):
+        event, lost = random.random(x.shape[0]) < chance, random.random(x.shape[0]) < loss
+        y[here & event] = 2 * interval + 1
+        y[here & ~event & lost] = 2 * interval
+        here &= ~(event | lost)
+    return y

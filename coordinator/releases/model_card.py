@@ -5,8 +5,8 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting", with the privacy 
 
 from __future__ import annotations
 
-from protocol.dataset import DatasetSchema, Feature
-from protocol.model import MultilayerPerceptron
+from protocol.dataset import DatasetSchema, Feature, SurvivalLabel
+from protocol.model import LogisticRegression
 from protocol.release import EpsilonStatement, EvaluationReport, Interval
 from protocol.study import StudyPlan
 
@@ -17,14 +17,13 @@ def write(
     """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
     spec = plan.spec
     model = spec.model
-    layers = f", hidden layers {list(model.hidden)}" if isinstance(model, MultilayerPerceptron) else ""
+    hidden = () if isinstance(model, LogisticRegression) else model.hidden
+    layers = f", hidden layers {list(hidden)}" if hidden else ""
     sections = [
         f"# {_words(spec.title)}",
         f"Model of study `{spec.study}`. Intended use: `{intended_use}`. Mode: **{use_mode}**.",
         "## What it predicts",
-        f"The probability that `{spec.dataset.label.name}` holds (`{spec.dataset.label.column} "
-        f"{spec.dataset.label.operator} {_words(str(spec.dataset.label.value))}`). "
-        f"Architecture: {model.architecture}{layers}.",
+        f"{_outcome(spec.dataset)} Architecture: {model.architecture}{layers}.",
         "## Inputs",
         _inputs(spec.dataset),
         "A value outside its range is refused. "
@@ -35,7 +34,7 @@ def write(
         f"part. Trained in {epsilon.rounds_executed} rounds. No patient's record left a hospital; updates met only "
         "under secure aggregation.",
         "## How well it does",
-        _evaluation(evaluation),
+        _evaluation(evaluation, survival=isinstance(spec.dataset.label, SurvivalLabel)),
         "## Privacy",
         _privacy(epsilon),
         "## Limits",
@@ -45,6 +44,18 @@ def write(
         "aggregation hides a single contribution by design.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _outcome(schema: DatasetSchema) -> str:
+    label = schema.label
+    rule = f"`{label.column} {label.operator} {_words(str(label.value))}`"
+    if not isinstance(label, SurvivalLabel):
+        return f"The probability that `{label.name}` holds ({rule})."
+    edges = ", ".join(f"{edge:g}" for edge in label.edges)
+    return (
+        f"The probability of `{label.name}` ({rule}) before `{label.time}` reaches {label.edges[-1]:g}: one minus the "
+        f"product of the chances to live through each interval (ends: {edges})."
+    )
 
 
 def _inputs(schema: DatasetSchema) -> str:
@@ -77,7 +88,7 @@ def _figure(name: str, interval: Interval) -> str:
     return f"- {name}: {interval.value:.3f} (95 % interval {interval.low:.3f} to {interval.high:.3f})"
 
 
-def _evaluation(report: EvaluationReport) -> str:
+def _evaluation(report: EvaluationReport, *, survival: bool) -> str:
     how = (
         "an exact score histogram, a declared exception **outside the privacy guarantee**"
         if report.outside_guarantee
@@ -87,6 +98,15 @@ def _evaluation(report: EvaluationReport) -> str:
         [
             f"On {report.held_out} held-out patients, never trained on, from {how}:",
             "",
+            *(
+                [
+                    "Patients who were lost from sight before the horizon count nowhere in it, which flatters or "
+                    "slanders the model where they differ from the others.",
+                    "",
+                ]
+                if survival
+                else []
+            ),
             _figure("AUC", report.auc),
             _figure("accuracy at 0.5", report.accuracy),
             _figure("expected calibration error", report.calibration_error),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature
-from protocol.model import LogisticRegression, MultilayerPerceptron, parameter_count, parameter_shapes
+from protocol.model import DiscreteTimeSurvival, Model, parameter_count, parameter_shapes
 
 OPSET = 17
 IR_VERSION = 8
@@ -40,9 +40,7 @@ class _Graph:
         return output
 
 
-def tensors(
-    model: LogisticRegression | MultilayerPerceptron, inputs: int, vector: NDArray[np.float64]
-) -> dict[str, NDArray[np.float64]]:
+def tensors(model: Model, inputs: int, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """The flat vector (P,) as named tensors in wire order. ValueError when P does not fit the model."""
     if vector.shape != (parameter_count(model, inputs),) or not np.isfinite(vector).all():
         raise ValueError("the parameter vector does not fit the model or is not finite")
@@ -55,9 +53,7 @@ def tensors(
     return result
 
 
-def build(
-    model: LogisticRegression | MultilayerPerceptron, schema: DatasetSchema, vector: NDArray[np.float64]
-) -> bytes:
+def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> bytes:
     """Serialised ModelProto, checked by onnx's own checker."""
     graph = _Graph()
     encoded = graph.add(
@@ -70,8 +66,12 @@ def build(
         weight = graph.constant(f"layers.{layer}.weight", weights[f"layers.{layer}.weight"])
         bias = graph.constant(f"layers.{layer}.bias", weights[f"layers.{layer}.bias"])
         current = graph.add("Gemm", [current, weight, bias], f"layer{layer}", transB=1)
-        last = layer == layers - 1
-        current = graph.add("Sigmoid" if last else "Tanh", [current], OUTPUT if last else f"hidden{layer}")
+        if layer < layers - 1:
+            current = graph.add("Tanh", [current], f"hidden{layer}")
+    if isinstance(model, DiscreteTimeSurvival):
+        _event_by_horizon(graph, current)
+    else:
+        graph.add("Sigmoid", [current], OUTPUT)
     features = len(schema.features)
     proto = helper.make_model(
         helper.make_graph(
@@ -88,6 +88,15 @@ def build(
     helper.set_model_props(proto, {"columns": ",".join(feature.name for feature in schema.features)})
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _event_by_horizon(graph: _Graph, logits: str) -> None:
+    """One minus the product of the chances to live through each interval, sigmoid(-z)."""
+    lived = graph.add("Sigmoid", [graph.add("Neg", [logits], "negated")], "lived")
+    logs = graph.add("Log", [lived], "logs")
+    total = graph.add("ReduceSum", [logs, graph.constant("axis", np.array([1], dtype=np.int64))], "total", keepdims=1)
+    survival = graph.add("Exp", [total], "survival")
+    graph.add("Sub", [graph.constant("one", np.array(1.0)), survival], OUTPUT)
 
 
 def _encode(graph: _Graph, index: int, feature: Feature) -> str:

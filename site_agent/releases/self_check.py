@@ -54,7 +54,8 @@ def forward(weights: dict[str, NDArray[np.float64]], inputs: NDArray[np.float64]
         current = weights[f"layers.{layer}.weight"] @ current + weights[f"layers.{layer}.bias"]
         if layer < layers - 1:
             current = np.tanh(current)
-    return float(1.0 / (1.0 + np.exp(-current[0])))
+    # One output: the chance itself. A survival model: one minus the chance to live through every interval.
+    return float(1.0 - np.prod(1.0 - 1.0 / (1.0 + np.exp(-current))))
 
 
 def probes(schema: DatasetSchema) -> list[dict[str, Value]]:

@@ -38,7 +38,7 @@ class WorkerState:
         """The result of one request: b"" for "open", else the noised float64 vector (little-endian)."""
         match header["op"]:
             case "open":
-                self._open(str(header["snapshot"]), str(header["model"]["architecture"]))
+                self._open(str(header["snapshot"]), bool(header["model"].get("hidden")))
                 return b""
             case "train":
                 return self._train(header, body)
@@ -46,8 +46,8 @@ class WorkerState:
                 return self._evaluate(header, body)
         raise ValueError("unknown operation")
 
-    def _open(self, digest: str, architecture: str) -> None:
-        if architecture == "mlp":
+    def _open(self, digest: str, hidden_layers: bool) -> None:
+        if hidden_layers:
             import torch
 
             torch.set_num_threads(1)
@@ -90,7 +90,7 @@ class WorkerState:
         return result.astype("<f8", copy=False).tobytes()
 
     def _device(self, model: dict[str, Any]) -> str:
-        if not self._gpu or model["architecture"] == "logistic_regression":
+        if not self._gpu or not model.get("hidden"):
             return "cpu"
         import torch
 

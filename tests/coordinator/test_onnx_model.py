@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from coordinator.releases.onnx_model import build, tensors
 from protocol.dataset import DatasetSchema, Feature, LabelRule
-from protocol.model import LogisticRegression, MultilayerPerceptron, parameter_count
+from protocol.model import DiscreteTimeSurvival, LogisticRegression, Model, MultilayerPerceptron, parameter_count
+from site_agent.releases.self_check import forward
 
 SCHEMA = DatasetSchema(
     name="heart",
@@ -25,16 +26,21 @@ SCHEMA = DatasetSchema(
 MODELS = [
     LogisticRegression(architecture="logistic_regression"),
     MultilayerPerceptron(architecture="mlp", hidden=(5, 3)),
+    DiscreteTimeSurvival(architecture="discrete_time_survival", intervals=4),
+    DiscreteTimeSurvival(architecture="discrete_time_survival", intervals=3, hidden=(5,)),
 ]
 
 
-def reference(model: LogisticRegression | MultilayerPerceptron, vector: np.ndarray, inputs: np.ndarray) -> float:
+def reference(model: Model, vector: np.ndarray, inputs: np.ndarray) -> float:
     weights = tensors(model, SCHEMA.width, vector)
     layers = len(weights) // 2
     for layer in range(layers):
         inputs = weights[f"layers.{layer}.weight"] @ inputs + weights[f"layers.{layer}.bias"]
         inputs = np.tanh(inputs) if layer < layers - 1 else 1 / (1 + np.exp(-inputs))
-    return float(inputs[0])
+    lived = 1.0
+    for chance in inputs:
+        lived *= 1 - chance
+    return 1 - lived
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,7 +53,7 @@ def reference(model: LogisticRegression | MultilayerPerceptron, vector: np.ndarr
     st.integers(0, 2**32 - 1),
 )
 def test_raw_values_give_the_encoded_prediction(
-    model: LogisticRegression | MultilayerPerceptron,
+    model: Model,
     age: float | None,
     pain: int | None,
     vessels: int,
@@ -64,7 +70,9 @@ def test_raw_values_give_the_encoded_prediction(
     raw = np.array([[np.nan if age is None else age, np.nan if pain is None else pain, vessels, sex]], dtype=float)
     session = onnxruntime.InferenceSession(build(model, SCHEMA, vector))
     (output,) = session.run(None, {"features": raw})
-    assert output[0, 0] == pytest.approx(reference(model, vector, np.array(SCHEMA.encode(record))), abs=1e-12)
+    inputs = np.array(SCHEMA.encode(record))
+    assert output[0, 0] == pytest.approx(reference(model, vector, inputs), abs=1e-12)
+    assert forward(tensors(model, SCHEMA.width, vector), inputs) == pytest.approx(output[0, 0], abs=1e-12)
 
 
 def test_the_file_is_reproducible_and_holds_no_weights_of_another_shape() -> None:

@@ -18,6 +18,7 @@ from coordinator.client.simulation import SimulationRefused
 from coordinator.client.spec_file import SpecFile, load_spec
 from coordinator.client.utility_curve import OWN_DATA, make_curve
 from protocol.delimited import DatasetRefused
+from protocol.dictionary import parse_dictionary
 from protocol.errors import CloisterError
 from tests.simulator.federation import NAMES, study_spec
 
@@ -123,6 +124,37 @@ def test_made_up_patients_are_new_for_each_seed_and_within_the_schema(file: Spec
     for cohort in first.values():
         assert (np.linalg.norm(cohort.training.x, axis=1) <= 3).all()
         assert 0.2 < cohort.training.y.mean() < 0.8
+
+
+@pytest.mark.parametrize("hidden", [[], [4]])
+def test_a_survival_study_is_simulated_from_its_own_table(tmp_path: Path, hidden: list[int]) -> None:
+    text = DICTIONARY.replace("num, role: label, type: integer, minimum: 0, maximum: 4", "dead, role: label, "
+        "type: category, levels: [0, 1]}\n- {name: months, role: time, type: number, minimum: 0, maximum: 240").replace(
+        'operator: ">", value: 0', 'operator: "==", value: 1, edges: [12, 24, 60]')  # fmt: skip
+    (tmp_path / "hearts.yaml").write_text(text)
+    model = {"architecture": "discrete_time_survival", "intervals": 3, "hidden": hidden}
+    schema = parse_dictionary(text.encode()).schema.model_dump(mode="json")
+    training = {"rounds": 25, "sampling_rate": 0.5, "clip": 0.5, "learning_rate": 2.0}
+    spec = study_spec(dataset=schema, model=model, training=training)
+    made = json.loads(spec.model_dump_json(exclude_none=True))
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**made, "dataset": {"dictionary": "hearts.yaml"}}))
+    random = np.random.default_rng(1)
+    rows = ["id,age,sex,dead,months"]
+    for number in range(400):
+        age = random.normal(55, 10)
+        months, seen = random.exponential(40 * np.exp(-(age - 55) / 6)), random.uniform(10, 120)
+        rows.append(f"p{number},{age:.1f},{number % 2},{int(months < seen)},{min(months, seen, 240):.2f}")
+    (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")
+    result = run(path, "--data", tmp_path / "all.csv", "--epsilons", "20", "--seeds", 2, "--json")
+    assert result.exit_code == 0, result.output
+    private, plain = json.loads(result.stdout)["points"]
+    assert plain["auc_mean"] > 0.85  # age decides; who dies early is older
+    assert private["auc_mean"] > 0.75
+    file = load_spec(path)
+    made_up = synthetic(file.spec, 400).sites(0)["berlin"].training.y
+    assert set(made_up) <= set(range(7))
+    assert {1.0, 6.0} <= set(made_up)
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ import onnxruntime
 import pytest
 import torch
 
-from coordinator.client.simulation import network_of, seeded_entropy, simulate, site_vector
+from coordinator.client.simulation import network_of, seeded_entropy, simulate, simulated_plan, site_vector
 from coordinator.releases.onnx_model import build
 from coordinator.rounds.optimiser import from_bytes
 from coordinator.studies.states import StudyState
 from privacy.entropy import Entropy
-from privacy.local.patients import Cohort, part
+from privacy.local.patients import Cohort, Group, part
 from protocol.release import EvaluationReport
 from protocol.study import StudyPlan
 from site_agent.training.local_step import private_gradient_sum, score_histogram
 from site_agent.training.sums import sum_parameters
-from tests.simulator.federation import NAMES, SCHEMA, Federation
+from tests.simulator.federation import NAMES, SCHEMA, Federation, study_spec
 
 Begin = Callable[..., str]
 PATIENTS, HELD_OUT = 80, 20
@@ -136,6 +136,27 @@ def test_a_simulated_site_computes_the_site_s_own_step_bit_for_bit(
     )
     simulated = site_vector(plan, "evaluate", NAMES, patients, parameters, seeded_entropy(4))
     assert simulated.tobytes() == counts.tobytes()
+
+
+@pytest.mark.parametrize("hidden", [[], [5]])
+def test_a_simulated_site_computes_the_site_s_own_survival_step(hidden: list[int]) -> None:
+    label = {"name": "death", "column": "num", "operator": "==", "value": 1, "time": "months", "edges": [6, 12]}
+    model = {"architecture": "discrete_time_survival", "intervals": 2, "hidden": hidden}
+    spec = study_spec(dataset={**SCHEMA.model_dump(mode="json"), "label": label}, model=model)
+    plan = simulated_plan(spec, dict.fromkeys(NAMES, (PATIENTS, HELD_OUT)))
+    here = COHORTS["berlin"].training
+    codes = np.random.default_rng(5).integers(0, 5, here.patients).astype(float)[here.patient]
+    group = Group(here.x, codes, here.patient, here.patients)
+    parameters = np.random.default_rng(3).normal(size=plan.parameters)
+    _, std = sum_parameters(plan.secure_sum("train", NAMES))
+    assert std is not None
+    own = private_gradient_sum(
+        group, spec.model, parameters, clip=spec.training.clip, sampling_rate=spec.training.sampling_rate,
+        noise_std=std, entropy=seeded_entropy(1),
+    )  # fmt: skip
+    cohort = Cohort(group, COHORTS["berlin"].held_out)
+    simulated = site_vector(plan, "train", NAMES, cohort, parameters, seeded_entropy(1))
+    assert simulated.tobytes() == own.tobytes()
 
 
 def test_lost_answers_cost_attempts_and_too_many_of_them_the_study(federation: Federation, begin: Begin) -> None:
