@@ -56,6 +56,7 @@ class RefusalCode(StrEnum):
     CONSUMED = "consumed"
     ALREADY_CONSUMED = "already-consumed"
     LEDGER_EXHAUSTED = "ledger-exhausted"
+    LEDGER_BEHIND = "ledger-behind"
     KEYS_MISSING = "keys-missing"
     KEYS_IN_USE = "keys-in-use"
     KEYS_REFUSED = "keys-refused"

@@ -33,6 +33,7 @@ from site_agent.renewal import renew_if_due
 from site_agent.settings import SiteHome, SiteSettings, load_settings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.participate import Participant
+from site_agent.training.states import AttemptRefused
 from site_agent.training.worker_client import WorkerClient
 from site_agent.witness.cycle import LogMisbehaved, Witness
 
@@ -133,6 +134,7 @@ class Agent:
         backoff = Backoff(self._settings.poll_seconds)
         _log.info("agent-started", site=self._settings.site)
         try:
+            self._check_ledger()
             while not self._stop.is_set():
                 try:
                     with self._open_client() as client:
@@ -147,6 +149,15 @@ class Agent:
             self._worker.close()
             witness.join(timeout=LONGEST_BACKOFF)
             _log.info("agent-stopped", site=self._settings.site)
+
+    def _check_ledger(self) -> None:
+        """Say so at once where the ledger was put back; the studies' keys are erased then. Every request is refused."""
+        try:
+            self._store.require_sound()
+        except AttemptRefused as refused:
+            _log.error("ledger-not-sound", code=refused.code.value)
+        except CloisterError as error:
+            _log.error("ledger-not-sound", code=error.code)
 
     def _ask_for_work(self, client: CoordinatorClient, backoff: Backoff) -> None:
         """Poll until stopped or for as long as one connection is kept (its certificate may have been renewed)."""

@@ -83,7 +83,7 @@ def agent(
 
 @app.command("status")
 def status(as_json: Json = False, home: Home = None) -> None:
-    """Show what this site holds and trusts. Exit code 2: the log has contradicted itself."""
+    """Show what this site holds and trusts. Exit code 2: the log has contradicted itself, or the ledger is behind."""
     from site_agent.clock import system_clock
     from site_agent.database import open_database
     from site_agent.keystore import load_keys
@@ -105,9 +105,14 @@ def status(as_json: Json = False, home: Home = None) -> None:
         typer.echo(f"  {snapshots['stored']} snapshots, {snapshots['waiting_for_registration']} not registered yet")
         for item in document["refused"]:
             typer.echo(f"  refused {item['at']} {item['study']} {item['phase']} round {item['round']}: {item['code']}")
+        if document["ledger"]["behind"]:
+            typer.echo(
+                "  LEDGER BEHIND: site.db was put back from a backup; every round is refused. "
+                f"{document['ledger']['remedy']}"
+            )
         for alarm in log["alarms"]:
             typer.echo(f"  ALARM {alarm['raised_at']} {alarm['code']}: {alarm['detail']}")
-    if document["log"]["alarms"]:
+    if document["log"]["alarms"] or document["ledger"]["behind"]:
         raise typer.Exit(log_commands.ALARMED)
 
 

@@ -16,9 +16,13 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 from sqlmodel import Session
 
 from protocol.errors import CloisterError
-from site_agent.durable_files import private_umask
+from site_agent.durable_files import private_umask, write_durably
 from site_agent.settings import SiteHome
 
+MARK = "ledger.generation"
+FIRST_MARK = (
+    b'{"generation": 0, "held_out": {"delta": 0.0, "epsilon": 0.0}, "training": {"delta": 0.0, "epsilon": 0.0}}'
+)
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 10.0
 
@@ -41,11 +45,20 @@ def open_database(home: SiteHome) -> Engine:
 
 
 def create_database(path: Path) -> Engine:
-    """A new database with every table. Raises DatabaseUnusable."""
+    """A new database with every table, and the mark of a ledger in which nothing was ever reserved.
+
+    Raises DatabaseUnusable.
+    """
     with private_umask():
         engine = connect(path)
         upgrade(engine)
+        write_durably(mark_of(engine), FIRST_MARK)
     return engine
+
+
+def mark_of(engine: Engine) -> Path:
+    """The file beside a database by which `site_agent.training.generation` notices that it was put back."""
+    return Path(str(engine.url.database)).with_name(MARK)
 
 
 def connect(path: Path) -> Engine:

@@ -16,6 +16,7 @@ from site_agent.keystore import SiteKeys
 from site_agent.renewal import current
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
+from site_agent.training.generation import REMEDY, standing
 from site_agent.witness import repository
 
 
@@ -28,6 +29,7 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
         alarms = repository.alarms(session)
         latest = repository.cosigned(session, held.head.size) if held else None
         snapshots = session.exec(select(func.count()).select_from(Snapshot)).one()
+        ledger = standing(session)
         waiting = session.exec(
             select(func.count()).select_from(Snapshot).where(col(Snapshot.registered_at).is_(None))
         ).one()
@@ -50,6 +52,7 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
             "quorum": policy.quorum,
             "alarms": [{"code": a.code, "detail": a.detail, "raised_at": a.raised_at} for a in alarms],
         },
+        "ledger": {"behind": ledger.behind, "remedy": REMEDY if ledger.behind else ""},
         "snapshots": {"stored": snapshots, "waiting_for_registration": waiting},
         "refused": [
             {"at": r.at, "study": r.study, "phase": r.phase, "round": r.round, "attempt": r.attempt, "code": r.code}

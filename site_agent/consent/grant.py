@@ -24,6 +24,7 @@ from site_agent.consent.states import Answer, ConsentConflict, answer_after
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
 from site_agent.training.budget_store import BudgetStore, reserve
+from site_agent.training.generation import advance, standing
 
 Reason = Literal["agreed", "purpose", "legal-basis", "privacy-budget", "data-quality", "capacity", "other"]
 
@@ -39,7 +40,8 @@ def grant(
 ) -> StudyGrant:
     """Reserve what the plan asks and sign the consent; an older grant of the same study is superseded.
 
-    Raises GrantDenied when the review does not allow it, ConsentConflict for a plan that was answered, BudgetExceeded.
+    Raises GrantDenied when the review does not allow it, ConsentConflict for a plan that was answered, BudgetExceeded,
+    LedgerBehind.
     """
     if not review.grantable(evidence):
         raise GrantDenied(*why_not(review, evidence))
@@ -78,8 +80,8 @@ def withdraw(engine: Engine, study: str, *, key: SigningKey, site: str, reason: 
     """Withdraw the standing grant of a study: from now on every request is refused, its keys are erased, and what was
     not begun is given back. Raises ConsentConflict where no grant stands."""
     with transaction(engine) as session:
-        standing = select(StudyGrant).where(StudyGrant.study == study, StudyGrant.state == Answer.GRANTED.value)
-        row = session.exec(standing).first()
+        query = select(StudyGrant).where(StudyGrant.study == study, StudyGrant.state == Answer.GRANTED.value)
+        row = session.exec(query).first()
         if row is None:
             raise ConsentConflict(f"No grant of the study {study} stands here.", "See cloister-site studies list.")
         row.state = answer_after(Answer(row.state), "withdraw").value
@@ -89,6 +91,8 @@ def withdraw(engine: Engine, study: str, *, key: SigningKey, site: str, reason: 
         row.decided_at, row.delivered = timestamp(now), False
         session.add(row)
         end_grant(session, row)
+        if not standing(session).behind:  # a ledger that was put back stays behind until that is acknowledged
+            advance(session)
     BudgetStore(engine).erase_traces()
     return row
 

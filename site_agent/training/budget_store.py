@@ -20,6 +20,7 @@ from protocol.round import Phase, RefusalCode
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
+from site_agent.training.generation import advance, require_newest, standing
 from site_agent.training.states import (
     AttemptKey,
     AttemptRefused,
@@ -31,7 +32,14 @@ from site_agent.training.states import (
     admit,
     decide_attempt,
 )
-from site_agent.training.tables import CohortCharge, ConsumedAttempt, KeyStepReply, RefusalRecord, SecureSumKeys
+from site_agent.training.tables import (
+    CohortCharge,
+    ConsumedAttempt,
+    ForgottenCharge,
+    KeyStepReply,
+    RefusalRecord,
+    SecureSumKeys,
+)
 
 KEPT_REFUSALS = 1000
 
@@ -72,18 +80,24 @@ class StudySpending:
 
 
 def spent(session: Session, snapshot: str, *, held_out: bool, but: str = "") -> Budget:
-    """What the most-used patient of this snapshot's group has been charged over all studies, reserved or spent.
-    `but`: the digest of a plan that is left out."""
+    """What the most-used patient of this snapshot's group has been charged over all studies, reserved or spent, with
+    what every patient is charged for a ledger that was put back. `but`: the digest of a plan that is left out."""
     values = {"snapshot": snapshot, "held_out": held_out, "but": but}
     row = session.connection().execute(_LARGEST_SPENT, values).one()
-    return Budget(float(row[0]), float(row[1]))
+    lost = select(ForgottenCharge).where(col(ForgottenCharge.held_out).is_(held_out))
+    forgotten = session.exec(lost).all()
+    return Budget(
+        float(row[0]) + sum(charge.epsilon for charge in forgotten),
+        float(row[1]) + sum(charge.delta for charge in forgotten),
+    )
 
 
 def reserve(
     session: Session, *, study: str, plan_digest: str, snapshot: str, charges: tuple[Charge, ...], cap: Budget, at: str
 ) -> None:
-    """Set aside what the plan asks of each group, in the caller's transaction. Raises BudgetExceeded, and
+    """Set aside what the plan asks of each group, in the caller's transaction. Raises BudgetExceeded, LedgerBehind, and
     LedgerConflict when the plan is reserved already."""
+    require_newest(session)
     taken = select(CohortCharge).where(CohortCharge.plan_digest == plan_digest)
     if session.exec(taken).first() is not None:
         raise LedgerConflict("The ledger has a reservation for this plan.", "Nothing has to be done again.")
@@ -104,10 +118,14 @@ def reserve(
             )
         )
     session.flush()
+    advance(session)
 
 
 def release_unused(session: Session, plan_digest: str) -> None:
-    """Give back the reservations of a plan of which no step was charged; the others stay charged in full."""
+    """Give back the reservations of a plan of which no step was charged; the others stay charged in full, and all of
+    them where the ledger was put back: it does not know what was charged."""
+    if standing(session).behind:
+        return
     unused = select(CohortCharge).where(
         CohortCharge.plan_digest == plan_digest, CohortCharge.steps_charged == 0, col(CohortCharge.released).is_(False)
     )
@@ -152,6 +170,7 @@ class BudgetStore:
         that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
         self._reached("before-charge")
         with transaction(self._engine) as session:
+            _refuse_behind(session)
             grant = session.get(StudyGrant, plan_digest)
             if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
@@ -189,9 +208,21 @@ class BudgetStore:
             charge.steps_charged += 1
             session.add(charge)
             session.flush()
+            advance(session)
             self._reached("in-charge")
         self._reached("charged")
         return None
+
+    def require_sound(self) -> None:
+        """Raises AttemptRefused LEDGER_BEHIND where the database was put back; the studies' keys are erased then, as
+        their masks may have been used."""
+        with transaction(self._engine) as session:
+            if not standing(session).behind:
+                return
+            session.exec(delete(SecureSumKeys))
+            session.exec(delete(KeyStepReply))
+        self.erase_traces()
+        raise AttemptRefused(RefusalCode.LEDGER_BEHIND)
 
     def stored(self, key: AttemptKey, *, plan_digest: str, request_digest: str) -> bytes | None:
         """The answer on disk for this very request, while its plan is granted; None where there is none."""
@@ -243,12 +274,13 @@ class BudgetStore:
         """Store a set-up step's answer and the keys' new state, together. `anew`: earlier steps are void.
 
         Raises AttemptRefused KEYS_IN_USE when new keys are asked for after an attempt was consumed under the old,
-        PLAN_NOT_GRANTED when the plan is not granted (any more).
+        PLAN_NOT_GRANTED when the plan is not granted (any more), LEDGER_BEHIND.
         """
         with transaction(self._engine) as session:
             grant = session.get(StudyGrant, plan_digest)
             if grant is None or grant.state != Answer.GRANTED:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
+            _refuse_behind(session)
             if anew:
                 if session.exec(select(ConsumedAttempt).where(ConsumedAttempt.study == study)).first() is not None:
                     raise AttemptRefused(RefusalCode.KEYS_IN_USE)
@@ -288,6 +320,11 @@ class BudgetStore:
         """The newest refusals, newest first."""
         with transaction(self._engine) as session:
             return list(session.exec(select(RefusalRecord).order_by(col(RefusalRecord.id).desc()).limit(limit)))
+
+
+def _refuse_behind(session: Session) -> None:
+    if standing(session).behind:
+        raise AttemptRefused(RefusalCode.LEDGER_BEHIND)
 
 
 def drop_keys(session: Session, study: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from protocol.timestamp import timestamp
 from site_agent.settings import SiteHome, load_settings
 
 app = typer.Typer(no_args_is_help=True, help="What this site's patients have been charged.")
@@ -26,10 +28,12 @@ def show(as_json: Json = False, home: Home = None) -> None:
     from site_agent.consent.governance import load_governance
     from site_agent.database import open_database, transaction
     from site_agent.training.budget_store import ledger, spent
+    from site_agent.training.generation import REMEDY, standing
 
     settings = load_settings(SiteHome.resolve(home))
     limits = load_governance(settings.home)
     with transaction(open_database(settings.home)) as session:
+        behind = standing(session).behind
         lines = [asdict(line) for line in ledger(session)]
         cohorts = []
         for row in session.exec(select(Snapshot).order_by(col(Snapshot.created_at))):
@@ -47,6 +51,7 @@ def show(as_json: Json = False, home: Home = None) -> None:
                     }
                 )
     document = {
+        "behind": behind,
         "limit": {"epsilon": limits.epsilon_limit, "delta": limits.delta_limit},
         "cohorts": cohorts,
         "studies": lines,
@@ -54,6 +59,8 @@ def show(as_json: Json = False, home: Home = None) -> None:
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
+    if behind:
+        typer.echo(f"LEDGER BEHIND: it was put back from a backup and knows too little. {REMEDY}")
     typer.echo(
         f"Limit for any patient over all studies: epsilon {limits.epsilon_limit:g}, delta {limits.delta_limit:g}"
     )
@@ -69,3 +76,38 @@ def show(as_json: Json = False, home: Home = None) -> None:
         )
         exact = ", exact: outside the guarantee" if line["exact"] else ""
         typer.echo(f"  study {line['study']:20} {kind:9} epsilon {line['epsilon']:.4g}, {state}{exact}")
+
+
+@app.command("acknowledge-restore")
+def acknowledge_restore(
+    lost_epsilon: Annotated[
+        float | None,
+        typer.Option("--lost-epsilon", min=0, help="What studies granted after the backup may cost one patient."),
+    ] = None,
+    lost_delta: Annotated[float | None, typer.Option("--lost-delta", min=0, help="Likewise, delta.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask again.")] = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Go on with a ledger that was put back from a backup: what was open counts as spent, in full and for good."""
+    from site_agent.clock import system_clock
+    from site_agent.database import open_database
+    from site_agent.training.budget_store import BudgetStore
+    from site_agent.training.generation import acknowledge
+    from site_agent.training.states import AttemptRefused, Budget
+
+    engine = open_database(load_settings(SiteHome.resolve(home)).home)
+    if not yes:
+        typer.confirm("Count every open study of this site as spent to its last step?", abort=True)
+    lost = None
+    if lost_epsilon is not None or lost_delta is not None:
+        lost = Budget(lost_epsilon or 0.0, lost_delta or 0.0)
+    with contextlib.suppress(AttemptRefused):  # that it is behind is why we are here; the keys are erased first
+        BudgetStore(engine).require_sound()
+    charged, studies = acknowledge(engine, at=timestamp(system_clock()), lost=lost)
+    if as_json:
+        document = {"lost": {"epsilon": charged.epsilon, "delta": charged.delta}, "studies": list(studies)}
+        typer.echo(json.dumps(document, indent=2))
+        return
+    typer.echo(f"spent to the last step: {', '.join(studies) or 'no open study'}")
+    typer.echo(f"charged to every patient: epsilon {charged.epsilon:.4g}, delta {charged.delta:.2g}")

@@ -105,6 +105,7 @@ class Participant:
             return self._refuse(about, RefusalCode.INTERNAL)
 
     def _answer(self, asked: Asked) -> bytes:
+        self._store.require_sound()
         grant, plan = self._granted(asked)
         check_cohort(asked.document.cohort, plan, self._settings.site)
         if isinstance(asked.document, KeyRequest):

@@ -30,6 +30,27 @@ class CohortCharge(SQLModel, table=True):
     reserved_at: str
 
 
+class LedgerGeneration(SQLModel, table=True):
+    """How often the ledger was changed (row 1); site_agent.training.generation keeps the same count in a file."""
+
+    __tablename__ = "ledger_generation"
+
+    id: int = Field(default=1, primary_key=True)
+    generation: int
+
+
+class ForgottenCharge(SQLModel, table=True):
+    """What a database that was put back had forgotten, as acknowledged: charged to every patient of the group."""
+
+    __tablename__ = "forgotten_charge"
+
+    id: int | None = Field(default=None, primary_key=True)
+    held_out: bool
+    epsilon: float
+    delta: float
+    acknowledged_at: str
+
+
 class ConsumedAttempt(SQLModel, table=True):
     """One attempt that was charged. packet: the signed answer; None until it is computed, and for ever after a crash
     in between: fresh noise under a used mask would reveal a difference, so it is never computed again."""
