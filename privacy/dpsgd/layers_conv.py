@@ -248,8 +248,10 @@ class ConvRule(LayerRule):
         if self._gradients is not None:
             target(self._weight).view(-1).addmv_(self._gradients.flatten(1).t(), weights)
         for a, g in self._pairs:
-            scaled = g * batch.of_records(weights).to(g.dtype).view(-1, *[1] * (g.dim() - 1))
-            target(self._weight).add_(_weight_gradient(self._layer, a, scaled, self._weight))
+            # In float32, also on a GPU: rounding each position's product further could exceed the clip.
+            scaled = g * batch.of_records(weights).view(-1, *[1] * (g.dim() - 1))
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                target(self._weight).add_(_weight_gradient(self._layer, a.float(), scaled, self._weight))
 
     def forget(self, patients: Tensor, records: Tensor) -> None:
         self._pairs = [(zero_rows(a, records), zero_rows(g, records)) for a, g in self._pairs]

@@ -89,7 +89,8 @@ class LinearRule(LayerRule):
             into.view(-1).addmv_(self._gradients.flatten(1).t(), weights)
         elif self._pair is not None:
             a, g = self._pair
-            scaled = g * batch.of_records(weights).to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+            # In float32: rounding each position's product to half precision could exceed the clip.
+            scaled = g * batch.of_records(weights).view(-1, *[1] * (g.dim() - 1))
             add_product(into, scaled.reshape(-1, g.shape[-1]), a.reshape(-1, a.shape[-1]))
 
     def forget(self, patients: Tensor, records: Tensor) -> None:
@@ -130,13 +131,15 @@ def instantiate(left: Tensor, right: Tensor, batch: PatientBatch, owner: nn.Para
 
 
 def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into += left^T right, for left (N, p), right (N, d), into (p, d) float32."""
-    if left.dtype == torch.float32:
-        into.addmm_(left.t(), right)
-    elif left.is_cuda:
-        into += torch.mm(left.t(), right, out_dtype=torch.float32)
+    """into += left^T right, for left (N, p) float32, right (N, d), into (p, d) float32."""
+    if right.is_cuda and right.dtype != torch.float32:
+        # Two halves of half precision carry 16 bits of the left side at the tensor cores' speed.
+        high = left.to(right.dtype)
+        low = (left - high).to(right.dtype)
+        into += torch.mm(high.t(), right, out_dtype=torch.float32)
+        into += torch.mm(low.t(), right, out_dtype=torch.float32)
     else:
-        into.addmm_(left.float().t(), right.float())
+        into.addmm_(left.t(), right.float())
 
 
 def _sequence(tensor: Tensor, records: int) -> Tensor:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from privacy.dpsgd.bookkeeping import MARGIN, BookKeeping, NotDispatchable
 from privacy.dpsgd.clipping import NOT_FINITE, clip_gradients
+from privacy.dpsgd.compiled import CompiledStep
 from privacy.dpsgd.layer_rules import Clock, PatientBatch
 from privacy.dpsgd.module_gradients import module_gradients
 from privacy.dpsgd.per_patient import average_by_patient
+from privacy.dpsgd.record_parts import Part, pad_batch, patients_of, take
 from privacy.dpsgd.step import PrivateSum
 from privacy.dpsgd.validation import require_private
 from privacy.entropy import Float64
 from privacy.errors import ParameterError
 from privacy.parameters import require_count, require_positive
 
-Engine = Literal["auto", "bookkeeping", "vmap", "opacus"]
+Engine = Literal["auto", "bookkeeping", "compiled", "vmap", "opacus"]
 Losses = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of R records -> (R,): one loss per record, each depending on its own record alone."""
 
@@ -48,18 +50,6 @@ class GradientSum:
     def private_sum(self) -> PrivateSum:
         """The same with the total as a numpy vector of float64, as `privacy.dpsgd.step` gives it."""
         return PrivateSum(self.total.double().cpu().numpy(), self.sensitivity, self.refused, self.reason)
-
-
-def pad_batch(inputs: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros appended up to `size` records, with the (size,) bool mask: Poisson batches of one shape.
-
-    Raises ParameterError when there are more records than that.
-    """
-    records = inputs.shape[0]
-    if records > size:
-        raise ParameterError(f"A batch of {records} records does not fit into {size}.", "Pad to the largest batch.")
-    padded = [torch.cat([part, part.new_zeros((size - records, *part.shape[1:]))]) for part in (inputs, targets)]
-    return padded[0], padded[1], torch.arange(size, device=inputs.device) < records
 
 
 class PrivateGradients:
@@ -93,15 +83,16 @@ class PrivateGradients:
             )
         if micro_batch is not None:
             require_count("the micro-batch", micro_batch, 1)
-        if engine not in ("auto", "bookkeeping", "vmap", "opacus"):
-            raise ParameterError(f"There is no engine {engine}.", "Use auto, bookkeeping, vmap or opacus.")
+        if engine not in get_args(Engine):
+            raise ParameterError(f"There is no engine {engine}.", f"Use one of {', '.join(get_args(Engine))}.")
         require_private(module)
         self._module, self._loss, self._clip = module, loss, clip
         self._micro_batch, self._autocast, self._asked = micro_batch, autocast, engine
         self._length = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._books: BookKeeping | None = None
         self._proved = False
-        if engine in ("auto", "bookkeeping"):
+        self._compiled = CompiledStep(module, loss, clip * (1.0 - MARGIN)) if engine == "compiled" else None
+        if engine in ("auto", "bookkeeping", "compiled"):
             try:
                 self._books = BookKeeping(module, clock)
             except NotDispatchable:
@@ -110,7 +101,9 @@ class PrivateGradients:
 
     @property
     def engine(self) -> Engine:
-        """What computes now: "auto" is resolved to the engine in use."""
+        """What computes now: "auto" is resolved to the engine in use. "compiled" leaves patients with several records,
+        and batches in which one must be refused, to book-keeping.
+        """
         return self._asked if self._asked != "auto" else ("bookkeeping" if self._books is not None else "vmap")
 
     def clipped_sum(
@@ -128,16 +121,20 @@ class PrivateGradients:
         padding, which contributes exactly nothing. out: (D,) float32 to hold the total of book-keeping, overwritten,
         so that steps share memory. Raises ParameterError for arrays that do not fit.
         """
-        index, people = _patients(inputs, targets, patients, count, mask)
+        index, people = patients_of(inputs, targets, patients, count, mask)
         device = inputs.device
         total = self._zeros(out, device)
         refused = 0
+        if self._compiled is not None and index is None and inputs.shape[0]:
+            if self._run_compiled(self._compiled, inputs, targets, mask, total):
+                return GradientSum(total, self._clip, 0, None)
+            total.zero_()
         if inputs.shape[0] and (mask is None or bool(mask.any())):
             books = self._trusted(inputs, targets, mask)
             if books is not None:
                 try:
                     for rows in self._pieces(index, inputs.shape[0], people, device):
-                        refused += self._keep(books, _take(inputs, targets, index, people, mask, rows), total)
+                        refused += self._keep(books, take(inputs, targets, index, people, mask, rows), total)
                 except NotDispatchable:
                     if self._asked == "bookkeeping":
                         raise
@@ -149,7 +146,7 @@ class PrivateGradients:
             if books is None:
                 total = total.double()
                 for rows in self._pieces(index, inputs.shape[0], people, device):
-                    refused += self._instantiate(_take(inputs, targets, index, people, mask, rows), total)
+                    refused += self._instantiate(take(inputs, targets, index, people, mask, rows), total)
         return GradientSum(total, self._clip, refused, NOT_FINITE if refused else None)
 
     def _zeros(self, out: Tensor | None, device: torch.device) -> Tensor:
@@ -159,7 +156,7 @@ class PrivateGradients:
             raise ParameterError(f"The result needs {self._length} float32 beside the inputs.", "Leave out unset.")
         return out.zero_()
 
-    def _keep(self, books: BookKeeping, part: _Part, total: Tensor) -> int:
+    def _keep(self, books: BookKeeping, part: Part, total: Tensor) -> int:
         if self._micro_batch is not None and part.inputs.shape[0] > self._micro_batch:
             return self._one_by_one(part, total)
         batch = PatientBatch(part.inputs.shape[0], part.patients, part.index, books.work)
@@ -175,9 +172,28 @@ class PrivateGradients:
         books.add_weighted(weights, total)
         return refused
 
-    def _one_by_one(self, part: _Part, total: Tensor) -> int:
+    def _run_compiled(
+        self, step: CompiledStep, inputs: Tensor, targets: Tensor, mask: Tensor | None, total: Tensor
+    ) -> bool:
+        """Whether the total now holds the sum; false when a patient must be refused, which book-keeping does."""
+        size = self._micro_batch or inputs.shape[0]
+        seed = torch.ones(inputs.shape[0], device=inputs.device) if mask is None else mask.float()
+        for start in range(0, inputs.shape[0], size):
+            rows = slice(start, start + size)
+            x, y, _ = pad_batch(inputs[rows], targets[rows], size)
+            seeds = torch.cat([seed[rows], seed.new_zeros(size - seed[rows].shape[0])])
+            with self._precision(inputs):
+                norms, more = step(x, y, seeds)
+            if not math.isfinite(float(norms.sum())):
+                return False
+            total += more
+        return True
+
+    def _one_by_one(self, part: Part, total: Tensor) -> int:
         """A single patient with more records than fit at once: its mean gradient by plain autograd, in pieces."""
         assert self._micro_batch is not None
+        if not bool(part.present().any()):
+            return 0
         seed = part.seed()
         gradient = torch.zeros_like(total)
         for start in range(0, part.inputs.shape[0], self._micro_batch):
@@ -189,7 +205,7 @@ class PrivateGradients:
         total.add_(gradient, alpha=min(1.0, self._clip * (1.0 - MARGIN) / norm) if norm else 1.0)
         return 0
 
-    def _instantiate(self, part: _Part, total: Tensor) -> int:
+    def _instantiate(self, part: Part, total: Tensor) -> int:
         """With torch.func or Opacus: every patient's gradient at full length, in float64."""
         kept = part.kept()
         if self.engine == "opacus":
@@ -202,7 +218,7 @@ class PrivateGradients:
         total += torch.from_numpy(clipped.gradients.sum(axis=0)).to(total.device)
         return int(clipped.refused.size)
 
-    def _opacus_gradients(self, part: _Part) -> Float64:
+    def _opacus_gradients(self, part: Part) -> Float64:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from opacus import GradSampleModule
@@ -306,81 +322,3 @@ class PrivateGradients:
 
     def _precision(self, inputs: Tensor) -> AbstractContextManager[object]:
         return nullcontext() if self._autocast is None else torch.autocast(inputs.device.type, dtype=self._autocast)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some records of whole patients; index None: record i is patient i."""
-
-    inputs: Tensor
-    targets: Tensor
-    index: Tensor | None
-    patients: int
-    mask: Tensor | None
-
-    def seed(self) -> Tensor:
-        """(R,): 1/n for a record of a patient with n records that are not padding, 0 for padding."""
-        records = self.inputs.shape[0]
-        mask = torch.ones(records, device=self.inputs.device) if self.mask is None else self.mask.float()
-        if self.index is None:
-            return mask
-        counts = torch.zeros(self.patients, device=mask.device).index_add_(0, self.index, mask)
-        return mask / counts.clamp(min=1.0)[self.index]
-
-    def present(self) -> Tensor:
-        """(P,) bool: patients with a record that is not padding."""
-        seed = self.seed()
-        index = torch.arange(seed.shape[0], device=seed.device) if self.index is None else self.index
-        return torch.zeros(self.patients, device=seed.device).index_add_(0, index, seed) > 0
-
-    def kept(self) -> _Part:
-        """The same without padding."""
-        if self.mask is None:
-            return self
-        index = torch.arange(self.inputs.shape[0], device=self.inputs.device) if self.index is None else self.index
-        return _Part(self.inputs[self.mask], self.targets[self.mask], index[self.mask], self.patients, None)
-
-    def numbers(self) -> npt.NDArray[np.int64]:
-        return np.arange(self.patients) if self.index is None else self.index.cpu().numpy()
-
-
-def _take(
-    inputs: Tensor, targets: Tensor, index: Tensor | None, people: int, mask: Tensor | None, rows: Tensor | None
-) -> _Part:
-    if rows is None:
-        return _Part(inputs, targets, index, people, mask)
-    part = None if mask is None else mask[rows]
-    if index is None:
-        return _Part(inputs[rows], targets[rows], None, rows.shape[0], part)
-    present, local = torch.unique(index[rows], return_inverse=True)
-    return _Part(inputs[rows], targets[rows], local, present.shape[0], part)
-
-
-def _patients(
-    inputs: Tensor,
-    targets: Tensor,
-    patients: npt.NDArray[np.integer] | Tensor | None,
-    count: int | None,
-    mask: Tensor | None,
-) -> tuple[Tensor | None, int]:
-    records = inputs.shape[0] if inputs.dim() else -1
-    if records < 0 or targets.shape[:1] != (records,):
-        raise ParameterError("Inputs and targets do not have one entry per record.", "Check the cohort's arrays.")
-    if mask is not None and (mask.shape != (records,) or mask.dtype != torch.bool):
-        raise ParameterError("The mask must hold one true or false per record.", "Use the mask of pad_batch.")
-    if patients is None:
-        if count is not None and count != records:
-            raise ParameterError(
-                f"{records} records without patient numbers cannot be {count} patients.", "Number the patients."
-            )
-        return None, records
-    index = patients if isinstance(patients, Tensor) else torch.from_numpy(np.ascontiguousarray(patients))
-    if index.shape != (records,) or index.is_floating_point() or index.dtype == torch.bool:
-        raise ParameterError("There must be one whole patient number per record.", "Number the patients from 0.")
-    index = index.to(device=inputs.device, dtype=torch.int64)
-    if count is None:
-        raise ParameterError("The number of patients is missing.", "Give the count beside the patient numbers.")
-    require_count("the number of patients", count, 0)
-    if records and not (int(index.min()) >= 0 and int(index.max()) < count):
-        raise ParameterError(f"A patient index is outside 0 to {count - 1}.", "Number the patients from 0.")
-    return index, count
