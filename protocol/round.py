@@ -57,6 +57,7 @@ class RefusalCode(StrEnum):
     ALREADY_CONSUMED = "already-consumed"
     LEDGER_EXHAUSTED = "ledger-exhausted"
     LEDGER_BEHIND = "ledger-behind"
+    LOG_ALARM = "log-alarm"
     KEYS_MISSING = "keys-missing"
     KEYS_IN_USE = "keys-in-use"
     KEYS_REFUSED = "keys-refused"

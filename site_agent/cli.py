@@ -111,8 +111,10 @@ def status(as_json: Json = False, home: Home = None) -> None:
                 f"{document['ledger']['remedy']}"
             )
         for alarm in log["alarms"]:
-            typer.echo(f"  ALARM {alarm['raised_at']} {alarm['code']}: {alarm['detail']}")
-    if document["log"]["alarms"] or document["ledger"]["behind"]:
+            typer.echo(f"  {log_commands.alarm_line(alarm)}")
+        if any(alarm["acknowledged_at"] is None for alarm in log["alarms"]):
+            typer.echo(f"  every round is refused while an alarm stands. {log_commands.REMEDY}")
+    if any(alarm["acknowledged_at"] is None for alarm in document["log"]["alarms"]) or document["ledger"]["behind"]:
         raise typer.Exit(log_commands.ALARMED)
 
 

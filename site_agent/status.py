@@ -50,7 +50,17 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
             "cosigned": bool(latest and latest.delivered),
             "witnesses": len(policy.witnesses),
             "quorum": policy.quorum,
-            "alarms": [{"code": a.code, "detail": a.detail, "raised_at": a.raised_at} for a in alarms],
+            "alarms": [
+                {
+                    "alarm": a.id,
+                    "code": a.code,
+                    "detail": a.detail,
+                    "raised_at": a.raised_at,
+                    "acknowledged_at": a.acknowledged_at,
+                    "reason": a.reason,
+                }
+                for a in alarms
+            ],
         },
         "ledger": {"behind": ledger.behind, "remedy": REMEDY if ledger.behind else ""},
         "snapshots": {"stored": snapshots, "waiting_for_registration": waiting},

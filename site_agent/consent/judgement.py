@@ -90,14 +90,15 @@ def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, Charge]:
 
 
 def objections(
-    plan: StudyPlan, *, identity: Identity, data: LocalData | None, epsilons: Epsilons
+    plan: StudyPlan, *, identity: Identity, data: LocalData | None, epsilons: Epsilons, log_sound: bool
 ) -> tuple[Objection, ...]:
-    """Everything that this site's own checks hold against the plan; empty when nothing does."""
+    """Everything that this site's own checks hold against the plan; empty when nothing does. log_sound: no alarm about
+    the coordinator's log stands here."""
     return (
         *_about_papers(plan, identity),
         *_about_this_site(plan, identity, data),
         *_about_noise(plan, epsilons),
-        *_about_the_log(plan, identity),
+        *_about_the_log(plan, identity, log_sound),
     )
 
 
@@ -211,7 +212,13 @@ def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
             yield Objection("secure-sum", error.message, error.remedy)
 
 
-def _about_the_log(plan: StudyPlan, identity: Identity) -> Iterator[Objection]:
+def _about_the_log(plan: StudyPlan, identity: Identity, log_sound: bool) -> Iterator[Objection]:
+    if not log_sound:
+        yield Objection(
+            "log-alarm",
+            "The coordinator's log has contradicted itself before this site, and the alarm stands.",
+            "See cloister-site log check, and ask the federation's auditor.",
+        )
     try:
         policy = WitnessPolicy.from_document(plan.witness_policy)
     except Malformed as error:

@@ -24,7 +24,7 @@ from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import spent
 from site_agent.training.states import Budget, Charge
-from site_agent.witness.tables import LogAlarm
+from site_agent.witness.repository import standing_alarms
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def review(
     data = local_data(session, settings, plan)
     epsilons = own_epsilons(plan)
     asked = charges(plan, epsilons)
+    log_sound = not standing_alarms(session)
     before = [_spent(session, data, charge, signed.digest) for charge in asked]
     facts = consent_facts(
         plan,
@@ -109,7 +110,7 @@ def review(
         epsilons=epsilons,
         spent=before[0],
         charge=asked[0],
-        log_sound=session.exec(select(LogAlarm)).first() is None,
+        log_sound=log_sound,
     )
     decision = evaluate("consent", facts, policy.packs, policy.parameters, now=now, salt=os.urandom(32))
     granted_before = last_granted(session, plan.spec.study, settings.coordinator)
@@ -120,7 +121,13 @@ def review(
         signed=signed,
         answer=None if standing is None else Answer(standing.state),
         decision=decision,
-        objections=objections(plan, identity=_identity(settings, keys, governance), data=data, epsilons=epsilons),
+        objections=objections(
+            plan,
+            identity=_identity(settings, keys, governance),
+            data=data,
+            epsilons=epsilons,
+            log_sound=log_sound,
+        ),
         epsilons=epsilons,
         costs=tuple(
             Cost(charge, had, Budget(had.epsilon + charge.epsilon, had.delta + charge.delta), limit)

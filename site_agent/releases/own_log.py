@@ -53,7 +53,7 @@ def check_entries(entries: Iterable[bytes], release: str, sealing: tuple[int, by
 
 def check_own_log(settings: SiteSettings, engine: Engine, release: str, sealing: tuple[int, bytes] | None) -> None:
     """`check_entries` over the site's copy, once it is found to be what the site verified; with a sealing to look up,
-    only while the log has raised no alarm.
+    only while no alarm about the log stands.
 
     Raises VerificationFailed, ReleaseSuspended, MirrorDamaged.
     """
@@ -61,11 +61,11 @@ def check_own_log(settings: SiteSettings, engine: Engine, release: str, sealing:
 
     with transaction(engine) as session:
         held = repository.held(session, VerifierKey.parse(settings.log).name)
-        alarmed = bool(repository.alarms(session))
+        alarmed = bool(repository.standing_alarms(session))
     if alarmed and sealing is not None:  # what was installed before may be served, and gone back to, all the same
         raise VerificationFailed(
             "The log has contradicted itself before this site: no release in it is trusted.",
-            "See cloister-site log check, and ask the federation's auditor.",
+            "See cloister-site log check, ask the federation's auditor, and acknowledge the alarm only then.",
         )
     mirror, size = Mirror(settings.home.mirror), 0 if held is None else held.head.size
     if held is not None:

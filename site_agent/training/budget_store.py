@@ -40,6 +40,7 @@ from site_agent.training.tables import (
     RefusalRecord,
     SecureSumKeys,
 )
+from site_agent.witness.repository import standing_alarms
 
 KEPT_REFUSALS = 1000
 
@@ -170,7 +171,7 @@ class BudgetStore:
         that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
         self._reached("before-charge")
         with transaction(self._engine) as session:
-            _refuse_behind(session)
+            _refuse_unsound(session)
             grant = session.get(StudyGrant, plan_digest)
             if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
@@ -214,10 +215,11 @@ class BudgetStore:
         return None
 
     def require_sound(self) -> None:
-        """Raises AttemptRefused LEDGER_BEHIND where the database was put back; the studies' keys are erased then, as
-        their masks may have been used."""
+        """Raises AttemptRefused: LOG_ALARM while an alarm about the log stands, LEDGER_BEHIND where the database
+        was put back; the studies' keys are erased then, as their masks may have been used."""
         with transaction(self._engine) as session:
             if not standing(session).behind:
+                _refuse_unsound(session)
                 return
             session.exec(delete(SecureSumKeys))
             session.exec(delete(KeyStepReply))
@@ -274,13 +276,14 @@ class BudgetStore:
         """Store a set-up step's answer and the keys' new state, together. `anew`: earlier steps are void.
 
         Raises AttemptRefused KEYS_IN_USE when new keys are asked for after an attempt was consumed under the old,
-        PLAN_NOT_GRANTED when the plan is not granted (any more), LEDGER_BEHIND.
+        PLAN_NOT_GRANTED when the plan is not granted (any more), LEDGER_BEHIND,
+        LOG_ALARM.
         """
         with transaction(self._engine) as session:
             grant = session.get(StudyGrant, plan_digest)
             if grant is None or grant.state != Answer.GRANTED:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
-            _refuse_behind(session)
+            _refuse_unsound(session)
             if anew:
                 if session.exec(select(ConsumedAttempt).where(ConsumedAttempt.study == study)).first() is not None:
                     raise AttemptRefused(RefusalCode.KEYS_IN_USE)
@@ -322,9 +325,11 @@ class BudgetStore:
             return list(session.exec(select(RefusalRecord).order_by(col(RefusalRecord.id).desc()).limit(limit)))
 
 
-def _refuse_behind(session: Session) -> None:
+def _refuse_unsound(session: Session) -> None:
     if standing(session).behind:
         raise AttemptRefused(RefusalCode.LEDGER_BEHIND)
+    if standing_alarms(session):
+        raise AttemptRefused(RefusalCode.LOG_ALARM)
 
 
 def drop_keys(session: Session, study: str) -> None:

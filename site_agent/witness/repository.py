@@ -9,7 +9,7 @@ from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from protocol.checkpoint import TreeHead
-from protocol.errors import VerificationFailed
+from protocol.errors import CloisterError, VerificationFailed
 from protocol.merkle import HASH_BYTES, Frontier
 from protocol.witness_policy import WitnessPolicy
 from site_agent.database import DatabaseUnusable
@@ -20,6 +20,12 @@ class HeadMoved(VerificationFailed):
     """Another process of this site moved the head meanwhile."""
 
     code = "head-moved"
+
+
+class NoSuchAlarm(CloisterError):
+    """There is no such alarm to acknowledge."""
+
+    code = "no-such-alarm"
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,24 @@ def raise_alarm(
 def alarms(session: Session) -> tuple[LogAlarm, ...]:
     """Every alarm there ever was, oldest first."""
     return tuple(session.exec(select(LogAlarm).order_by(col(LogAlarm.id))).all())
+
+
+def standing_alarms(session: Session) -> tuple[LogAlarm, ...]:
+    """The alarms that nobody has acknowledged, oldest first."""
+    return tuple(alarm for alarm in alarms(session) if alarm.acknowledged_at is None)
+
+
+def acknowledge(session: Session, number: int, reason: str, *, at: str) -> LogAlarm:
+    """Note that IT looked into an alarm. The evidence stays, and the same evidence is no new alarm; any other is.
+
+    Raises NoSuchAlarm for an alarm that never was, or was acknowledged before.
+    """
+    row = session.get(LogAlarm, number)
+    if row is None or row.acknowledged_at is not None:
+        raise NoSuchAlarm(f"No alarm {number} stands here.", "See cloister-site log check.")
+    row.acknowledged_at, row.reason = at, reason
+    session.add(row)
+    return row
 
 
 def _moved() -> HeadMoved:

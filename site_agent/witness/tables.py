@@ -36,7 +36,10 @@ class CosignedCheckpoint(SQLModel, table=True):
 
 
 class LogAlarm(SQLModel, table=True):
-    """Evidence against the log: kept for ever. `code` is closed; the two notes speak for themselves."""
+    """Evidence against the log: kept for ever. `code` is closed; the two notes speak for themselves.
+
+    acknowledged_at, reason: when, and by which closed code, IT said that it looked into it; until then it stands.
+    """
 
     __tablename__ = "log_alarm"
 
@@ -46,6 +49,8 @@ class LogAlarm(SQLModel, table=True):
     held_note: bytes | None = Field(default=None, sa_type=LargeBinary)
     served_note: bytes = Field(sa_type=LargeBinary)
     raised_at: str
+    acknowledged_at: str | None = None
+    reason: str | None = None
 
 
 class AcceptedWitnessPolicy(SQLModel, table=True):

@@ -235,6 +235,17 @@ def test_the_log_is_checked_verified_and_alarms_exit_2(run, coordinator, home):
     assert "ALARM" in out
     coordinator.log.entries[0] = b"first"
     assert run("log", "check", "--home", home)[0] == 2  # what was once seen is not forgotten
+    code, _, err = run("log", "acknowledge", 1, "--reason", "it is fine", "--home", home)
+    assert (code, "is not a reason" in err) == (1, True)
+    code, _, err = run("log", "acknowledge", 7, "--reason", "false-alarm", "--home", home)
+    assert (code, "No alarm 7 stands" in err) == (1, True)
+    code, out, _ = run("log", "acknowledge", 1, "--reason", "false-alarm", "--home", home)
+    assert (code, "acknowledged" in out) == (0, True)
+    code, out, _ = run("status", "--home", home)
+    assert (code, "(false-alarm), alarm 1" in out) == (0, True)
+    code, out, _ = run("log", "check", "--home", home, "--json")
+    (kept,) = json.loads(out)["alarms"]
+    assert (code, kept["served"], kept["reason"]) == (0, alarm["served"], "false-alarm")
 
 
 def test_a_changed_mirror_is_told_and_repaired(run, home):
