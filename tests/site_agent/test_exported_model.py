@@ -1,0 +1,329 @@
+"""A model brought as a graph: it trains as the original would, and nothing but listed operators ever runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from privacy.dpsgd.step import clipped_sum
+from protocol.exported import OPERATORS, ExportedGraph, ExportRefused, GraphNode, check_graph, read_exported
+from site_agent.training.exported import ExportedNetwork, exported_gradients
+
+torch.set_num_threads(1)
+WIDTH = 8
+
+
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, 6), nn.LayerNorm(6), nn.GELU("tanh"), nn.Linear(6, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Attention(nn.Module):
+    """Convolution, group normalisation and self-attention over the inputs as a series."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv1d(1, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.norm(self.convolution(x.unsqueeze(1)))).transpose(1, 2)
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        pooled = nn.functional.max_pool1d(h.transpose(1, 2), 2) * 0.5
+        return self.head(torch.cat([pooled[:, :, :2], pooled[:, :, 2:]], dim=2).flatten(1))
+
+
+class Image(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 3, 3, stride=2), nn.Conv2d(3, 3, 1), nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.a(x))
+        return self.head((h + self.b(h)).mean(dim=(2, 3)))
+
+
+MODELS = [(Perceptron, (WIDTH,)), (Attention, (WIDTH,)), (Image, (1, 7, 7))]
+
+
+def exported(
+    model: nn.Module, *shape: int, batch: int = 1, dtype: torch.dtype = torch.float32, **options: Any
+) -> bytes:
+    out = io.BytesIO()
+    program = torch.export.export(model, (torch.zeros(batch, *shape, dtype=dtype),), **options)
+    torch.export.save(program, out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "shape"), MODELS, ids=["perceptron", "attention", "image"])
+def test_a_graph_computes_and_trains_as_the_original(kind: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    model = kind().eval()
+    graph, weights = read_exported(exported(model, *shape))
+    parameters = np.frombuffer(weights, dtype="<f8").astype(np.float64)
+    original = model.double()
+    assert graph.parameter_count == parameters.size == sum(p.numel() for p in original.parameters())
+    random = np.random.default_rng(2)
+    x, y = random.normal(size=(9, *shape)), random.integers(0, 2, 9).astype(float)
+    rebuilt = ExportedNetwork(graph, parameters)
+    for record in torch.from_numpy(x):
+        torch.testing.assert_close(rebuilt(record[None]), original(record[None]))
+
+    patients = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4])
+    rows = exported_gradients(graph, parameters, x, y, patients, 5)
+    # The wire order is the file's; the original's gradients are put into it by their values' own places.
+    order = _order(original, parameters)
+    for patient in range(5):
+        original.zero_grad()
+        logits = original(torch.from_numpy(x[patients == patient]))[:, 0]
+        nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(y[patients == patient])).backward()
+        flat = torch.cat([p.grad.flatten() for p in original.parameters() if p.grad is not None]).numpy()
+        np.testing.assert_allclose(rows[patient], flat[order], rtol=1e-7, atol=1e-9)
+    assert np.linalg.norm(clipped_sum(rows, 0.1).total) <= 0.5 + 1e-9
+    assert ExportedGraph.model_validate_json(graph.model_dump_json()) == graph
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_is_torch_s_own(causal: bool, scale: float | None) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = nn.functional.scaled_dot_product_attention(x, 2 * x, x, is_causal=causal, scale=scale)
+            return self.head(h.flatten(1))
+
+    model = Attending()
+    graph, weights = read_exported(exported(model, 2, 3, 2))
+    rebuilt = ExportedNetwork(graph, np.frombuffer(weights, dtype="<f8").astype(np.float64))
+    x = torch.randn(1, 2, 3, 2, dtype=torch.float64)
+    torch.testing.assert_close(rebuilt(x), model.double()(x))
+
+
+def _order(original: nn.Module, parameters: np.ndarray) -> np.ndarray:
+    flat = torch.cat([p.detach().flatten() for p in original.parameters()]).numpy()
+    order = np.empty(flat.size, dtype=np.int64)
+    order[np.argsort(parameters, kind="stable")] = np.argsort(flat, kind="stable")
+    repeated = flat[order] != parameters
+    assert not repeated.any()
+    # Equal numbers (biases of 0, norms of 1) keep their order, which is the same in both when the tensors' is.
+    return order
+
+
+def test_nothing_of_the_researcher_s_machine_is_kept() -> None:
+    graph, _ = read_exported(exported(Perceptron().eval(), WIDTH))
+    text = graph.model_dump_json()
+    assert "Perceptron" not in text
+    assert "File" not in text
+    assert "layers" not in text
+
+
+class Dropping(Perceptron):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.layers(x), 0.5, training=True)
+
+
+class Batched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(x))
+
+
+class Random(Perceptron):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x + torch.rand_like(x))
+
+
+class Constant(Perceptron):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.arange(WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x * self.factor)
+
+
+class TwoLogits(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: exported(Dropping(), WIDTH), "dropout"),
+        (lambda: exported(Batched().eval(), WIDTH), "buffer"),
+        (lambda: exported(Random(), WIDTH), "rand_like"),
+        (lambda: exported(Constant(), WIDTH), "constant"),
+        (lambda: exported(Perceptron(), WIDTH, batch=4), "exactly one record"),
+        (lambda: exported(Perceptron(), WIDTH, batch=4, dynamic_shapes=({0: torch.export.Dim("n")},)), "not fixed"),
+        (lambda: exported(nn.Sequential(nn.Linear(WIDTH, 1), nn.ReLU(inplace=True)), WIDTH), "relu_"),
+        (lambda: exported(Perceptron().to(torch.bfloat16), WIDTH, dtype=torch.bfloat16), "float32 or float64"),
+        (lambda: b"", "no whole .pt2"),
+        (lambda: b"PK\x03\x04" + bytes(100), "no whole .pt2"),
+    ],
+)  # fmt: skip
+def test_what_is_not_listed_is_refused_with_the_remedy(data: Callable[[], bytes], message: str) -> None:
+    with pytest.raises(ExportRefused, match=message) as refused:
+        read_exported(data())
+    assert refused.value.remedy
+
+
+def altered(change: Callable[[dict[str, Any], dict[str, Any]], None], raw: dict[str, bytes] | None = None) -> bytes:
+    """A good file whose graph and weights' list were changed by hand."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(exported(Perceptron().eval(), WIDTH))) as good, zipfile.ZipFile(out, "w") as bad:
+        members = {info.filename: good.read(info) for info in good.infolist()}
+        graph = next(name for name in members if name.endswith("models/model.json"))
+        listed = next(name for name in members if name.endswith("model_weights_config.json"))
+        documents = json.loads(members[graph]), json.loads(members[listed])
+        change(documents[0]["graph_module"], documents[1]["config"])
+        members[graph], members[listed] = (json.dumps(document).encode() for document in documents)
+        root = graph.partition("/")[0]
+        members |= {f"{root}/{name}": content for name, content in (raw or {}).items()}
+        for name, content in members.items():
+            bad.writestr(name, content)
+    return out.getvalue()
+
+
+class Boom:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("the pickle was opened",))
+
+
+def _target(name: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda graph, _weights: graph["graph"]["nodes"][0].update(target=name)
+
+
+def _weights(**change: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda _graph, weights: next(iter(weights.values())).update(**change)
+
+
+def _huge(_graph: dict[str, Any], weights: dict[str, Any]) -> None:
+    first = next(iter(weights.values()))["tensor_meta"]
+    first["sizes"] = [{"as_int": 10**6}, {"as_int": 10**6}]
+    first["strides"] = [{"as_int": 10**6}, {"as_int": 1}]
+
+
+def _argument(value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda graph, _weights: graph["graph"]["nodes"][1]["inputs"][1].update(arg=value)
+
+
+def test_the_pickled_sample_inputs_are_never_opened() -> None:
+    data = altered(lambda _graph, _weights: None, {"data/sample_inputs/model.pt": pickle.dumps(Boom())})
+    graph, _ = read_exported(data)
+    assert len(graph.nodes) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_target("torch.ops.aten.rand_like.default"), "rand_like"),
+        (_target("os.system"), "os.system"),
+        (_target("torch.ops.higher_order.cond"), "cond"),
+        (_target("torch.ops.aten.linear.default.__globals__"), "not on the list"),
+        (_weights(use_pickle=True), "pickled"),
+        (_weights(path_name="weight_1"), "share|another length"),
+        (_weights(path_name="../../etc/passwd"), "another form"),
+        (_huge, "more than 50000000 parameters"),
+        (_argument({"as_device": {"type": "cuda"}}), "not taken|another form"),
+        (_argument({"as_string": "x" * 99}), "may have"),
+        (_argument({"as_tensor": {"name": "never_made"}}), "another form"),
+        (_argument({"as_ints": [2**70]}), "may have|another form"),
+        (lambda graph, _w: graph["graph"]["nodes"].extend(graph["graph"]["nodes"] * 600), "more than 2000 nodes"),
+        (lambda graph, _w: graph["signature"]["output_specs"].append({}), "another form"),
+        (lambda graph, _w: graph.pop("graph"), "another form"),
+    ],
+)
+def test_a_file_made_by_hand_is_refused(change: Callable[[dict[str, Any], dict[str, Any]], None], message: str) -> None:
+    with pytest.raises(ExportRefused, match=message):
+        read_exported(altered(change))
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ExportRefused, match="not a finite number"):
+        read_exported(altered(lambda _g, _w: None, {"data/weights/weight_0": np.full(48, np.nan, "<f4").tobytes()}))
+
+
+def graph_of(operator: str, **arguments: tuple[str, Any]) -> ExportedGraph:
+    given = [{"name": name, "kind": kind, "value": value} for name, (kind, value) in arguments.items()]
+    node = GraphNode.model_validate({"operator": operator, "arguments": given})
+    return ExportedGraph(input=(4,), parameters=((1, 4),), nodes=(node,), output="n0")
+
+
+def test_a_graph_from_a_plan_is_checked_again_at_the_site() -> None:
+    good = graph_of("linear.default", input=("tensor", "x"), weight=("tensor", "p0"))
+    assert ExportedNetwork(good, np.ones(4))(torch.ones(1, 4, dtype=torch.float64)).item() == 4
+    for bad in (
+        graph_of("rand_like.default", self=("tensor", "x")),
+        graph_of("linear.default", input=("tensor", "n0"), weight=("tensor", "p0")),
+        graph_of("linear.default", input=("tensor", "x"), weight=("tensor", "p0"), out=("tensor", "x")),
+        graph_of("softmax.int", self=("tensor", "x"), dim=("bool", True)),
+        good.model_copy(update={"output": "p0"}),
+        good.model_copy(update={"parameters": ((50_000_000, 2),)}),
+    ):
+        with pytest.raises(ExportRefused):
+            check_graph(bad)
+        with pytest.raises(ExportRefused):
+            ExportedNetwork(bad, np.ones(4))
+    with pytest.raises(ExportRefused, match="finite"):
+        ExportedNetwork(good, np.full(4, np.inf))
+    with pytest.raises(ValidationError):
+        ExportedGraph.model_validate({**good.model_dump(), "code": "import os"})
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (graph_of("matmul.default", self=("tensor", "x"), other=("tensor", "p0")), "do not fit together"),
+        (graph_of("relu.default", self=("tensor", "x")), "not \\(1, 1\\)"),
+        (graph_of("relu.default"), "do not fit together"),
+    ],
+)
+def test_a_graph_that_does_not_work_is_refused_before_any_patient_is_read(graph: ExportedGraph, message: str) -> None:
+    with pytest.raises(ExportRefused, match=message):
+        ExportedNetwork(graph, np.ones(4))
+
+
+def test_an_intermediate_value_that_would_fill_the_memory_is_refused_unallocated() -> None:
+    def node(operator: str, **arguments: tuple[str, Any]) -> GraphNode:
+        return graph_of(operator, **arguments).nodes[0]
+
+    graph = ExportedGraph(
+        input=(30_000, 1),
+        parameters=((1, 1),),
+        nodes=(
+            node("transpose.int", self=("tensor", "x"), dim0=("int", 1), dim1=("int", 2)),
+            node("matmul.default", self=("tensor", "x"), other=("tensor", "n0")),
+        ),
+        output="n1",
+    )
+    with pytest.raises(ExportRefused, match="16777216 numbers"):
+        ExportedNetwork(graph, np.ones(1))
+
+
+def test_every_listed_operator_exists_in_torch_and_takes_the_listed_arguments() -> None:
+    for name, arguments in OPERATORS.items():
+        operator, _, overload = name.partition(".")
+        schema = getattr(getattr(torch.ops.aten, operator), overload)._schema
+        assert set(arguments) <= {argument.name for argument in schema.arguments}, name
+        assert not schema.is_mutable, name
