@@ -69,7 +69,9 @@ class ConvRule(LayerRule):
         if key not in work.choices:
             costs = self.costs(calls, batch)
             if work.clock is not None and not a.is_cuda:
-                costs = {way: self._measure(way, calls, batch, work.clock) for way in costs}
+                # What is estimated far behind is not worth the memory of a trial.
+                likely = [way for way, cost in costs.items() if cost <= 4.0 * min(costs.values())]
+                costs = {way: self._measure(way, calls, batch, work.clock) for way in likely}
             work.choices[key] = min(costs, key=lambda way: costs[way])
         return work.choices[key]
 

@@ -32,6 +32,8 @@ Engine = Literal["auto", "bookkeeping", "compiled", "vmap", "opacus"]
 Losses = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of R records -> (R,): one loss per record, each depending on its own record alone."""
 
+# Pairs of records tried before a batch is left to another engine.
+MOST_PROOFS = 8
 SMALLEST_CLIP, LARGEST_CLIP = 1e-12, 1e12
 
 
@@ -123,12 +125,12 @@ class PrivateGradients:
         """
         index, people = patients_of(inputs, targets, patients, count, mask)
         device = inputs.device
-        total = self._zeros(out, device)
+        total = _Total(self._length, device, out)
         refused = 0
         if self._compiled is not None and index is None and inputs.shape[0]:
             if self._run_compiled(self._compiled, inputs, targets, mask, total):
-                return GradientSum(total, self._clip, 0, None)
-            total.zero_()
+                return GradientSum(total.values, self._clip, 0, None)
+            total.values.zero_()
         if inputs.shape[0] and (mask is None or bool(mask.any())):
             books = self._trusted(inputs, targets, mask)
             if books is not None:
@@ -139,24 +141,17 @@ class PrivateGradients:
                     if self._asked == "bookkeeping":
                         raise
                     self._books, books = None, None
-                    total, refused = torch.zeros_like(total), 0
+                    total, refused = _Total(self._length, device, out), 0
                 finally:
                     if books is not None:
                         books.release()
             if books is None:
-                total = total.double()
+                total = _Total(self._length, device, None, torch.float64)
                 for rows in self._pieces(index, inputs.shape[0], people, device):
                     refused += self._instantiate(take(inputs, targets, index, people, mask, rows), total)
-        return GradientSum(total, self._clip, refused, NOT_FINITE if refused else None)
+        return GradientSum(total.values, self._clip, refused, NOT_FINITE if refused else None)
 
-    def _zeros(self, out: Tensor | None, device: torch.device) -> Tensor:
-        if out is None:
-            return torch.zeros(self._length, device=device)
-        if out.shape != (self._length,) or out.dtype != torch.float32 or out.device != device:
-            raise ParameterError(f"The result needs {self._length} float32 beside the inputs.", "Leave out unset.")
-        return out.zero_()
-
-    def _keep(self, books: BookKeeping, part: Part, total: Tensor) -> int:
+    def _keep(self, books: BookKeeping, part: Part, total: _Total) -> int:
         if self._micro_batch is not None and part.inputs.shape[0] > self._micro_batch:
             return self._one_by_one(part, total)
         batch = PatientBatch(part.inputs.shape[0], part.patients, part.index, books.work)
@@ -169,11 +164,11 @@ class PrivateGradients:
             books.forget(bad)
             weights = weights.masked_fill(bad, 0.0)
             refused = int((bad & part.present()).sum())
-        books.add_weighted(weights, total)
+        books.add_weighted(weights, total.values)
         return refused
 
     def _run_compiled(
-        self, step: CompiledStep, inputs: Tensor, targets: Tensor, mask: Tensor | None, total: Tensor
+        self, step: CompiledStep, inputs: Tensor, targets: Tensor, mask: Tensor | None, total: _Total
     ) -> bool:
         """Whether the total now holds the sum; false when a patient must be refused, which book-keeping does."""
         size = self._micro_batch or inputs.shape[0]
@@ -186,26 +181,26 @@ class PrivateGradients:
                 norms, more = step(x, y, seeds)
             if not math.isfinite(float(norms.sum())):
                 return False
-            total += more
+            total.values.add_(more)
         return True
 
-    def _one_by_one(self, part: Part, total: Tensor) -> int:
+    def _one_by_one(self, part: Part, total: _Total) -> int:
         """A single patient with more records than fit at once: its mean gradient by plain autograd, in pieces."""
         assert self._micro_batch is not None
         if not bool(part.present().any()):
             return 0
         seed = part.seed()
-        gradient = torch.zeros_like(total)
+        gradient = torch.zeros(self._length, device=seed.device)
         for start in range(0, part.inputs.shape[0], self._micro_batch):
             rows = slice(start, start + self._micro_batch)
             gradient += self._autograd(part.inputs[rows], part.targets[rows], seed[rows])
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         if not math.isfinite(norm):
             return 1
-        total.add_(gradient, alpha=min(1.0, self._clip * (1.0 - MARGIN) / norm) if norm else 1.0)
+        total.values.add_(gradient, alpha=min(1.0, self._clip * (1.0 - MARGIN) / norm) if norm else 1.0)
         return 0
 
-    def _instantiate(self, part: Part, total: Tensor) -> int:
+    def _instantiate(self, part: Part, total: _Total) -> int:
         """With torch.func or Opacus: every patient's gradient at full length, in float64."""
         kept = part.kept()
         if self.engine == "opacus":
@@ -215,7 +210,7 @@ class PrivateGradients:
             with self._precision(kept.inputs):
                 rows = module_gradients(self._module, self._scalar, kept.inputs, kept.targets, index, kept.patients)
         clipped = clip_gradients(rows, self._clip)
-        total += torch.from_numpy(clipped.gradients.sum(axis=0)).to(total.device)
+        total.values.add_(torch.from_numpy(clipped.gradients.sum(axis=0)).to(part.inputs.device))
         return int(clipped.refused.size)
 
     def _opacus_gradients(self, part: Part) -> Float64:
@@ -275,29 +270,30 @@ class PrivateGradients:
         return self._books if proof else None
 
     def _prove(self, books: BookKeeping, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> bool | None:
-        """Whether two records agree with autograd; None where no two records have finite gradients other than 0."""
+        """Whether two records agree with autograd; None where no two neighbours have finite gradients other than 0."""
         rows = torch.arange(inputs.shape[0], device=inputs.device)
-        found: list[tuple[Tensor, Tensor]] = []
-        for row in rows if mask is None else rows[mask]:
-            one = row[None]
-            gradient = self._autograd(inputs[one], targets[one], torch.ones(1, device=inputs.device))
-            if bool(torch.isfinite(gradient).all()) and bool(gradient.any()):
-                found.append((one, gradient))
-            if len(found) == 2:
-                break
-        if len(found) < 2:
-            return None
-        pair = torch.cat([one for one, _ in found])
+        rows = rows if mask is None else rows[mask]
         seed = torch.tensor([1.0, 0.5], device=inputs.device)
-        norms = books.record(lambda: self._losses(inputs[pair], targets[pair]), seed, PatientBatch(2, 2, None))
-        total = torch.zeros(self._length, device=inputs.device)
-        books.add_weighted(torch.ones(2, device=inputs.device), total)
-        wanted = torch.stack([found[0][1], 0.5 * found[1][1]])
-        lengths = torch.linalg.vector_norm(wanted, dim=1)
+        for start in range(min(rows.shape[0] - 1, MOST_PROOFS)):
+            x, y = inputs[rows[start : start + 2]], targets[rows[start : start + 2]]
+            norms = books.record(lambda x=x, y=y: self._losses(x, y), seed, PatientBatch(2, 2, None))  # type: ignore[misc]
+            if bool(torch.isfinite(norms).all()) and bool(norms.all()):
+                return self._agrees(books, x, y, norms.sqrt())
+        return None
+
+    def _agrees(self, books: BookKeeping, x: Tensor, y: Tensor, norms: Tensor) -> bool:
+        """The recorded gradients against those of each record by itself."""
+        rest = torch.zeros(self._length, device=x.device)
+        books.add_weighted(torch.ones(2, device=x.device), rest)
         tolerance = 1e-3 if self._autocast is None else 5e-2
-        close = (norms.sqrt() - lengths).abs() <= tolerance * lengths
-        off = torch.linalg.vector_norm(total - wanted.sum(0))
-        return bool(close.all()) and bool(off <= tolerance * lengths.sum())
+        lengths, close = 0.0, True
+        for row, weight in enumerate((1.0, 0.5)):
+            gradient = self._autograd(x[row : row + 1], y[row : row + 1], torch.tensor([weight], device=x.device))
+            length = float(torch.linalg.vector_norm(gradient))
+            close = close and abs(float(norms[row]) - length) <= tolerance * length
+            rest -= gradient
+            lengths += length
+        return close and float(torch.linalg.vector_norm(rest)) <= tolerance * lengths
 
     def _autograd(self, inputs: Tensor, targets: Tensor, seed: Tensor) -> Tensor:
         parameters = [p for p in self._module.parameters() if p.requires_grad]
@@ -322,3 +318,25 @@ class PrivateGradients:
 
     def _precision(self, inputs: Tensor) -> AbstractContextManager[object]:
         return nullcontext() if self._autocast is None else torch.autocast(inputs.device.type, dtype=self._autocast)
+
+
+class _Total:
+    """The sum, zeroed at first use: by then the backward pass has given its memory back."""
+
+    def __init__(
+        self, length: int, device: torch.device, out: Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        if out is not None and (out.shape != (length,) or out.dtype != dtype or out.device != device):
+            raise ParameterError(f"The result needs {length} float32 beside the inputs.", "Leave out unset.")
+        self._length, self._device, self._dtype = length, device, dtype
+        self._out = out
+        self._values: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        if self._values is None:
+            if self._out is None:
+                self._values = torch.zeros(self._length, dtype=self._dtype, device=self._device)
+            else:
+                self._values = self._out.zero_()
+        return self._values

@@ -16,6 +16,8 @@ from privacy.entropy import KeyStream
 from privacy.errors import ParameterError
 
 CHUNK = 1 << 14
+# On a thread of its own, larger pieces: between two calls the interpreter's lock must be had.
+CHUNK_AHEAD = 1 << 17
 _MANTISSA = (1 << 52) - 1
 _ONE = 0x3FF << 52
 _ALMOST_ONE = 1.0 - 2.0**-53
@@ -24,26 +26,28 @@ _ALMOST_ONE = 1.0 - 2.0**-53
 class TensorNoise:
     """Independent N(0, std^2) from one key stream (Box and Muller 1958). For one thread."""
 
-    def __init__(self, stream: KeyStream) -> None:
+    def __init__(self, stream: KeyStream, chunk: int = CHUNK) -> None:
+        """chunk: entries drawn at once, an even number; the stream's bytes depend on it."""
         self._stream = stream
-        self._words = np.empty(CHUNK, dtype=np.int64)
+        self._size = chunk
+        self._words = np.empty(chunk, dtype=np.int64)
         self._bits = torch.from_numpy(self._words)
-        self._draw = torch.empty(CHUNK, dtype=torch.float64)
+        self._draw = torch.empty(chunk, dtype=torch.float64)
 
     def add_(self, values: Tensor, std: float) -> None:
         """Add to every entry of a contiguous float32 or float64 vector in main memory, in place; each sum is taken in
         float64 before it is rounded. Raises ParameterError unless `std` is finite and above 0.
         """
         _require(values, std)
-        for start in range(0, values.numel(), CHUNK):
-            part = values[start : start + CHUNK]
+        for start in range(0, values.numel(), self._size):
+            part = values[start : start + self._size]
             part += self._chunk(part.numel(), std)
 
     def fill_(self, values: Tensor, std: float) -> None:
         """Overwrite a contiguous float64 vector with noise. Raises ParameterError as `add_` does."""
         _require(values, std)
-        for start in range(0, values.numel(), CHUNK):
-            part = values[start : start + CHUNK]
+        for start in range(0, values.numel(), self._size):
+            part = values[start : start + self._size]
             part.copy_(self._chunk(part.numel(), std))
 
     def _chunk(self, count: int, std: float) -> Tensor:
@@ -75,7 +79,7 @@ class NoiseAhead:
         """Raises ParameterError unless `std` is finite and above 0."""
         self._values = torch.empty(length, dtype=torch.float64)
         _require(self._values, std)
-        self._noise, self._std = TensorNoise(stream), std
+        self._noise, self._std = TensorNoise(stream, CHUNK_AHEAD), std
         self._wanted, self._drawn = threading.Event(), threading.Event()
         self._ended = False
         self._failure: BaseException | None = None
