@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from coordinator.client import release, study
+from coordinator.client import policy, release, study
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
@@ -16,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify.")
 app.add_typer(study.app, name="study")
 app.add_typer(release.app, name="release")
+app.add_typer(policy.app, name="policy")
 app.add_typer(audit, name="audit")
 
 EXPORT_POLL_SECONDS = 0.5
@@ -23,7 +24,7 @@ EXPORT_POLL_SECONDS = 0.5
 
 @app.callback()
 def about() -> None:
-    """Take part in a Cloister federation: studies, releases, audit."""
+    """Take part in a Cloister federation: studies, releases, policy, audit."""
 
 
 @app.command()

@@ -1,0 +1,200 @@
+"""What changed between two sets of policy documents, rule by rule and field by field.
+
+A direction is given only where one is declared or follows from the engine's order: a parameter's `stricter`, the
+order of effects (a warning, then evidence or an approval, then a denial), a rule at more or fewer gates. A changed
+expression has none: whether it lets more through, a person has to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from policies.findings import APPROVAL
+from policies.packs import Pack, Policy, RuleText
+from policies.parameters import ParameterDeclaration
+
+Direction = Literal["laxer", "stricter"] | None
+
+
+def compare(old: Policy, new: Policy) -> dict[str, Any]:
+    """`{"same", "packs", "rules", "facts", "parameters"}`: JSON of all that differs.
+
+    `rules` has `added`, `removed` and `changed`; each change is `{"field", "old", "new", "direction"}`, where
+    direction is "laxer", "stricter" or null. `same` is true where nothing differs but, perhaps, the bytes.
+    """
+    packs_old, packs_new = {p.id: p for p in old.packs}, {p.id: p for p in new.packs}
+    report: dict[str, Any] = {
+        "packs": _sides(
+            {name: _pack_fields(pack) for name, pack in packs_old.items()},
+            {name: _pack_fields(pack) for name, pack in packs_new.items()},
+        ),
+        "rules": _rules(old, new),
+        "facts": _sides(_declared(old.catalogue.facts, "path"), _declared(new.catalogue.facts, "path")),
+        "parameters": _parameters(old.parameters.schema.parameters, new.parameters.schema.parameters),
+    }
+    report["same"] = not any(report[part][side] for part in report for side in ("added", "removed", "changed"))
+    return report
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """`compare`'s report for a person."""
+    if report["same"]:
+        return "Nothing that decides differs."
+    lines: list[str] = []
+    for part, singular in (("packs", "pack"), ("rules", "rule"), ("facts", "fact"), ("parameters", "parameter")):
+        found = report[part]
+        lines += [f"+ {singular} {item['id']} is new{_leaning(item)}" for item in found["added"]]
+        lines += [f"- {singular} {item['id']} is gone{_leaning(item)}" for item in found["removed"]]
+        for item in found["changed"]:
+            lines.append(f"~ {singular} {item['id']}")
+            for change in item["changes"]:
+                lines += [
+                    f"    {change['field']}{_leaning(change)}",
+                    f"      was: {_shown(change['old'])}",
+                    f"      is:  {_shown(change['new'])}",
+                ]
+    return "\n".join(lines)
+
+
+def _rules(old: Policy, new: Policy) -> dict[str, list[dict[str, Any]]]:
+    before, after = _rules_by_id(old), _rules_by_id(new)
+    found = _sides(
+        {name: _fields(rule) for name, rule in before.items()}, {name: _fields(rule) for name, rule in after.items()}
+    )
+    for item in found["added"]:
+        item["direction"] = "stricter" if _others_look(after, before, item["id"]) else None
+    for item in found["removed"]:
+        item["direction"] = "laxer" if _others_look(before, after, item["id"]) else None
+    for item in found["changed"]:
+        for change in item["changes"]:
+            change["direction"] = _rule_direction(change)
+    return found
+
+
+def _others_look(having: Mapping[str, RuleText], lacking: Mapping[str, RuleText], name: str) -> bool:
+    """Whether rules look at all the rule's gates without it. Where none does, the gate is shut: the first opens it."""
+    looked_at = {gate for rule in lacking.values() for gate in rule.gates}
+    return set(having[name].gates) <= looked_at
+
+
+def _rule_direction(change: Mapping[str, Any]) -> Direction:
+    old, new = change["old"], change["new"]
+    match change["field"]:
+        case "effect":
+            return _ordered(_weight(old), _weight(new))
+        case "gates":
+            return _ordered_sets(set(old), set(new))
+        case "valid_from":
+            return _ordered(new, old)  # in force earlier: stricter
+        case "valid_to":
+            return _ordered(old or "9999", new or "9999")
+    return None
+
+
+def _weight(effect: str) -> int:
+    if effect == "evidence" or effect.startswith(APPROVAL):
+        return 1
+    return 0 if effect == "warn" else 2
+
+
+def _ordered(old: Any, new: Any) -> Direction:
+    if old == new:
+        return None
+    return "stricter" if new > old else "laxer"
+
+
+def _ordered_sets(old: set[str], new: set[str]) -> Direction:
+    if new > old:
+        return "stricter"
+    return "laxer" if new < old else None
+
+
+def _parameters(
+    old: Sequence[ParameterDeclaration], new: Sequence[ParameterDeclaration]
+) -> dict[str, list[dict[str, Any]]]:
+    before, after = {p.name: p for p in old}, {p.name: p for p in new}
+    found = _sides(_declared(old, "name"), _declared(new, "name"))
+    for item in found["changed"]:
+        for change in item["changes"]:
+            change["direction"] = _parameter_direction(change, before[item["id"]], after[item["id"]])
+    return found
+
+
+def _parameter_direction(change: Mapping[str, Any], old: ParameterDeclaration, new: ParameterDeclaration) -> Direction:
+    if (old.stricter, old.type) != (new.stricter, new.type):
+        return None
+    if change["field"] == "default":
+        laxer, stricter = old.laxer(new.default, old.default), old.laxer(old.default, new.default)
+        if laxer == stricter:
+            return None  # a list that both lost and won entries
+        return "laxer" if laxer else "stricter"
+    # The limit on the lax side says how far an organisation may go; the other one only how strict it may be.
+    if change["field"] == "maximum" and old.stricter == "lower":
+        return _ordered(-_or(old.maximum, float("inf")), -_or(new.maximum, float("inf")))
+    if change["field"] == "minimum" and old.stricter == "higher":
+        return _ordered(_or(old.minimum, float("-inf")), _or(new.minimum, float("-inf")))
+    return None
+
+
+def _or(limit: float | None, otherwise: float) -> float:
+    return otherwise if limit is None else limit
+
+
+def _rules_by_id(policy: Policy) -> dict[str, RuleText]:
+    return {f"{pack.id}/{rule.text.id}": rule.text for pack in policy.packs for rule in pack.rules}
+
+
+def _pack_fields(pack: Pack) -> dict[str, Any]:
+    fields = _fields(pack.text)
+    del fields["rules"], fields["pack"]
+    scopes = {gate: _fields(scope.text) for gate, scope in sorted(pack.scopes.items())}
+    for gate, scope in scopes.items():
+        del scope["gates"]
+        fields[f"scope at {gate}"] = scope
+    del fields["scopes"]
+    return fields
+
+
+def _declared(declarations: Sequence[BaseModel], key: str) -> dict[str, dict[str, Any]]:
+    return {getattr(declaration, key): _fields(declaration) for declaration in declarations}
+
+
+def _fields(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def _sides(
+    old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    changed = []
+    for name in sorted(old.keys() & new.keys()):
+        fields = [*old[name], *(field for field in new[name] if field not in old[name])]
+        changes = [
+            {"field": field, "old": old[name].get(field), "new": new[name].get(field), "direction": None}
+            for field in fields
+            if old[name].get(field) != new[name].get(field)
+        ]
+        if changes:
+            changed.append({"id": name, "changes": changes})
+    return {
+        "added": [{"id": name, "direction": None} for name in sorted(new.keys() - old.keys())],
+        "removed": [{"id": name, "direction": None} for name in sorted(old.keys() - new.keys())],
+        "changed": changed,
+    }
+
+
+def _leaning(item: Mapping[str, Any]) -> str:
+    return f" ({item['direction']})" if item["direction"] else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "(none)"
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value) or "(none)"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_shown(item)}" for name, item in value.items())
+    return str(value)
