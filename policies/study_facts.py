@@ -5,10 +5,10 @@ What only one party knows (its ledger, its data, its log) that party adds itself
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from protocol.study import PlannedSite, StudyPlan, StudySpec
+from protocol.study import StudyPlan, StudySpec
 
 ACCOUNTANT = "pld"
 
@@ -44,20 +44,39 @@ def study_facts(spec: StudySpec, *, site: str | None = None) -> dict[str, Any]:
     }
 
 
-def planned_facts(
-    spec: StudySpec, sites: Iterable[PlannedSite], *, epsilon: float, epsilon_worst_site: float
+@dataclass(frozen=True)
+class Epsilons:
+    """What a plan costs, as the judging party takes it: of the model, and in the worst case of a site the model's and
+    the evaluation's; the last is None where the evaluation is exact."""
+
+    training: float
+    worst_site: float
+    evaluation_worst_site: float | None
+
+    @classmethod
+    def stated(cls, plan: StudyPlan) -> Epsilons:
+        """As the plan itself says."""
+        return cls(plan.epsilon, plan.epsilon_worst_site, plan.epsilon_evaluation_worst_site)
+
+
+def document_facts(
+    plan: StudyPlan, plan_digest: str, *, site: str | None = None, epsilons: Epsilons | None = None
 ) -> dict[str, Any]:
-    """`plan.*` but its digest: what the spec asks, who takes part, and the epsilons as the judging party computed
-    them itself. The generator, the sampling and the accountant are those of this very program."""
-    return {
+    """`study.*` and `plan.*`. epsilons: as the judging party computed them; left out, the plan's own.
+
+    The generator, the sampling and the accountant are those of this very program.
+    """
+    spec, cost = plan.spec, epsilons or Epsilons.stated(plan)
+    planned = {
+        "digest": plan_digest,
         "kind": "training",
         "dp": {
             "enabled": True,
             "unit": spec.privacy.unit,
             "mode": spec.privacy.mode,
-            "epsilon": epsilon,
+            "epsilon": cost.training,
             "delta": spec.privacy.delta,
-            "epsilon_worst_site": epsilon_worst_site,
+            "epsilon_worst_site": cost.worst_site,
             "sampling": "poisson",
             "accountant": ACCOUNTANT,
             "secure_rng": True,
@@ -65,16 +84,12 @@ def planned_facts(
         "secure_aggregation": True,
         "min_sites": spec.minimum_sites,
         "sites": [
-            {"name": site.name, "jurisdiction": site.jurisdiction, "patients": site.patients} for site in sites
+            {"name": planned.name, "jurisdiction": planned.jurisdiction, "patients": planned.patients}
+            for planned in plan.sites
         ],
-        "evaluation": {"mode": spec.evaluation.mode},
+        "evaluation": {"mode": spec.evaluation.mode, "epsilon_worst_site": cost.evaluation_worst_site},
     }
-
-
-def plan_facts(plan: StudyPlan, digest: str, *, epsilon: float, epsilon_worst_site: float) -> dict[str, Any]:
-    """`plan.*` of a whole plan, its digest included."""
-    facts = planned_facts(plan.spec, plan.sites, epsilon=epsilon, epsilon_worst_site=epsilon_worst_site)
-    return {**facts, "digest": digest}
+    return {"study": {**study_facts(spec, site=site), "submitter": plan.submitter}, "plan": planned}
 
 
 def _by_site(spec: StudySpec, field: str) -> dict[str, str]:

@@ -48,7 +48,8 @@ class Interval(Frozen):
 
 
 class EpsilonStatement(Frozen):
-    """The three numbers that always stand together, and what they rest on."""
+    """The numbers that always stand together, and what they rest on. epsilon_evaluation and
+    epsilon_evaluation_worst_site are of the held-out patients; None for an exact evaluation."""
 
     unit: Literal["patient"]
     adjacency: Literal["zero-out"]
@@ -57,6 +58,7 @@ class EpsilonStatement(Frozen):
     epsilon_worst_site: float
     epsilon_cohort_to_date: dict[SiteName, float]
     epsilon_evaluation: float | None
+    epsilon_evaluation_worst_site: float | None
     steps_charged: int
     rounds_executed: int
     attempts: int

@@ -213,8 +213,10 @@ class StudyPlan(Frozen):
     """What sites consent to: the spec, who takes part under which key, and the calibrated noise.
 
     noise_multiplier: sigma at sampling_rate over spec.steps for (epsilon, delta); evaluation_multiplier: sigma of
-    the score histogram over evaluation.attempts (0 in exact mode). `witness_policy`: protocol.witness_policy's
-    canonical form. `coordinator`: the key that signs round requests and releases.
+    the score histogram over evaluation.attempts (0 in exact mode). epsilon_worst_site, epsilon_evaluation_worst_site:
+    of a site's training and held-out patients if all others collude; the latter is None in exact mode.
+    `witness_policy`: protocol.witness_policy's canonical form. `coordinator`: the key that signs round requests and
+    releases.
     """
 
     spec: StudySpec
@@ -227,6 +229,7 @@ class StudyPlan(Frozen):
     evaluation_multiplier: Annotated[float, Field(ge=0)]
     epsilon: Annotated[float, Field(gt=0)]
     epsilon_worst_site: Annotated[float, Field(gt=0)]
+    epsilon_evaluation_worst_site: Annotated[float, Field(gt=0)] | None
     packs: dict[Label, Digest]
     witness_policy: dict[str, Any]
     coordinator: KeyText
@@ -239,6 +242,8 @@ class StudyPlan(Frozen):
             raise ValueError("plan sites must be distinct and in name order")
         if len({site.identity for site in self.sites}) != len(names):
             raise ValueError("two plan sites share one key")
+        if (self.epsilon_evaluation_worst_site is None) != (self.spec.evaluation.mode == "exact"):
+            raise ValueError("epsilon_evaluation_worst_site is stated for a noised evaluation, and for no other")
         if len({approver.key for approver in self.approvers}) != len(self.approvers):
             raise ValueError("two approvers share one key")
         return self

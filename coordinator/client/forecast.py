@@ -42,6 +42,7 @@ class Forecast:
                 "global": calibration.epsilon,
                 "worst_site": calibration.epsilon_worst_site,
                 "evaluation": spec.evaluation.epsilon if spec.evaluation.mode == "noised" else None,
+                "evaluation_worst_site": calibration.epsilon_evaluation_worst_site,
                 "per_round": [{"steps": steps, "epsilon": value} for steps, value in self.curve],
             },
             "delta": spec.privacy.delta,
@@ -67,11 +68,12 @@ class Forecast:
         alone = site_noise_multiplier(calibration.noise_multiplier, sites, tolerated)
         rounds = [(steps, f"{value:.3f}") for steps, value in selected(self.curve, spec.training.rounds)]
         people = [(name, self.patients.get(name), f"{self.worst[name]:.3f}") for name in spec.invited]
-        exact = spec.evaluation.mode == "exact"
+        worst = calibration.epsilon_evaluation_worst_site
         evaluation = (
             "exact: outside the privacy guarantee, declared to every site and shown on the release"
-            if exact
-            else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, at most {spec.evaluation.attempts} times"
+            if worst is None
+            else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, at most {spec.evaluation.attempts} times; "
+            f"{worst:.3f} if all others collude"
         )
         return "\n".join(
             [

@@ -232,11 +232,16 @@ def _summary(subject: ReleaseSubject) -> str:
             f"release     {subject.release} of study {subject.study}",
             f"use         {subject.intended_use}, {subject.use_mode}; for {', '.join(subject.recipients)}",
             f"privacy     epsilon {epsilon.epsilon:.3f} at delta {epsilon.delta:g} per patient; "
-            f"worst case of a site {epsilon.epsilon_worst_site:.3f}",
+            f"worst case of a site {epsilon.epsilon_worst_site:.3f}, in the evaluation "
+            f"{_or_exact(epsilon.epsilon_evaluation_worst_site)}",
             f"AUC         {told}{outside}",
             f"digest      {subject.digest}",
         ]
     )
+
+
+def _or_exact(epsilon: float | None) -> str:
+    return "its exact counts" if epsilon is None else f"{epsilon:.3f}"
 
 
 def _name(release: str) -> str:

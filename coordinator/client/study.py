@@ -77,7 +77,8 @@ def propose(
     lines = [
         f"{proposed['study']}: {_OUTCOMES[proposed['state']]}",
         f"plan {proposed['plan_digest']}",
-        f"epsilon {proposed['epsilon']:.4f}, a site's worst case {proposed['epsilon_worst_site']:.4f}",
+        f"epsilon {proposed['epsilon']:.4f}, a site's worst case {proposed['epsilon_worst_site']:.4f}, in the "
+        f"evaluation {worst_evaluation(proposed['epsilon_evaluation_worst_site'])}",
         *([owed] if owed else []),
     ]
     if dry_run:
@@ -253,7 +254,8 @@ def status_text(document: dict[str, Any]) -> str:
         f"round {done['committed']} of {done['planned']}; {done['abandoned_attempts']} of {done['retries_planned']} "
         "retries used",
         f"epsilon {privacy['epsilon_spent']:.4f} spent of {document['epsilon']:.4f} at delta {privacy['delta']:g}; "
-        f"a site's worst case {privacy['epsilon_worst_site']:.4f}",
+        f"a site's worst case {privacy['epsilon_worst_site']:.4f}, in the evaluation "
+        f"{worst_evaluation(privacy['epsilon_evaluation_worst_site'])}",
         f"plan {document['plan_digest']}",
         table(("site", "law", "patients", "answer", "joined"), sites),
     ]
@@ -266,6 +268,11 @@ def status_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def worst_evaluation(epsilon: float | None) -> str:
+    """What an evaluation costs a site's held-out patients if all others collude, for a person."""
+    return "its exact counts" if epsilon is None else f"{epsilon:.4f}"
+
+
 def plan_text(plan: Any, digest: str) -> str:
     """What an approver signs over."""
     spec = plan.spec
@@ -276,7 +283,8 @@ def plan_text(plan: Any, digest: str) -> str:
             f"sites       {', '.join(plan.names)}; at least {spec.minimum_sites} in every round",
             f"privacy     epsilon {plan.epsilon:.4f} at delta {spec.privacy.delta:g} per patient; worst case of a site "
             f"{plan.epsilon_worst_site:.4f}",
-            f"evaluation  {spec.evaluation.mode}",
+            f"evaluation  {spec.evaluation.mode}; worst case of a site "
+            f"{worst_evaluation(plan.epsilon_evaluation_worst_site)}",
             f"digest      {digest}",
         ]
     )

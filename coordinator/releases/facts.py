@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.studies.facts import documents
+from policies.study_facts import document_facts
 from protocol.release import Approval, ReleaseSubject
 from protocol.study import StudyPlan
 
@@ -22,7 +22,7 @@ def release_facts(
 ) -> dict[str, Any]:
     """Facts of the release gate. approvals: those whose signatures were verified under the plan's roster."""
     return {
-        **documents(plan, subject.plan_digest),
+        **document_facts(plan, subject.plan_digest),
         "release": {
             "digest": subject.digest,
             "intended_use": subject.intended_use,
@@ -32,6 +32,7 @@ def release_facts(
             "epsilon": subject.epsilon.epsilon,
             "delta": subject.epsilon.delta,
             "epsilon_worst_site": subject.epsilon.epsilon_worst_site,
+            "epsilon_evaluation_worst_site": subject.epsilon.epsilon_evaluation_worst_site,
             "submitter": subject.submitter,
             "recipients": list(subject.recipients),
             "evaluation_exact": subject.evaluation.outside_guarantee,

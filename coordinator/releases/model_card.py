@@ -120,6 +120,11 @@ def _privacy(epsilon: EpsilonStatement) -> str:
         if epsilon.epsilon_evaluation is None
         else f"{epsilon.epsilon_evaluation:.3f} for held-out patients (evaluation)"
     )
+    held_out = (
+        "its counts of held-out patients would be seen exactly"
+        if epsilon.epsilon_evaluation_worst_site is None
+        else f"{epsilon.epsilon_evaluation_worst_site:.3f} for held-out patients"
+    )
     to_date = ", ".join(f"{site} {value:.3f}" for site, value in sorted(epsilon.epsilon_cohort_to_date.items()))
     return "\n".join(
         [
@@ -128,7 +133,7 @@ def _privacy(epsilon: EpsilonStatement) -> str:
             f"- Released model: epsilon {epsilon.epsilon:.3f} at delta {epsilon.delta:g} for patients trained on; "
             f"{evaluation}.",
             f"- Worst case for one site (all others collude, or secure aggregation fails): "
-            f"epsilon {epsilon.epsilon_worst_site:.3f}.",
+            f"epsilon {epsilon.epsilon_worst_site:.3f} for patients trained on; {held_out}.",
             f"- Promised to each hospital's patients so far, over all studies that trained at this coordinator: "
             f"{to_date or 'not reported'}. A hospital's own ledger goes by patient and knows of others too.",
             f"- Accounted for {epsilon.steps_charged} steps; {epsilon.rounds_executed} rounds were executed in "

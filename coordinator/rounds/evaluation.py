@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,7 +13,7 @@ import numpy as np
 from coordinator.rounds.optimiser import to_bytes
 from coordinator.rounds.tables import Candidate
 from privacy.accounting.epsilon import LEDGER_INTERVAL
-from privacy.accounting.gaussian import gaussian_epsilon
+from privacy.accounting.gaussian import repeated_gaussian_epsilon
 from privacy.entropy import Float64
 from privacy.evaluation.histogram import ScoreHistogram
 from privacy.evaluation.metrics import Estimate, evaluate
@@ -89,7 +88,7 @@ def candidate_row(evidence: Evidence, weights: Float64) -> Candidate:
 
 
 def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
-    """The three epsilons and what they rest on. Epsilon is that of all T + A steps, whatever was executed."""
+    """The epsilons and what they rest on. Epsilon is that of all T + A steps, whatever was executed."""
     plan, spec = evidence.plan, evidence.plan.spec
     privacy = spec.privacy
     tolerated = privacy.colluders + privacy.dropouts
@@ -101,6 +100,7 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
         epsilon_worst_site=plan.epsilon_worst_site,
         epsilon_cohort_to_date=cohort_to_date((*evidence.earlier, plan), plan.names),
         epsilon_evaluation=evaluation_epsilon(plan),
+        epsilon_evaluation_worst_site=plan.epsilon_evaluation_worst_site,
         steps_charged=spec.steps,
         rounds_executed=evidence.rounds_executed,
         attempts=evidence.attempts,
@@ -111,7 +111,8 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
         ),
         trust=(
             f"epsilon holds while at most {tolerated} of the {len(plan.sites)} sites are absent or collude: each adds "
-            "its share of the noise and the coordinator sees sums only; epsilon_worst_site holds if all others collude"
+            "its share of the noise and the coordinator sees sums only; the numbers for the "
+            "worst case of a site hold if all others collude"
         ),
     )
 
@@ -120,8 +121,8 @@ def evaluation_epsilon(plan: StudyPlan) -> float | None:
     """What all planned evaluations cost the held-out patients at the plan's delta; None where the mode is exact."""
     if plan.evaluation_multiplier == 0:
         return None
-    attempts = plan.spec.evaluation.attempts
-    return gaussian_epsilon(plan.evaluation_multiplier / math.sqrt(attempts), plan.spec.privacy.delta)
+    spec = plan.spec
+    return repeated_gaussian_epsilon(plan.evaluation_multiplier, spec.evaluation.attempts, spec.privacy.delta)
 
 
 def cohort_to_date(plans: Iterable[StudyPlan], sites: tuple[str, ...]) -> dict[str, float]:

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from coordinator.audit.health import LogHealth
-from coordinator.studies.facts import documents
 from policies.evaluation import evaluate
 from policies.findings import Decision
 from policies.packs import Pack, Policy, Rule
+from policies.study_facts import document_facts
 from protocol.study import StudyPlan
 
 _KNOWN = ("plan.", "study.", "audit.", "round.number", "round.participants")
@@ -46,7 +46,7 @@ class RoundGates:
     def round(self, number: int, health: LogHealth, *, now: datetime) -> Decision:
         """Whether an attempt of round `number` may be sent."""
         facts: dict[str, Any] = {
-            **documents(self.plan, self.plan_digest),
+            **document_facts(self.plan, self.plan_digest),
             "round": {"number": number},
             "audit": {
                 "append_ok": True,
@@ -59,7 +59,7 @@ class RoundGates:
     def aggregation(self, contributors: Sequence[str], *, now: datetime) -> Decision:
         """Whether the sum over `contributors`, each of whose contributions was verified, may be opened."""
         facts: dict[str, Any] = {
-            **documents(self.plan, self.plan_digest),
+            **document_facts(self.plan, self.plan_digest),
             "round": {"participants": len(contributors)},
             "update": {"signature_valid": True, "sha256_valid": True, "round_valid": True},
             "audit": {"append_ok": True},

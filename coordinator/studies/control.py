@@ -10,7 +10,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.people.tables import Person
-from coordinator.studies.facts import proposal_facts
+from coordinator.studies.policy import proposal_facts
 from coordinator.studies.propose import state_of
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import (

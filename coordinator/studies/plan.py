@@ -9,7 +9,7 @@ from typing import Any
 
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.accounting.epsilon import FORECAST_INTERVAL, curve_points, epsilon, epsilon_per_round
-from privacy.accounting.gaussian import gaussian_multiplier_for
+from privacy.accounting.gaussian import gaussian_multiplier_for, repeated_gaussian_epsilon
 from privacy.evaluation.histogram import check_bins
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
@@ -47,12 +47,14 @@ class RegisteredDataset:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The noise of a study and what it costs: sigma of the sum, and epsilon at T + A steps, global and worst site."""
+    """The noise of a study and what it costs: sigma of the sum, and epsilon at T + A steps, global and worst site;
+    likewise of the evaluation (0 and None in exact mode)."""
 
     noise_multiplier: float
     epsilon: float
     epsilon_worst_site: float
     evaluation_multiplier: float
+    epsilon_evaluation_worst_site: float | None
 
 
 def schema_digest(schema: DatasetSchema) -> str:
@@ -73,15 +75,21 @@ def calibrate(spec: StudySpec, sites: int) -> Calibration:
     """
     privacy = spec.privacy
     sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, spec.training.sampling_rate, spec.steps)
-    alone = site_noise_multiplier(sigma, sites, privacy.colluders + privacy.dropouts)
-    exact = spec.evaluation.mode == "exact"
-    single = 0.0 if exact else gaussian_multiplier_for(spec.evaluation.epsilon, privacy.delta)
+    tolerated = privacy.colluders + privacy.dropouts
+    alone = site_noise_multiplier(sigma, sites, tolerated)
+    evaluation, evaluation_worst = 0.0, None
+    if spec.evaluation.mode == "noised":
+        attempts = spec.evaluation.attempts
+        # k Gaussian releases of sigma cost as much as one of sigma / sqrt(k)
+        evaluation = gaussian_multiplier_for(spec.evaluation.epsilon, privacy.delta) * math.sqrt(attempts)
+        evaluation_alone = site_noise_multiplier(evaluation, sites, tolerated)
+        evaluation_worst = repeated_gaussian_epsilon(evaluation_alone, attempts, privacy.delta)
     return Calibration(
         noise_multiplier=sigma,
         epsilon=epsilon(mechanism(spec, sigma)),
         epsilon_worst_site=epsilon(mechanism(spec, alone)),
-        # k Gaussian releases of sigma cost as much as one of sigma / sqrt(k)
-        evaluation_multiplier=single * math.sqrt(spec.evaluation.attempts),
+        evaluation_multiplier=evaluation,
+        epsilon_evaluation_worst_site=evaluation_worst,
     )
 
 
@@ -207,6 +215,7 @@ def build_plan(
         evaluation_multiplier=calibration.evaluation_multiplier,
         epsilon=calibration.epsilon,
         epsilon_worst_site=calibration.epsilon_worst_site,
+        epsilon_evaluation_worst_site=calibration.epsilon_evaluation_worst_site,
         packs=dict(packs),
         witness_policy=dict(witness_policy),
         coordinator=coordinator,

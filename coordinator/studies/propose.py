@@ -17,7 +17,6 @@ from coordinator.errors import Conflict, Unavailable
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
-from coordinator.studies.facts import proposal_facts
 from coordinator.studies.plan import (
     EnrolledSite,
     PlanRefused,
@@ -29,7 +28,7 @@ from coordinator.studies.plan import (
     planned_sites,
     schema_digest,
 )
-from coordinator.studies.policy import pack_digests
+from coordinator.studies.policy import pack_digests, proposal_facts
 from coordinator.studies.repository import PLAN_LIMIT, StudyRepository
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import DeniedProposal, Study

@@ -14,8 +14,7 @@ from coordinator.releases.routes import installable_for
 from coordinator.studies import views
 from coordinator.studies.consent import answer
 from coordinator.studies.control import approve_plan, start, stop
-from coordinator.studies.facts import proposal_facts
-from coordinator.studies.policy import active_policy
+from coordinator.studies.policy import active_policy, proposal_facts
 from coordinator.studies.propose import ProposalDenied, Proposed, prepare, propose, state_of
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import ACTIVE, StudyState, cohort
@@ -64,6 +63,7 @@ def _proposed(proposed: Proposed) -> dict[str, Any]:
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": plan.epsilon,
         "epsilon_worst_site": plan.epsilon_worst_site,
+        "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site,
         "sites": [{"name": site.name, "patients": site.patients, "held_out": site.held_out} for site in plan.sites],
     }
 

@@ -64,6 +64,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             "target": plan.spec.privacy.epsilon,
             "delta": plan.spec.privacy.delta,
             "epsilon_worst_site": plan.epsilon_worst_site,
+            "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site,
             "epsilon_spent": spent(curve, progress.attempts),
             "noise_multiplier": plan.noise_multiplier,
         },

@@ -44,6 +44,7 @@ def write(demo: Demonstration, model: Path, *, seconds: float) -> dict[str, Any]
             "worst_site": epsilon["epsilon_worst_site"],
             "target": plan["spec"]["privacy"]["epsilon"],
             "evaluation": epsilon["epsilon_evaluation"],
+            "evaluation_worst_site": epsilon["epsilon_evaluation_worst_site"],
             "cohort_to_date": epsilon["epsilon_cohort_to_date"],
         },
         "delta": epsilon["delta"],
@@ -79,6 +80,10 @@ def _masked(rounds: list[dict[str, Any]]) -> bool:
     return bool(rounds) and all(len(row["contributed"]) >= 2 for row in rounds)
 
 
+def _held_out(epsilon: float | None) -> str:
+    return "the site's exact counts: outside the guarantee" if epsilon is None else f"epsilon {epsilon:.3f}"
+
+
 def show(document: dict[str, Any], console: Console) -> None:
     """The closing table."""
     title = f"{document['study']}: one private model of {len(document['sites'])} hospitals"
@@ -93,6 +98,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     epsilon = document["epsilon"]
     table.add_row("privacy of a patient", f"epsilon {epsilon['global']:.3f} at delta {document['delta']:g}")
     table.add_row("if all other sites collude", f"epsilon {epsilon['worst_site']:.3f}")
+    table.add_row("if they do, of a held-out patient", _held_out(epsilon["evaluation_worst_site"]))
     table.add_row("AUC the product reported", interval(document["auc_reported"]))
     table.add_row("AUC of the released model", number(document["auc"]))
     table.add_row("AUC of a hospital alone (mean)", number(document["auc_local_mean"]))

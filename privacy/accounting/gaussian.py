@@ -23,6 +23,14 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     return float(gaussian_mechanism.get_epsilon_gaussian(noise_multiplier, delta))
 
 
+def repeated_gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
+    """Epsilon >= 0 of `releases` >= 1 such releases together: they cost what one of multiplier / sqrt(releases) costs
+    (Dong, Roth and Su 2022, Corollary 3.3)."""
+    require_positive("the noise multiplier", noise_multiplier)
+    require_count("the number of releases", releases, 1)
+    return gaussian_epsilon(noise_multiplier / math.sqrt(releases), delta)
+
+
 def gaussian_multiplier_for(epsilon: float, delta: float) -> float:
     """The smallest multiplier whose epsilon at `delta` does not exceed `epsilon` > 0, rounded up by 1e-9 of itself."""
     require_positive("epsilon", epsilon)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from policies.study_facts import plan_facts, study_facts
+from policies.study_facts import Epsilons as PolicyEpsilons
+from policies.study_facts import document_facts
 from protocol.study import StudyPlan
 from site_agent.consent.governance import Governance
 from site_agent.training.states import Budget, Charge
@@ -24,11 +25,13 @@ class LocalData:
 
 @dataclass(frozen=True)
 class Epsilons:
-    """What the site computed itself from the plan's noise: never the plan's own word."""
+    """What the site computed itself from the plan's noise: never the plan's own word. An exact evaluation has neither:
+    0 and None."""
 
     training: float
     worst_site: float
     evaluation: float
+    evaluation_worst_site: float | None
 
 
 def consent_facts(
@@ -63,8 +66,12 @@ def consent_facts(
         dataset |= {"patients": data.patients, "max_records_per_patient": data.records_per_patient}
         here |= {"cohort_n": data.patients - data.held_out}
     return {
-        "study": study_facts(plan.spec, site=site) | {"submitter": plan.submitter},
-        "plan": plan_facts(plan, plan_digest, epsilon=epsilons.training, epsilon_worst_site=epsilons.worst_site),
+        **document_facts(
+            plan,
+            plan_digest,
+            site=site,
+            epsilons=PolicyEpsilons(epsilons.training, epsilons.worst_site, epsilons.evaluation_worst_site),
+        ),
         "dataset": dataset,
         "site": here,
         "ledger": {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from privacy.accounting.epsilon import epsilon
-from privacy.accounting.gaussian import gaussian_epsilon
+from privacy.accounting.gaussian import repeated_gaussian_epsilon
 from privacy.errors import PrivacyError
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
@@ -54,22 +53,22 @@ class Difference:
 
 
 def own_epsilons(plan: StudyPlan) -> Epsilons:
-    """(epsilon of the model, of this site should all others collude, of the evaluation), from the noise itself.
-
-    evaluation: k Gaussian releases of sigma cost what one of sigma / sqrt(k) costs; 0 in exact mode. Raises
-    PrivacyError for noise that no mechanism can have.
-    """
+    """The epsilons of the model and of the evaluation, and of either for this site should all others collude, from the
+    noise itself. Raises PrivacyError for noise that no mechanism can have."""
     spec = plan.spec
     tolerated = spec.privacy.colluders + spec.privacy.dropouts
     alone = site_noise_multiplier(plan.noise_multiplier, len(plan.sites), tolerated)
-    evaluation = 0.0
+    evaluation, evaluation_worst = 0.0, None
     if spec.evaluation.mode == "noised":
-        single = plan.evaluation_multiplier / math.sqrt(spec.evaluation.attempts)
-        evaluation = gaussian_epsilon(single, spec.privacy.delta)
+        attempts, delta = spec.evaluation.attempts, spec.privacy.delta
+        evaluation = repeated_gaussian_epsilon(plan.evaluation_multiplier, attempts, delta)
+        evaluation_alone = site_noise_multiplier(plan.evaluation_multiplier, len(plan.sites), tolerated)
+        evaluation_worst = repeated_gaussian_epsilon(evaluation_alone, attempts, delta)
     return Epsilons(
         training=epsilon(_mechanism(plan, plan.noise_multiplier)),
         worst_site=epsilon(_mechanism(plan, alone)),
         evaluation=evaluation,
+        evaluation_worst_site=evaluation_worst,
     )
 
 
@@ -195,6 +194,14 @@ def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
             "evaluation-noise",
             f"The evaluation promises epsilon {plan.spec.evaluation.epsilon:.4g}; its noise gives "
             f"{epsilons.evaluation:.4g} over {plan.spec.evaluation.attempts} attempts.",
+            again,
+        )
+    worst, stated = epsilons.evaluation_worst_site, plan.epsilon_evaluation_worst_site
+    if worst is not None and (stated is None or worst > stated * (1 + TOLERANCE)):
+        yield Objection(
+            "evaluation-worst-case",
+            f"The plan states a worst case of epsilon {stated or 0.0:.4g} for a site's held-out patients; this site "
+            f"computes {worst:.4g}.",
             again,
         )
     if plan.spec.evaluation.mode == "exact":

@@ -32,6 +32,7 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
             "computed_here": review.epsilons.training,
             "worst_case_computed_here": review.epsilons.worst_site,
             "evaluation_computed_here": review.epsilons.evaluation,
+            "evaluation_worst_case_computed_here": review.epsilons.evaluation_worst_site,
             "promised": spec.privacy.epsilon,
         },
         "costs": [_cost_document(cost) for cost in review.costs],
@@ -93,6 +94,7 @@ def review_text(review: Review, site: str) -> str:
         f"  released model      epsilon {review.epsilons.training:.4g} at delta {privacy.delta:g} (promised: "
         f"{privacy.epsilon:g})",
         f"  should all others collude  epsilon {review.epsilons.worst_site:.4g} for this site's patients",
+        *_evaluation_worst_line(review),
         *(_cost_line(cost) for cost in review.costs),
         "",
         f"Sites ({spec.minimum_sites} at least in every round), compare the fingerprints by telephone:",
@@ -151,6 +153,13 @@ def _cost_document(cost: Cost) -> dict[str, Any]:
         "ledger_after": {"epsilon": cost.after.epsilon, "delta": cost.after.delta},
         "limit": {"epsilon": cost.limit.epsilon, "delta": cost.limit.delta},
     }
+
+
+def _evaluation_worst_line(review: Review) -> list[str]:
+    worst = review.epsilons.evaluation_worst_site
+    if worst is None:
+        return ["  should all others collude  they see this site's exact counts of held-out patients: no epsilon"]
+    return [f"  should all others collude  epsilon {worst:.4g} for this site's held-out patients"]
 
 
 def _cost_line(cost: Cost) -> str:

@@ -126,9 +126,10 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
     if subject.model != plan.spec.model or subject.dataset != plan.spec.dataset:
         raise VerificationFailed("The released model is not of the planned kind.", _REMEDY)
     told = subject.epsilon
-    if (told.epsilon, told.epsilon_worst_site, told.delta) != (
+    if (told.epsilon, told.epsilon_worst_site, told.epsilon_evaluation_worst_site, told.delta) != (
         plan.epsilon,
         plan.epsilon_worst_site,
+        plan.epsilon_evaluation_worst_site,
         plan.spec.privacy.delta,
     ) or subject.evaluation.mode != plan.spec.evaluation.mode:
         raise VerificationFailed("The release states another privacy loss than the plan that was granted.", _REMEDY)

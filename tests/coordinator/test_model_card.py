@@ -47,7 +47,8 @@ def test_a_researchers_words_make_no_heading_cell_or_comment() -> None:
 
 def test_the_three_epsilons_and_the_exception_are_told() -> None:
     text = card(Maker().plan())
-    for value in (SUBJECT.epsilon.epsilon, SUBJECT.epsilon.epsilon_worst_site, SUBJECT.epsilon.epsilon_evaluation):
+    told = SUBJECT.epsilon
+    for value in (told.epsilon, told.epsilon_worst_site, told.epsilon_evaluation, told.epsilon_evaluation_worst_site):
         assert f"{value:.3f}" in text
     exact = SUBJECT.evaluation.model_copy(update={"mode": "exact", "outside_guarantee": True})
     assert "outside the privacy guarantee" in card(Maker().plan(), evaluation=exact)

@@ -159,6 +159,7 @@ def federation(local: Made, tmp_path: Path) -> Federation:
         epsilon_worst_site=1.9,
         epsilon_cohort_to_date={},
         epsilon_evaluation=1.0,
+        epsilon_evaluation_worst_site=2.3,
         steps_charged=16,
         rounds_executed=10,
         attempts=10,

@@ -143,6 +143,8 @@ def test_the_forecast_has_the_total_the_rounds_and_each_site_s_worst_case(tmp_pa
     assert [point["steps"] for point in shown["epsilon"]["per_round"]] == [1, 2, 3, 4, 5, 6]
     assert {site["name"] for site in shown["sites"]} == set(NAMES)
     assert all(site["epsilon_worst_case"] > shown["epsilon"]["global"] for site in shown["sites"])
+    assert shown["epsilon"]["evaluation_worst_site"] > shown["epsilon"]["evaluation"]
+    assert f"{shown['epsilon']['evaluation_worst_site']:.3f} if all others collude" in made.text()
     assert "1.33 times the variance" in made.text()
     json.dumps(shown, allow_nan=False)
 
@@ -205,7 +207,12 @@ def test_findings_and_status_are_told_to_people() -> None:
         {
             "study": "s", "state": "failed", "reason": "too-few-sites", "detail": "2 sites", "plan_digest": "sha256:0",
             "epsilon": 1.0, "candidate": None, "sites": [],
-            "privacy": {"epsilon_spent": 0.2, "delta": 1e-4, "epsilon_worst_site": 2.0},
+            "privacy": {
+                "epsilon_spent": 0.2,
+                "delta": 1e-4,
+                "epsilon_worst_site": 2.0,
+                "epsilon_evaluation_worst_site": 2.5,
+            },
             "rounds": {"committed": 1, "planned": 3, "abandoned_attempts": 1, "retries_planned": 3},
         }
     )  # fmt: skip

@@ -74,13 +74,19 @@ def test_a_site_s_worst_case_is_its_own_share_of_the_noise_alone() -> None:
         alone = plan.noise_multiplier / math.sqrt(4 - tolerated)
         assert plan.epsilon_worst_site == epsilon(Mechanism(alone, 0.25, spec.steps, 1e-4))
         assert plan.epsilon_worst_site > plan.epsilon
+        one_evaluation = plan.evaluation_multiplier / math.sqrt(spec.evaluation.attempts)
+        assert plan.epsilon_evaluation_worst_site == pytest.approx(
+            gaussian_epsilon(one_evaluation / math.sqrt(4 - tolerated), 1e-4)
+        )
+        assert plan.epsilon_evaluation_worst_site > spec.evaluation.epsilon
 
 
 def test_all_planned_evaluations_together_cost_what_was_promised() -> None:
     plan = plan_of(study_spec(evaluation={"epsilon": 2.0, "attempts": 4, "bins": 4}))
     assert evaluation_epsilon(plan) == pytest.approx(2.0, rel=1e-6)
     assert gaussian_epsilon(plan.evaluation_multiplier, 1e-4) < 1.0
-    assert evaluation_epsilon(plan_of(study_spec(evaluation={"mode": "exact", "bins": 4}))) is None
+    exact = plan_of(study_spec(evaluation={"mode": "exact", "bins": 4}))
+    assert (evaluation_epsilon(exact), exact.epsilon_evaluation_worst_site) == (None, None)
 
 
 def test_the_forecast_rises_to_the_total_and_spending_is_never_understated() -> None:

@@ -19,6 +19,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from privacy.accounting.epsilon import epsilon as accounted
+from privacy.accounting.gaussian import gaussian_epsilon
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.audit_event import AuditEvent
 from protocol.canonical import parse, sha256_hex
@@ -175,6 +176,12 @@ def test_epsilon_is_the_accountants_own_and_within_the_target(ran: Ran) -> None:
     worst = accounted(Mechanism(alone, training.sampling_rate, steps, privacy.delta))
     assert told["worst_site"] == pytest.approx(worst, rel=1e-9)
     assert told["global"] < told["worst_site"] <= privacy.epsilon_worst_site
+    if plan.spec.evaluation.mode == "exact":
+        assert told["evaluation_worst_site"] is None
+    else:
+        single = plan.evaluation_multiplier / math.sqrt(plan.spec.evaluation.attempts)
+        evaluated_alone = site_noise_multiplier(single, len(plan.sites), tolerated)
+        assert told["evaluation_worst_site"] == pytest.approx(gaussian_epsilon(evaluated_alone, privacy.delta))
     assert ran.report["delta"] == privacy.delta
     assert ran.report["delta"] < 1 / sum(site["patients"] for site in ran.report["sites"])
     assert set(told["cohort_to_date"]) == {site["name"] for site in ran.report["sites"]}

@@ -55,6 +55,8 @@ def test_a_study_runs_from_proposal_to_candidate(federation: Federation, begin: 
     assert (statement.rounds_executed, statement.attempts) == (3, 3)
     assert statement.epsilon_evaluation == pytest.approx(plan.spec.evaluation.epsilon)
     assert statement.epsilon < statement.epsilon_worst_site
+    assert statement.epsilon_evaluation_worst_site == plan.epsilon_evaluation_worst_site
+    assert statement.epsilon_evaluation < plan.epsilon_evaluation_worst_site
     epsilons = [record["epsilon"] for record in federation.records(study)]
     assert epsilons == sorted(epsilons)
     assert 0 < epsilons[0] < epsilons[2] < plan.epsilon

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.accounting.epsilon import epsilon
-from privacy.accounting.gaussian import gaussian_multiplier_for
+from privacy.accounting.gaussian import gaussian_epsilon, gaussian_multiplier_for
 from privacy.parameters import Mechanism, site_noise_multiplier
 from privacy.secagg.server import SecureSum
 from protocol.canonical import digest, sha256_hex
@@ -190,6 +190,7 @@ class Federation:
         alone = site_noise_multiplier(sigma, len(self.hospitals), tolerated)
         exact = spec.evaluation.mode == "exact"
         single = gaussian_multiplier_for(spec.evaluation.epsilon, delta)
+        single_alone = site_noise_multiplier(single, len(self.hospitals), tolerated)
         witnesses = tuple(own_witness(name, site.keys) for name, site in self.hospitals.items())
         fields: dict[str, Any] = {
             "spec": spec,
@@ -219,6 +220,7 @@ class Federation:
             "evaluation_multiplier": 0.0 if exact else single * spec.evaluation.attempts**0.5,
             "epsilon": epsilon(Mechanism(sigma, rate, spec.steps, delta)),
             "epsilon_worst_site": epsilon(Mechanism(alone, rate, spec.steps, delta)),
+            "epsilon_evaluation_worst_site": None if exact else gaussian_epsilon(single_alone, delta),
             "packs": {},
             "witness_policy": WitnessPolicy(self.log, witnesses, required_quorum(len(witnesses))).to_document(),
             "coordinator": self.coordinator.public.text,

@@ -83,6 +83,10 @@ TAMPERED: dict[str, tuple[Callable[[StudyPlan], dict[str, Any]], str]] = {
     "less noise": (lambda p: {"noise_multiplier": p.noise_multiplier * 0.9}, "noise"),
     "epsilon understated": (lambda p: {"epsilon": p.epsilon * 0.9}, "epsilon"),
     "worst case understated": (lambda p: {"epsilon_worst_site": p.epsilon_worst_site * 0.9}, "worst-case"),
+    "an evaluation's worst case understated": (
+        lambda p: {"epsilon_evaluation_worst_site": p.epsilon_evaluation_worst_site * 0.9},  # type: ignore[operator]
+        "evaluation-worst-case",
+    ),
     "less evaluation noise": (lambda p: {"evaluation_multiplier": p.evaluation_multiplier * 0.9}, "evaluation-noise"),
     "another key for this site": (lambda p: {"sites": changed_site(p, identity=SPARE.public.text)}, "identity-key"),
     "another snapshot": (lambda p: {"sites": changed_site(p, snapshot="sha256:" + "0" * 64)}, "snapshot"),

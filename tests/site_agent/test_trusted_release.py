@@ -91,6 +91,10 @@ ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         made(subject_changes={"epsilon": stated(epsilon_worst_site=1.0)}),
         "another privacy loss",
     ),
+    "a smaller worst case of the evaluation stated": (
+        made(subject_changes={"epsilon": stated(epsilon_evaluation_worst_site=1.0)}),
+        "another privacy loss",
+    ),
     "a smaller delta stated": (made(subject_changes={"epsilon": stated(delta=1e-9)}), "another privacy loss"),
     "an exact evaluation nobody granted": (
         made(subject_changes={"evaluation": measured(mode="exact", outside_guarantee=True)}),
