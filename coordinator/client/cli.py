@@ -13,13 +13,19 @@ from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify.")
+audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify, query.")
 app.add_typer(study.app, name="study")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit, name="audit")
 
 EXPORT_POLL_SECONDS = 0.5
+
+Bundle = Annotated[Path, typer.Argument(help="The bundle: a .tar or a folder.")]
+PinnedPolicy = Annotated[
+    Path | None, typer.Option("--witness-policy", help="The policy that you trust, from elsewhere.")
+]
+PinnedLog = Annotated[str | None, typer.Option("--log-key", help="The log's key (vkey) that you trust.")]
 
 
 @app.callback()
@@ -103,11 +109,9 @@ def audit_export(
 
 @audit.command("verify")
 def audit_verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle: a .tar or a folder.")],
-    witness_policy: Annotated[
-        Path | None, typer.Option("--witness-policy", help="The policy that you trust, from elsewhere.")
-    ] = None,
-    log_key: Annotated[str | None, typer.Option("--log-key", help="The log's key (vkey) that you trust.")] = None,
+    bundle: Bundle,
+    witness_policy: PinnedPolicy = None,
+    log_key: PinnedLog = None,
     as_json: Json = False,
 ) -> None:
     """Verify a bundle offline. Nothing but the bundle, and the keys that you pin, is read."""
@@ -129,6 +133,50 @@ def audit_verify(
             f"{bundle} is not a true bundle of the log: {report.problems[0]}{more}",
             "Export it again; if it fails again, do not rely on it and tell the sites that watch the log.",
         )
+
+
+@audit.command("query")
+def audit_query(
+    bundle: Bundle,
+    event: Annotated[list[str] | None, typer.Option("--event", help="Such as release.sealed; may be repeated.")] = None,
+    actor: Annotated[str | None, typer.Option("--actor", help="Who: a label, such as site:NAME.")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="What it was done to: a label.")] = None,
+    study: Annotated[str | None, typer.Option("--study", help="A study, and its releases.")] = None,
+    release: Annotated[str | None, typer.Option("--release", help="One release.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="A day or a time in UTC, included.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="A day or a time in UTC, included.")] = None,
+    witness_policy: PinnedPolicy = None,
+    log_key: PinnedLog = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV that is safe to open in a spreadsheet.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find events in a bundle by who, what and when. Offline; the bundle is verified first, or nothing is answered."""
+    from coordinator.client.audit_bundle import read_bundle, read_policy
+    from coordinator.client.audit_query import AuditQuery, BadQuery, find, to_csv, to_rows
+    from coordinator.terminal import table
+    from protocol.note import VerifierKey
+
+    if as_csv and as_json:
+        raise BadQuery("CSV and JSON can't both be printed.", "Give --csv or --json.")
+    query = AuditQuery.of(
+        events=event or (), actor=actor, subject=subject, study=study, release=release, since=since, until=until
+    )
+    report, found = find(
+        read_bundle(bundle),
+        query,
+        policy=read_policy(witness_policy) if witness_policy else None,
+        log=VerifierKey.parse(log_key) if log_key else None,
+    )
+    if as_csv:
+        typer.echo(to_csv(found), nl=False)
+        return
+    document = {
+        "verified": report.verified, "anchor": report.anchor, "entries": report.entries, "found": len(found),
+        "events": [item.document() for item in found],
+    }  # fmt: skip
+    rows = table(("index", "time", "event", "actor", "subject", "details"), to_rows(found))
+    summary = f"{len(found)} of {report.entries} entries; trust rests on {report.anchor}."
+    emit(document, as_json=as_json, text=f"{rows}\n{summary}" if found else summary)
 
 
 def main() -> NoReturn:
