@@ -195,6 +195,8 @@ def _smallest_step(clip: float, sites: int, tolerated: int, b_max: int, noise_mu
 
 
 MARGIN_BITS = 2
+CLIP_STEPS = 1024
+"""The fewest grid steps that one patient's clip may span."""
 
 
 def plan_grid(clip: float, sites: int, tolerated: int, b_max: int, noise_multiplier: float) -> SecureSumParameters:
@@ -207,9 +209,9 @@ def plan_grid(clip: float, sites: int, tolerated: int, b_max: int, noise_multipl
     _require_cohort(sites, tolerated)
     required = _smallest_step(clip, sites, tolerated, b_max, noise_multiplier)
     step = 2.0 ** (math.ceil(math.log2(required)) + MARGIN_BITS)
-    if clip / step < 1024:
+    if clip / step < CLIP_STEPS:
         raise OverflowRisk(
-            f"The sum of {b_max} patients leaves fewer than 1024 grid steps to one patient's clip.",
+            f"The sum of {b_max} patients leaves fewer than {CLIP_STEPS} grid steps to one patient's clip.",
             "Lower the largest batch or the noise multiplier.",
         )
     return SecureSumParameters(

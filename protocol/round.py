@@ -49,6 +49,8 @@ class RefusalCode(StrEnum):
     BODY_MISMATCH = "body-mismatch"
     WRONG_LENGTH = "wrong-length"
     MODEL_NOT_FINITE = "model-not-finite"
+    MODEL_TOO_LARGE = "model-too-large"
+    MODEL_CHANGED = "model-changed"
     EXPIRED = "expired"
     ROUND_UNKNOWN = "round-unknown"
     ROUND_OVER = "round-over"

@@ -74,6 +74,7 @@ class Maker:
     event_changes: dict[str, Any] = field(default_factory=dict)
     plan_changes: dict[str, Any] = field(default_factory=dict)
     subject_changes: dict[str, Any] = field(default_factory=dict)
+    weight_scale: float = 1.0
 
     def policy(self) -> WitnessPolicy:
         witnesses = tuple(cosigner_key(name, key) for name, key in self.witnesses.items())
@@ -126,10 +127,19 @@ class Maker:
         }
         return StudyPlan(**{**fields, **self.plan_changes})
 
+    def weights(self) -> bytes:
+        """The candidate's vector, float64 little-endian."""
+        count = parameter_count(self.plan().spec.model, SCHEMA.width)
+        return (self.weight_scale * np.linspace(-1, 1, count)).astype("<f8").tobytes()
+
+    def model_digest(self) -> str:
+        """Of the vector that an honest coordinator has evaluated."""
+        return sha256_hex(self.weights())
+
     def files(self) -> dict[str, bytes]:
         plan = self.plan()
         plan_envelope = seal(PLAN_TYPE, plan.model_dump(mode="json"), self.coordinator)
-        weights = np.linspace(-1, 1, parameter_count(plan.spec.model, SCHEMA.width)).astype("<f8").tobytes()
+        weights = self.weights()
         epsilon = EpsilonStatement(
             unit="patient",
             adjacency="zero-out",

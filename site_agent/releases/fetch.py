@@ -16,6 +16,7 @@ from site_agent.database import open_database, transaction
 from site_agent.durable_files import make_private_folder
 from site_agent.releases.trusted_release import TrustRoot
 from site_agent.settings import SiteHome, SiteSettings
+from site_agent.training.budget_store import evaluated_models
 from site_agent.witness.tables import AcceptedWitnessPolicy
 
 
@@ -23,6 +24,7 @@ def root_of(settings: SiteSettings) -> TrustRoot:
     """The trust root of an enrolled site, from its own files and database alone."""
     with transaction(open_database(settings.home)) as session:
         granted = session.exec(select(StudyGrant.plan_digest).where(col(StudyGrant.state) == "granted")).all()
+        evaluated = {plan: evaluated_models(session, plan) for plan in granted}
         query = select(AcceptedWitnessPolicy.policy_json).order_by(col(AcceptedWitnessPolicy.id).desc()).limit(1)
         policy = session.exec(query).first()
     if policy is None:
@@ -30,7 +32,8 @@ def root_of(settings: SiteSettings) -> TrustRoot:
             "This site has not pinned a witness policy yet.", "Start cloister-site agent and let it follow the log."
         )
     pinned = WitnessPolicy.from_bytes(policy.encode())
-    return TrustRoot(settings.site, VerifyingKey.from_text(settings.coordinator), pinned, frozenset(granted))
+    key = VerifyingKey.from_text(settings.coordinator)
+    return TrustRoot(settings.site, key, pinned, frozenset(granted), evaluated)
 
 
 def fetch(client: CoordinatorClient, home: SiteHome, release: str) -> bytes:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from protocol.dataset import DatasetSchema, Feature, Value
 from protocol.errors import VerificationFailed
-from protocol.model import parameter_shapes
 from protocol.release import ReleaseSubject
+from site_agent.releases.weights import REMEDY, read_weights
 from site_agent.serving.predictor import Predictor
 
 TOLERANCE = 1e-9
-_REMEDY = "The release was built wrongly: tell the coordinator's operator; it must be built and approved again."
 
 
 def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
@@ -25,25 +22,17 @@ def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
 
     Raises VerificationFailed when a file can't be read, has other tensors than the model, or they disagree.
     """
-    try:
-        weights = load(safetensors)
-    except SafetensorError as error:
-        raise VerificationFailed("model.safetensors can't be read.", _REMEDY) from error
-    expected = dict(parameter_shapes(subject.model, subject.dataset.width))
-    if {name: tensor.shape for name, tensor in weights.items()} != expected:
-        raise VerificationFailed("model.safetensors holds other tensors than the approved model has.", _REMEDY)
-    if not all(tensor.dtype == np.float64 and np.isfinite(tensor).all() for tensor in weights.values()):
-        raise VerificationFailed("model.safetensors holds values that are not finite numbers.", _REMEDY)
+    weights = read_weights(subject, safetensors)
     try:
         predictor = Predictor(onnx, subject)
     except Exception as error:  # ONNX Runtime's errors share no base class; none may pass
-        raise VerificationFailed("model.onnx can't be loaded.", _REMEDY) from error
+        raise VerificationFailed("model.onnx can't be loaded.", REMEDY) from error
     records = probes(subject.dataset)
     served = np.array(predictor.predict(records))
     wanted = np.array([forward(weights, np.array(subject.dataset.encode(record))) for record in records])
     worst = float(np.max(np.abs(served - wanted)))
     if not worst <= TOLERANCE:
-        raise VerificationFailed("model.onnx and model.safetensors give different probabilities.", _REMEDY)
+        raise VerificationFailed("model.onnx and model.safetensors give different probabilities.", REMEDY)
     return worst
 
 

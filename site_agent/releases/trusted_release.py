@@ -34,6 +34,7 @@ from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
 from protocol.tlog_proof import TlogProof
 from protocol.witness_policy import WitnessPolicy
+from site_agent.releases.weights import model_digest
 
 APPROVING_ROLES = frozenset({Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD})
 _REMEDY = "Do not use this bundle. Report it to your compliance officer and to the coordinator's operator."
@@ -45,13 +46,15 @@ class TrustRoot:
     """What this site pinned: its own name, the coordinator's key, the log's witness policy, and the plans it granted.
 
     granted_plans: digests of the plans this site consented to. A recipient that took no part has only the
-    coordinator's word for the plan, and for the roster of approvers in it.
+    coordinator's word for the plan, and for the roster of approvers in it. evaluated: by plan digest, the digest of the
+    model that this site evaluated; a site that evaluated none has only the coordinator's word for the evaluation.
     """
 
     site: str
     coordinator: VerifyingKey
     policy: WitnessPolicy
     granted_plans: frozenset[str]
+    evaluated: Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def check_log(approved: Approved, root: TrustRoot) -> Logged:
 
 
 def check_files(logged: Logged, root: TrustRoot) -> Installable:
-    """The files are byte for byte the approved ones; this site may receive them."""
+    """The files are byte for byte the approved ones, of the model that this site evaluated; it may receive them."""
     subject = logged.approved.trusted.subject
     if root.site not in subject.recipients:
         raise VerificationFailed(f"Site {root.site} is not a recipient of this release.", _REMEDY)
@@ -202,6 +205,12 @@ def check_files(logged: Logged, root: TrustRoot) -> Installable:
         if data is None or len(data) != entry.size or sha256_hex(data) != entry.sha256:
             raise VerificationFailed(f"{entry.name} is not the file that was approved.", _REMEDY)
         model_files[entry.name] = data
+    evaluated = root.evaluated.get(subject.plan_digest, frozenset())
+    if evaluated and evaluated != {model_digest(subject, files["model.safetensors"])}:
+        raise VerificationFailed(
+            "The released model is not the one that this site evaluated: what was approved was measured on another.",
+            _REMEDY,
+        )
     return Installable(logged, subject, model_files)
 
 

@@ -165,7 +165,7 @@ class BudgetStore:
         self._reached = reached
 
     def consume(
-        self, key: AttemptKey, *, plan_digest: str, request_digest: str, expired: bool, at: str
+        self, key: AttemptKey, *, plan_digest: str, request_digest: str, model: str, expired: bool, at: str
     ) -> bytes | None:
         """None: the attempt is consumed and one step charged, durably; compute it now, once. bytes: the answer
         that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
@@ -183,11 +183,13 @@ class BudgetStore:
                 key,
                 plan_digest=plan_digest,
                 request_digest=request_digest,
+                model=model,
                 expired=expired,
                 prior=None if row is None else Prior(row.plan_digest, row.request_digest, row.packet is not None),
                 progress=Progress(
                     latest_train=_latest(session, key.study, "train"),
                     latest_evaluate=_latest(session, key.study, "evaluate"),
+                    evaluated=next(iter(evaluated_models(session, plan_digest)), None),
                     steps_charged=charge.steps_charged,
                     steps_allowed=charge.steps_allowed,
                 ),
@@ -203,6 +205,7 @@ class BudgetStore:
                     round=key.round,
                     attempt=key.attempt,
                     request_digest=request_digest,
+                    model=model,
                     consumed_at=at,
                 )
             )
@@ -330,6 +333,14 @@ def _refuse_unsound(session: Session) -> None:
         raise AttemptRefused(RefusalCode.LEDGER_BEHIND)
     if standing_alarms(session):
         raise AttemptRefused(RefusalCode.LOG_ALARM)
+
+
+def evaluated_models(session: Session, plan_digest: str) -> frozenset[str]:
+    """Digests of the models that this plan's evaluation was asked about: one, or none yet."""
+    asked = select(ConsumedAttempt.model).where(
+        ConsumedAttempt.plan_digest == plan_digest, ConsumedAttempt.phase == "evaluate"
+    )
+    return frozenset(model for model in session.exec(asked) if model is not None)
 
 
 def drop_keys(session: Session, study: str) -> None:

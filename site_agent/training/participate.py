@@ -44,7 +44,7 @@ from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.requests import Asked, check_cohort, check_round, open_request, peer_messages
 from site_agent.training.states import AttemptKey, AttemptRefused
-from site_agent.training.sums import sum_parameters
+from site_agent.training.sums import largest_parameter, sum_parameters
 from site_agent.training.worker_client import WorkerClient, WorkerFailed
 
 if TYPE_CHECKING:
@@ -202,8 +202,11 @@ class Participant:
 
         import numpy as np
 
-        if not bool(np.isfinite(np.frombuffer(asked.body, dtype="<f8")).all()):
+        model = np.frombuffer(asked.body, dtype="<f8")
+        if not bool(np.isfinite(model).all()):
             raise AttemptRefused(RefusalCode.MODEL_NOT_FINITE)
+        if float(np.abs(model).max()) > largest_parameter(plan):
+            raise AttemptRefused(RefusalCode.MODEL_TOO_LARGE)
         machine = self._machine(request.study, request.plan_digest)
         if not machine.ready:
             raise AttemptRefused(RefusalCode.KEYS_MISSING)
@@ -216,6 +219,7 @@ class Participant:
             key,
             plan_digest=request.plan_digest,
             request_digest=asked.digest,
+            model=request.model,
             expired=now > moment(request.expires_at),
             at=timestamp(now),
         )

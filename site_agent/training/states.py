@@ -38,11 +38,12 @@ class Prior:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the study stands at this site: the last (round, attempt) of each phase, and the steps of this phase's
-    charge."""
+    """Where the study stands at this site: the last (round, attempt) of each phase, the model that was evaluated, and
+    the steps of this phase's charge."""
 
     latest_train: tuple[int, int] | None
     latest_evaluate: tuple[int, int] | None
+    evaluated: str | None
     steps_charged: int
     steps_allowed: int
 
@@ -55,11 +56,19 @@ class Verdict(StrEnum):
 
 
 def decide_attempt(
-    key: AttemptKey, *, plan_digest: str, request_digest: str, expired: bool, prior: Prior | None, progress: Progress
+    key: AttemptKey,
+    *,
+    plan_digest: str,
+    request_digest: str,
+    model: str,
+    expired: bool,
+    prior: Prior | None,
+    progress: Progress,
 ) -> Verdict:
     """COMPUTE: charge one step, then compute. RESEND: the stored bytes. Raises AttemptRefused.
 
-    Expiry bears on new attempts only: a coordinator that was down may collect what was paid for.
+    Expiry bears on new attempts only: a coordinator that was down may collect what was paid for. A study evaluates one
+    model: with two, a coordinator could ask about one and release the other.
     """
     if prior is not None:
         if (prior.plan_digest, prior.request_digest) != (plan_digest, request_digest):
@@ -74,6 +83,8 @@ def decide_attempt(
     latest = progress.latest_train if key.phase == "train" else progress.latest_evaluate
     if latest is not None and (key.round, key.attempt) <= latest:
         raise AttemptRefused(RefusalCode.ROUND_OVER)
+    if key.phase == "evaluate" and progress.evaluated not in (None, model):
+        raise AttemptRefused(RefusalCode.MODEL_CHANGED)
     if progress.steps_charged >= progress.steps_allowed:
         raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
     return Verdict.COMPUTE

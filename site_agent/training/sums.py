@@ -1,9 +1,14 @@
-"""The grid and the noise of one secure sum, from the numbers that the plan fixes. Pure."""
+"""The grid and the noise of one secure sum, and how far they can carry a model, from what the plan fixes. Pure."""
 
 from __future__ import annotations
 
-from privacy.parameters import Grid, plan_grid
-from protocol.study import SecureSum
+import math
+
+from privacy.parameters import CLIP_STEPS, MODULUS, Grid, plan_grid
+from protocol.study import SecureSum, StudyPlan
+
+LARGEST_INITIAL = math.sqrt(3.0)
+"""No first weight is beyond sqrt(6 / (fan in + fan out)), and the two are at least 1 each."""
 
 
 def sum_parameters(secure_sum: SecureSum) -> tuple[Grid, float | None]:
@@ -18,3 +23,19 @@ def sum_parameters(secure_sum: SecureSum) -> tuple[Grid, float | None]:
         noise_multiplier=secure_sum.noise_multiplier,
     )
     return parameters.grid, parameters.site_std
+
+
+def largest_parameter(plan: StudyPlan) -> float:
+    """A magnitude that no parameter of an honest round's model, nor of the averaged candidate, can pass.
+
+    A decoded sum lies within half the modulus of grid steps, and no grid of a plan has a step above clip / CLIP_STEPS.
+    It is divided by the expected batch of at least the `minimum_sites` smallest sites; T steps of heavy-ball momentum m
+    move a weight by at most T rate / (1 - m) times the largest quotient. Averaging stays within.
+    """
+    spec = plan.spec
+    training = spec.training
+    largest_sum = training.clip / CLIP_STEPS * MODULUS / 2
+    trained = sorted(max(1, site.patients - site.held_out) for site in plan.sites)
+    batch = training.sampling_rate * sum(trained[: spec.minimum_sites])
+    moved = training.rounds * training.learning_rate / (1.0 - training.momentum) * largest_sum / batch
+    return LARGEST_INITIAL + moved

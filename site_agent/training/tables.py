@@ -53,7 +53,8 @@ class ForgottenCharge(SQLModel, table=True):
 
 class ConsumedAttempt(SQLModel, table=True):
     """One attempt that was charged. packet: the signed answer; None until it is computed, and for ever after a crash
-    in between: fresh noise under a used mask would reveal a difference, so it is never computed again."""
+    in between: fresh noise under a used mask would reveal a difference, so it is never computed again. model: digest of
+    the parameters that were asked about."""
 
     __tablename__ = "consumed_attempt"
     __table_args__ = (UniqueConstraint("study", "phase", "round", "attempt"),)
@@ -65,6 +66,7 @@ class ConsumedAttempt(SQLModel, table=True):
     round: int
     attempt: int
     request_digest: str
+    model: str | None = None
     packet: bytes | None = Field(default=None, sa_type=LargeBinary)
     consumed_at: str
 

@@ -232,7 +232,11 @@ def test_two_approvals_a_quorum_and_then_a_bundle_that_a_site_accepts(federation
         policy = policy_in_force(session, federation.appliance)
     assert policy is not None
     root = TrustRoot(
-        "clinic-a", federation.appliance.keys.coordinator.public, policy, frozenset({federation.plan_digest})
+        "clinic-a",
+        federation.appliance.keys.coordinator.public,
+        policy,
+        frozenset({federation.plan_digest}),
+        {federation.plan_digest: frozenset({Maker().model_digest()})},
     )
     installable = verify(unpack(federation.bundle(), BUNDLE_FILES), root)
     assert installable.subject.release == RELEASE

@@ -17,6 +17,7 @@ from site_agent.database import create_database, transaction
 from site_agent.training.budget_store import (
     BudgetStore,
     LedgerConflict,
+    evaluated_models,
     ledger,
     release_unused,
     reserve,
@@ -27,6 +28,7 @@ from site_agent.training.tables import CohortCharge, ConsumedAttempt, SecureSumK
 
 AT = "2026-03-01T12:00:00Z"
 CAP = Budget(8.0, 1e-3)
+MODEL = "sha256:" + "5" * 64
 
 
 def digest(name: str) -> str:
@@ -84,7 +86,7 @@ def train(epsilon: float = 1.0, steps: int = 3) -> Charge:
 
 
 def consume(store: BudgetStore, plan: str, round_number: int = 1, attempt: int = 1, **other: object) -> bytes | None:
-    arguments: dict[str, object] = {"request_digest": digest("request"), "expired": False, "at": AT}
+    arguments: dict[str, object] = {"request_digest": digest("request"), "model": MODEL, "expired": False, "at": AT}
     arguments |= other
     phase = arguments.pop("phase", "train")
     key = AttemptKey("study-a", phase, round_number, attempt)  # type: ignore[arg-type]
@@ -171,6 +173,18 @@ def test_evaluation_is_charged_to_the_held_out_and_ends_training(engine: Engine,
     assert code_of(consume, store, plan, 2, 1) == "phase-over"
     consume(store, plan, 1, 2, phase="evaluate")
     assert code_of(consume, store, plan, 1, 3, phase="evaluate") == "ledger-exhausted"
+
+
+def test_a_study_evaluates_one_model(engine: Engine, plan: str) -> None:
+    store = BudgetStore(engine)
+    consume(store, plan, model=digest("a model of a round"))
+    consume(store, plan, phase="evaluate")
+    assert code_of(consume, store, plan, 1, 2, phase="evaluate", model=digest("another")) == "model-changed"
+    assert charged(engine, held_out=True) == 1
+    consume(store, plan, 1, 2, phase="evaluate")
+    with transaction(engine) as session:
+        assert evaluated_models(session, plan) == {MODEL}
+        assert evaluated_models(session, digest("another plan")) == frozenset()
 
 
 def test_a_plan_that_was_not_granted_or_was_withdrawn_is_refused(engine: Engine, plan: str) -> None:
@@ -297,7 +311,7 @@ def reached(name):
         os._exit(9)
 store = BudgetStore(connect(Path(database)), reached=reached)
 key = AttemptKey("study-a", "train", 1, 1)
-assert store.consume(key, plan_digest=plan, request_digest=request, expired=False, at="2026-03-01T12:00:00Z") is None
+assert store.consume(key, plan_digest=plan, request_digest=request, model="m", expired=False, at="2026") is None
 reached("computed")
 store.keep(key, b"masked " + os.urandom(16), b"keys-1")
 reached("sent")

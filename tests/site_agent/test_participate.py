@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 from sqlmodel import select
 
+from protocol.canonical import sha256_hex
 from protocol.envelope import Envelope, seal
 from protocol.errors import CloisterError
 from protocol.round import KEY_ADVERT_TYPE, KeyReply, Packet
 from protocol.signing import SigningKey
 from protocol.study import Evaluation
 from protocol.timestamp import timestamp
+from protocol.witness_policy import WitnessPolicy
 from site_agent.consent.grant import withdraw
 from site_agent.consent.plans import SignedPlan
 from site_agent.database import transaction
-from site_agent.training.sums import sum_parameters
+from site_agent.releases.fetch import root_of
+from site_agent.training.sums import largest_parameter, sum_parameters
 from site_agent.training.tables import CohortCharge, ConsumedAttempt
+from site_agent.witness import repository
 from tests.site_agent.federation_of_sites import NOW, Federation, Hospital, copy_of, federation, refusal_in
 
 Case = tuple[Federation, SignedPlan]
@@ -224,6 +228,10 @@ ATTACKS: dict[str, tuple[Callable[[Federation, SignedPlan], bytes], str]] = {
         lambda w, s: w.round_request(s, model=np.array([np.nan, 0, 0], dtype="<f8").tobytes()),
         "model-not-finite",
     ),
+    "a parameter beyond what the plan's rounds can reach": (
+        lambda w, s: w.round_request(s, model=np.array([0, -1e9, 0], dtype="<f8").tobytes()),
+        "model-too-large",
+    ),
 }
 
 
@@ -237,6 +245,44 @@ def test_a_hostile_request_is_refused_and_costs_nothing(running: Case, attack: s
 def test_an_unknown_kind_is_refused(running: Case) -> None:
     world, signed = running
     refused_freely(world.hospitals["cork"], "train.exec", world.round_request(signed), "unknown-kind")
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(np.nan, "model-not-finite"), (np.inf, "model-not-finite"), (1e9, "model-too-large")]
+)
+def test_no_score_is_computed_under_absurd_parameters(running: Case, value: float, code: str) -> None:
+    world, signed = running
+    model = np.array([0, value, 0], dtype="<f8").tobytes()
+    request = world.round_request(signed, phase="evaluate", model=model)
+    refused_freely(world.hospitals["cork"], "evaluate.histogram", request, code)
+
+
+def test_every_model_that_the_rounds_can_reach_is_within_the_bound(running: Case) -> None:
+    """The largest sums that the grid can hold, all the same way, in the smallest cohort."""
+    _, signed = running
+    plan, training = signed.plan, signed.plan.spec.training
+    cohort = plan.names[: plan.spec.minimum_sites]
+    grid, _ = sum_parameters(plan.secure_sum("train", cohort))
+    batch = training.sampling_rate * sum(plan.site(name).patients - plan.site(name).held_out for name in cohort)
+    weight = velocity = 0.0
+    for _ in range(training.rounds):
+        velocity = training.momentum * velocity + grid.half_range / batch
+        weight += training.learning_rate * velocity
+    assert 0 < weight < largest_parameter(plan) < 1e9
+
+
+def test_a_second_model_is_not_evaluated(running: Case) -> None:
+    world, signed = running
+    site = world.hospitals["cork"]
+    site.participant().answer("evaluate.histogram", world.round_request(signed, phase="evaluate"))
+    other = np.ones(3, dtype="<f8").tobytes()
+    second = world.round_request(signed, 1, 2, phase="evaluate", model=other)
+    refused_freely(site, "evaluate.histogram", second, "model-changed")
+    with transaction(site.engine) as session:
+        policy = WitnessPolicy.from_document(signed.plan.witness_policy)
+        repository.accept_policy(session, policy, at=timestamp(NOW))
+    # What a release of this plan will be compared with.
+    assert root_of(site.settings).evaluated == {signed.digest: frozenset({sha256_hex(bytes(24))})}
 
 
 def test_two_models_for_one_attempt(running: Case) -> None:

@@ -33,6 +33,7 @@ def root(maker: Maker | None = None, site: str = "clinic-a", **changes: Any) -> 
         "coordinator": maker.coordinator.public,
         "policy": maker.policy(),
         "granted_plans": frozenset({plan_digest}),
+        "evaluated": {plan_digest: frozenset({Maker().model_digest()})},
     }
     return TrustRoot(**{**fields, **changes})
 
@@ -119,6 +120,21 @@ def test_attacks_by_a_coordinator_are_refused(name: str) -> None:
 def test_a_site_that_granted_nothing_installs_nothing() -> None:
     with pytest.raises(CloisterError, match="did not grant"):
         verify(GOOD, root(granted_plans=frozenset()))
+
+
+def test_a_release_of_another_model_than_this_site_evaluated_is_refused() -> None:
+    """The coordinator trains one model, has it evaluated, and has the approvers sign another's files."""
+    swapped = Maker(weight_scale=2.0)
+    with pytest.raises(CloisterError, match="not the one that this site evaluated"):
+        verify(swapped.files(), root())
+    assert verify(swapped.files(), root(evaluated={SUBJECT.plan_digest: frozenset({swapped.model_digest()})}))
+    two = frozenset({Maker().model_digest(), swapped.model_digest()})
+    with pytest.raises(CloisterError, match="not the one that this site evaluated"):
+        verify(GOOD, root(evaluated={SUBJECT.plan_digest: two}))
+
+
+def test_a_site_that_evaluated_nothing_has_the_coordinators_word() -> None:
+    assert verify(Maker(weight_scale=2.0).files(), root(evaluated={})).subject.release == "heart-study-r1"
 
 
 def test_a_stranger_is_not_a_recipient() -> None:
