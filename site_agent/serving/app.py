@@ -5,10 +5,12 @@ Source: the Open Inference Protocol (KServe v2 REST). Nothing of a request is lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +18,7 @@ from protocol.errors import CloisterError, Malformed
 from site_agent.serving.predictor import Predictor
 
 MAX_BODY = 8 << 20
+LIVE = "/v2/health/live"
 
 
 class Tensor(BaseModel):
@@ -43,8 +46,9 @@ class NamedRequest(BaseModel):
     records: list[dict[str, Any]]
 
 
-def create_app(predictor: Predictor) -> FastAPI:
-    """The loopback application for one installed release."""
+def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]) -> FastAPI:
+    """The loopback application for one installed release. trouble: asked before each answer; what it returns is told
+    with status 503 in place of the answer."""
     app = FastAPI(title="Cloister predictions", docs_url=None, redoc_url=None, openapi_url=None)
     subject = predictor.subject
     name, version = subject.study, subject.release
@@ -59,11 +63,13 @@ def create_app(predictor: Predictor) -> FastAPI:
     async def cap(request: Request, call_next: Any) -> Any:
         if int(request.headers.get("content-length") or 0) > MAX_BODY:
             return JSONResponse({"error": "The request is too large.", "remedy": "Send fewer records."}, 413)
+        if request.url.path != LIVE and (why := await run_in_threadpool(trouble)) is not None:
+            return JSONResponse({"error": why.message, "code": why.code, "remedy": why.remedy}, 503)
         response = await call_next(request)
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    @app.get("/v2/health/live")
+    @app.get(LIVE)
     async def live() -> dict[str, bool]:
         return {"live": True}
 

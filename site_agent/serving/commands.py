@@ -29,14 +29,16 @@ def serve(
 
     from site_agent.database import open_database
     from site_agent.releases.install import current
-    from site_agent.releases.own_log import check_own_log
     from site_agent.serving.app import create_app
     from site_agent.serving.predictor import Predictor
+    from site_agent.serving.standing import Standing
 
     settings = load_settings(SiteHome.resolve(home))
     release = current(settings.home)
-    check_own_log(settings, open_database(settings.home), release.subject.release, None)
-    app = create_app(Predictor.from_folder(release.folder))
+    standing = Standing(settings, open_database(settings.home), release.subject.release)
+    if (trouble := standing.trouble()) is not None:
+        raise trouble
+    app = create_app(Predictor.from_folder(release.folder), standing.trouble)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
