@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 import federation_bench  # noqa: E402 - the folders above are where it lies
 import idle_agent  # noqa: E402
+import log  # noqa: E402
 import secagg  # noqa: E402
 
 Row = dict[str, Any]
@@ -26,6 +27,7 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "secure round": federation_bench.secure_round,
     "idle agent memory": idle_agent.rows,
     "secagg": secagg.rows,
+    "log and policy": log.rows,
 }
 
 
