@@ -18,7 +18,7 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """The noise multiplier at which `steps` sampled Gaussian steps cost `epsilon`, by bisection."""
 
     def cost(sigma: float) -> float:
-        accountant = PLDAccountant(value_discretization_interval=5e-4)
+        accountant = PLDAccountant(value_discretization_interval=2e-4)
         step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
         accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
         return float(accountant.get_epsilon(delta))

@@ -177,7 +177,7 @@ def main() -> int:
                 print("remedy: name the folder that holds the data sets with --shared", file=sys.stderr)
                 return 1
         figures = measure(options.shared, options.workers, options.quick)
-        store.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        store.write_text(json.dumps(figures, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
     write(figures, docs)
     say(f"written: {docs / 'UTILITY.md'}")
     return 0

@@ -40,8 +40,8 @@ def test_the_yardsticks_own_gradients_and_clipping_are_the_librarys(loss: str, o
 
 
 def test_the_yardsticks_noise_has_the_calibrated_size_and_calibration() -> None:
-    sigma = pooled.noise_for(2.0, 1e-4, 0.25, 4)
-    assert 1.99 < epsilon(Mechanism(sigma, 0.25, 4, 1e-4)) < 2.005  # the library's accountant
+    sigma = pooled.noise_for(2.0, 1e-4, 0.25, 2)
+    assert 1.99 < epsilon(Mechanism(sigma, 0.25, 2, 1e-4)) < 2.005  # the library's accountant
     draws = [
         pooled.train(
             np.zeros((8, 400)), np.zeros(8), 0, rounds=1, rate=0.5, clip=0.25, learning_rate=1.0, momentum=0.0,
