@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from protocol.errors import VerificationFailed
 
 HASH_BYTES = 32
+_PAIR = 2 * HASH_BYTES
 MAX_SIZE = 2**63 - 1
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
@@ -33,6 +34,12 @@ def leaf_hash(entry: bytes) -> bytes:
 def node_hash(left: bytes, right: bytes) -> bytes:
     """SHA-256(0x01 || left || right), RFC 6962 2.1."""
     return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def level_above(row: bytes) -> bytes:
+    """The node hashes over neighbours in `row`, an even number of hashes end to end: half as many, end to end."""
+    sha256 = hashlib.sha256  # left || right lie side by side: one slice is what a node hashes
+    return b"".join([sha256(b"\x01" + row[at : at + _PAIR]).digest() for at in range(0, len(row), _PAIR)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from protocol.errors import Malformed
-from protocol.merkle import HASH_BYTES, MAX_SIZE, HashReader, node_hash
+from protocol.merkle import HASH_BYTES, MAX_SIZE, HashReader, level_above
 
 TILE_HEIGHT = 8
 TILE_WIDTH = 256
@@ -93,8 +93,7 @@ def encode_tile(tile: Tile, reader: HashReader) -> bytes:
 
 def decode_tile(tile: Tile, data: bytes) -> tuple[bytes, ...]:
     """The `tile.width` hashes in a hash tile's bytes. Raises Malformed for another length."""
-    if len(data) != tile.width * HASH_BYTES:
-        raise Malformed(f"{tile.path} has {len(data)} bytes, not {tile.width * HASH_BYTES}.", "Fetch it again.")
+    _require_length(tile, data)
     return tuple(data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES))
 
 
@@ -140,12 +139,19 @@ def tile_reader(size: int, fetch: Callable[[Tile], bytes]) -> HashReader:
         number, first = divmod(index << height, TILE_WIDTH)
         width = min(TILE_WIDTH, (size >> TILE_HEIGHT * tile_level) - number * TILE_WIDTH)
         tile = Tile(tile_level, number, width)
-        row = decode_tile(tile, fetch(tile))[first : first + (1 << height)]
-        while len(row) > 1:
-            row = tuple(node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2))
-        return row[0]
+        data = fetch(tile)
+        _require_length(tile, data)
+        row = data[first * HASH_BYTES : (first + (1 << height)) * HASH_BYTES]
+        for _ in range(height):
+            row = level_above(row)
+        return row
 
     return read
+
+
+def _require_length(tile: Tile, data: bytes) -> None:
+    if len(data) != tile.width * HASH_BYTES:
+        raise Malformed(f"{tile.path} has {len(data)} bytes, not {tile.width * HASH_BYTES}.", "Fetch it again.")
 
 
 def _touched(level: int | None, old: int, new: int) -> list[Tile]:
