@@ -46,6 +46,10 @@ class Workspace:
             kept = self._kept[id(owner)] = torch.empty(size, dtype=torch.float32, device=device)
         return kept[:size].view(shape)
 
+    def give_back(self, owner: object) -> None:
+        """Let the owner's memory go."""
+        self._kept.pop(id(owner), None)
+
 
 class PatientBatch:
     """Which record belongs to which patient; `index` is None where record i is patient i alone."""

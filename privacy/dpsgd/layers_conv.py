@@ -72,21 +72,21 @@ class ConvRule(LayerRule):
                 # What is estimated far behind is not worth the memory of a trial.
                 likely = [way for way, cost in costs.items() if cost <= 4.0 * min(costs.values())]
                 costs = {way: self._measure(way, calls, batch, work.clock) for way in likely}
+                work.give_back(self._weight)
             work.choices[key] = min(costs, key=lambda way: costs[way])
         return work.choices[key]
 
     def _measure(self, way: str, calls: list[tuple[Tensor, Tensor]], batch: PatientBatch, clock: Clock) -> float:
         """Seconds from the gradients to the sum, the better of two."""
         assert self._weight is not None
-        trial = PatientBatch(batch.records, batch.patients, batch.index)
         weights = torch.ones(batch.patients, device=calls[0][1].device)
         into = torch.zeros_like(self._weight, dtype=torch.float32)
         seconds = []
         for _ in range(2):
             start = clock()
             rule = ConvRule(self._layer, self._weight, None)
-            rule._close_weight(way, calls, trial, self._weight)
-            rule.add_weighted(weights, trial, lambda _: into)
+            rule._close_weight(way, calls, batch, self._weight)
+            rule.add_weighted(weights, batch, lambda _: into)
             seconds.append(clock() - start)
         return min(seconds)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from privacy.errors import ParameterError
 
 CHUNK = 1 << 14
 # On a thread of its own, larger pieces: between two calls the interpreter's lock must be had.
-CHUNK_AHEAD = 1 << 17
+CHUNK_AHEAD = 1 << 19
+BLOCK_AHEAD = 1 << 20
+_PIECE = 1 << 17
 _MANTISSA = (1 << 52) - 1
 _ONE = 0x3FF << 52
 _ALMOST_ONE = 1.0 - 2.0**-53
@@ -41,7 +44,7 @@ class TensorNoise:
         _require(values, std)
         for start in range(0, values.numel(), self._size):
             part = values[start : start + self._size]
-            part += self._chunk(part.numel(), std)
+            _add(self._chunk(part.numel(), std), part)
 
     def fill_(self, values: Tensor, std: float) -> None:
         """Overwrite a contiguous float64 vector with noise. Raises ParameterError as `add_` does."""
@@ -70,58 +73,73 @@ class TensorNoise:
 
 
 class NoiseAhead:
-    """Draws the next step's noise on a thread while this step computes. Use as a context manager.
+    """Draws the noise of coming steps on a thread while this step computes. Use as a context manager.
 
-    Costs one float64 vector of memory and as much of another core's time as drawing it here would.
+    Costs memory, two blocks of a million float64 for a small model and one vector of float64 for a large one, and as
+    much of another core's time as drawing it here would.
     """
 
     def __init__(self, length: int, std: float, stream: KeyStream) -> None:
-        """Raises ParameterError unless `std` is finite and above 0."""
-        self._values = torch.empty(length, dtype=torch.float64)
-        _require(self._values, std)
+        """length: entries of one step's noise. Raises ParameterError unless `std` is finite and above 0."""
+        steps = max(1, BLOCK_AHEAD // max(1, length))
+        self._blocks = [torch.empty((steps, length), dtype=torch.float64) for _ in range(1 if steps == 1 else 2)]
+        _require(self._blocks[0].view(-1), std)
         self._noise, self._std = TensorNoise(stream, CHUNK_AHEAD), std
-        self._wanted, self._drawn = threading.Event(), threading.Event()
-        self._ended = False
+        self._free: SimpleQueue[Tensor | None] = SimpleQueue()
+        self._drawn: SimpleQueue[Tensor | BaseException] = SimpleQueue()
+        self._current: Tensor | None = None
+        self._used = 0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> NoiseAhead:
+        for block in self._blocks:
+            self._free.put(block)
         self._thread.start()
-        self._wanted.set()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended = True
-        self._wanted.set()
+        self._free.put(None)
         self._thread.join()
 
     def add_(self, values: Tensor) -> None:
-        """Add a vector of noise, never used before, waiting for it if need be; then the next one is begun.
+        """Add a vector of noise, never used before, waiting for it if need be.
 
         Raises ParameterError when the length differs, and what the thread raised.
         """
-        if values.shape != self._values.shape:
+        if values.shape != self._blocks[0].shape[1:]:
             raise ParameterError("The noise has another length than the sum.", "Draw noise for this model.")
-        self._drawn.wait()
         if self._failure is not None:
             raise self._failure
-        self._drawn.clear()
-        values += self._values.to(values.device)
-        self._wanted.set()
+        if self._current is None:
+            drawn = self._drawn.get()
+            if isinstance(drawn, BaseException):
+                self._failure = drawn
+                raise drawn
+            self._current, self._used = drawn, 0
+        _add(self._current[self._used].to(values.device), values)
+        self._used += 1
+        if self._used == self._current.shape[0]:
+            self._free.put(self._current)
+            self._current = None
 
     def _run(self) -> None:
-        while True:
-            self._wanted.wait()
-            self._wanted.clear()
-            if self._ended:
-                return
+        while (block := self._free.get()) is not None:
             try:
-                self._noise.fill_(self._values, self._std)
+                self._noise.fill_(block.view(-1), self._std)
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that takes the noise
-                self._failure = error
+                self._drawn.put(error)
                 return
-            finally:
-                self._drawn.set()
+            self._drawn.put(block)
+
+
+def _add(noise: Tensor, values: Tensor) -> None:
+    """values += noise, in float64, by way of the noise, which is used up: torch mixes types faster that way round. In
+    pieces, since it makes a copy of what has the other type.
+    """
+    for start in range(0, values.numel(), _PIECE):
+        part = slice(start, start + _PIECE)
+        values[part].copy_(noise[part].add_(values[part]))
 
 
 def _require(values: Tensor, std: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from privacy.dpsgd.tensor_noise import CHUNK, NoiseAhead, TensorNoise
+from privacy.dpsgd.tensor_noise import BLOCK_AHEAD, CHUNK, CHUNK_AHEAD, NoiseAhead, TensorNoise
 from privacy.entropy import KeyStream
 from privacy.errors import ParameterError
 
@@ -72,13 +72,15 @@ def test_float32_sums_are_taken_in_float64() -> None:
     np.testing.assert_array_equal(values.numpy(), (start.double().numpy() + draw(1001, 0.5)).astype(np.float32))
 
 
-def test_noise_ahead_is_the_streams_own_and_never_used_twice() -> None:
-    length = CHUNK + 7
-    inline = torch.zeros(3, length, dtype=torch.float64)
-    noise = TensorNoise(KeyStream(SEED))
-    for row in inline:
-        noise.fill_(row, 1.5)
-    ahead = torch.zeros(3, length, dtype=torch.float64)
+@pytest.mark.parametrize("length", [BLOCK_AHEAD // 2 - 1, BLOCK_AHEAD + 3])
+def test_noise_ahead_is_the_streams_own_and_never_used_twice(length: int) -> None:
+    steps = max(1, BLOCK_AHEAD // length)
+    noise = TensorNoise(KeyStream(SEED), CHUNK_AHEAD)
+    blocks = [torch.empty(steps * length, dtype=torch.float64) for _ in range(3)]
+    for block in blocks:
+        noise.fill_(block, 1.5)
+    inline = torch.cat(blocks).view(-1, length)
+    ahead = torch.zeros_like(inline)
     with NoiseAhead(length, 1.5, KeyStream(SEED)) as thread:
         for row in ahead:
             thread.add_(row)
