@@ -186,7 +186,11 @@ def _entries(data: bytes, checkpoint: Checkpoint, policy: WitnessPolicy, report:
 def _lines(data: bytes) -> Iterator[bytes]:
     if not data.endswith(b"\n"):
         raise Malformed("entries.jsonl does not end in a newline.", "Export the bundle again.")
-    yield from data[:-1].split(b"\n")
+    start = 0
+    while start < len(data):  # one line at a time: to split it all would hold the export twice more
+        end = data.index(b"\n", start)
+        yield data[start:end]
+        start = end + 1
 
 
 def _entry(line: bytes, number: int, checkpoint: Checkpoint, report: AuditReport) -> tuple[bytes, AuditEvent]:
