@@ -72,8 +72,8 @@ class Forecast:
         evaluation = (
             "exact: outside the privacy guarantee, declared to every site and shown on the release"
             if worst is None
-            else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, at most {spec.evaluation.attempts} times; "
-            f"{worst:.3f} if all others collude"
+            else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, {worst:.3f} if all others collude; "
+            f"at most {spec.evaluation.attempts} attempts"
         )
         return "\n".join(
             [
