@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ def main() -> int:
     console = Console(width=min(Console().width, 120))
     began = time.monotonic()
     os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes below end with this one
     work = Path(tempfile.mkdtemp(prefix="cloister-demo-"))
     demonstration = None
     try:

@@ -84,11 +84,21 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         sources = datasets.heart_disease(HEART)
     else:
         pytest.skip(f"the four hospitals' files are not at {HEART}")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False, cwd=folder)
+    done = _end(command, folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stderr == ""
     report = json.loads((out / "report.json").read_text())
     return Ran(request.param, out, done.stdout, report, tuple(source.table for source in sources))
+
+
+def _end(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run to the end; on the way out it is told to end its processes, however this test ends."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=LIMIT_SECONDS)
+        finally:
+            process.terminate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def test_what_it_leaves_and_says(ran: Ran) -> None:
