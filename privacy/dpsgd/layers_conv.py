@@ -70,7 +70,7 @@ class ConvRule(LayerRule):
             costs = self.costs(calls, batch)
             if work.clock is not None and not a.is_cuda:
                 # What is estimated far behind is not worth the memory of a trial.
-                likely = [way for way, cost in costs.items() if cost <= 4.0 * min(costs.values())]
+                likely = [way for way, cost in costs.items() if cost <= 2.0 * min(costs.values())]
                 costs = {way: self._measure(way, calls, batch, work.clock) for way in likely}
                 work.give_back(self._weight)
             work.choices[key] = min(costs, key=lambda way: costs[way])
@@ -109,8 +109,13 @@ class ConvRule(LayerRule):
             if layer.groups == 1 and all(s == 1 for s in layer.stride) and layer.padding_mode == "zeros":
                 costs["diagonal"] = self._diagonal_cost(a, g)
         if alone and simple and not a.is_cuda and g.dtype == torch.float32:
-            blocked = min(layer.in_channels, outputs) >= 16 and max(layer.in_channels, outputs) <= 64
-            costs["grouped"] = product * (0.3 if blocked and max(layer.stride) == 1 else 3.0) + kept
+            # torch's kernel for groups is fast for channels in blocks of 16, and slow for many or with a stride.
+            if (
+                min(layer.in_channels, outputs) >= 16
+                and max(layer.in_channels, outputs) <= 64
+                and max(layer.stride) == 1
+            ):
+                costs["grouped"] = product * 0.3 + kept
             costs["looped"] = product * 0.5 + 2e6 + kept
         if alone and len(costs) > 1 and batch.patients * self._layer.weight.numel() > _MOST_KEPT and "gram" in costs:
             costs = {way: cost for way, cost in costs.items() if way in ("gram", "diagonal")}

@@ -175,13 +175,15 @@ class PrivateGradients:
         seed = torch.ones(inputs.shape[0], device=inputs.device) if mask is None else mask.float()
         for start in range(0, inputs.shape[0], size):
             rows = slice(start, start + size)
-            x, y, _ = pad_batch(inputs[rows], targets[rows], size)
-            seeds = torch.cat([seed[rows], seed.new_zeros(size - seed[rows].shape[0])])
+            x, y, seeds = inputs[rows], targets[rows], seed[rows]
+            if x.shape[0] < size:
+                seeds = torch.cat([seeds, seeds.new_zeros(size - x.shape[0])])
+                x, y, _ = pad_batch(x, y, size)
             with self._precision(inputs):
                 norms, more = step(x, y, seeds)
             if not math.isfinite(float(norms.sum())):
                 return False
-            total.values.add_(more)
+            total.add(more)
         return True
 
     def _one_by_one(self, part: Part, total: _Total) -> int:
@@ -331,6 +333,13 @@ class _Total:
         self._length, self._device, self._dtype = length, device, dtype
         self._out = out
         self._values: Tensor | None = None
+
+    def add(self, more: Tensor) -> None:
+        """Add a vector that is nobody else's."""
+        if self._values is None and self._out is None and more.dtype == self._dtype:
+            self._values = more
+        else:
+            self.values.add_(more)
 
     @property
     def values(self) -> Tensor:
