@@ -30,7 +30,7 @@ sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
 
 Row = dict[str, Any]
 Step = Callable[[], None]
-SECONDS = 8.0
+SECONDS = 6.0
 LEAST_TURNS = 4
 OPACUS_MODES = ("hooks", "functorch", "ew", "fastclip", "ghost")
 # Fused by a compiler, a transformer's many small operations cost less; elsewhere book-keeping is faster.
