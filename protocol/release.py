@@ -29,6 +29,10 @@ BUNDLE_FILES = (
     "release.tlog-proof",
 )
 
+APPROVING_ROLES = frozenset({Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD})
+REQUIRED_APPROVALS = 2
+"""So many people, in as many of these roles, neither of them the submitter."""
+
 
 class FileDigest(Frozen):
     """One file of the bundle."""

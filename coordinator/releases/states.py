@@ -12,9 +12,7 @@ from enum import StrEnum
 
 from protocol.errors import Refused
 from protocol.identifiers import Role
-
-APPROVING_ROLES = frozenset({Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD})
-REQUIRED_APPROVALS = 2
+from protocol.release import APPROVING_ROLES, REQUIRED_APPROVALS
 
 
 class ReleaseState(StrEnum):

@@ -48,7 +48,8 @@ def install_release(
         with CoordinatorClient(settings, keys) as client:
             bundle = fetch(client, settings.home, release)
             Witness(settings, keys, engine, client, system_clock).turn()
-    verified, files = verify_bundle(bundle, root)
+    checked = verify_bundle(bundle, root)
+    verified = checked.release
     if verified.subject.release != release:
         from protocol.errors import VerificationFailed
 
@@ -56,9 +57,9 @@ def install_release(
             f"The bundle holds release {verified.subject.release}, not {release}.",
             "Name the release that the bundle holds, or fetch the right one.",
         )
-    check_own_log(settings, engine, release, (verified.logged.index, files["event.json"]))
+    check_own_log(settings, engine, release, (verified.logged.index, checked.files["event.json"]))
     if not dry_run:
-        install(settings.home, bundle, root)
+        install(settings.home, checked)
         if file is None:
             with CoordinatorClient(settings, load_keys(settings.home)) as client:
                 client.post_installed(release, {"subject_digest": verified.subject.digest})

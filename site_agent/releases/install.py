@@ -39,6 +39,14 @@ class Installed:
     current: bool
 
 
+@dataclass(frozen=True)
+class VerifiedBundle:
+    """A bundle that passed every check: only `verify_bundle` makes one, and nothing else is installed."""
+
+    release: Installable
+    files: dict[str, bytes]
+
+
 def read_bundle(path: Path) -> bytes:
     """The bytes of a bundle file. Raises Malformed naming the file when it can't be read or is over the cap."""
     try:
@@ -49,22 +57,21 @@ def read_bundle(path: Path) -> bytes:
         raise Malformed(f"{path} can't be read ({error.strerror}).", "Name an existing bundle file.") from None
 
 
-def verify_bundle(data: bytes, root: TrustRoot) -> tuple[Installable, dict[str, bytes]]:
-    """Every check, in order, without writing anything. Returns the release and the bundle's files."""
+def verify_bundle(data: bytes, root: TrustRoot) -> VerifiedBundle:
+    """Every check, in order, without writing anything."""
     files = unpack(data, BUNDLE_FILES)
     installable = verify(files, root)
     check(installable.subject, files["model.safetensors"], files["model.onnx"])
-    return installable, files
+    return VerifiedBundle(installable, files)
 
 
-def install(home: SiteHome, data: bytes, root: TrustRoot) -> Installed:
-    """Verify, write, switch. Installing the same release again changes nothing."""
-    installable, files = verify_bundle(data, root)
-    subject = installable.subject
+def install(home: SiteHome, verified: VerifiedBundle) -> Installed:
+    """Write, switch. Installing the same release again changes nothing."""
+    subject = verified.release.subject
     make_private_folder(home.releases)
     target = home.releases / f"{subject.release}.{subject.digest.removeprefix('sha256:')}"
     if not target.exists():
-        _write(target, files)
+        _write(target, verified.files)
     _switch(home.releases, target.name)
     return Installed(target, subject, current=True)
 

@@ -22,8 +22,10 @@ from protocol.identifiers import Frozen, Role
 from protocol.merkle import leaf_hash
 from protocol.release import (
     APPROVAL_TYPE,
+    APPROVING_ROLES,
     BUNDLE_FILES,
     PREDICATE_KIND,
+    REQUIRED_APPROVALS,
     STATEMENT_KIND,
     STATEMENT_TYPE,
     Approval,
@@ -36,7 +38,6 @@ from protocol.tlog_proof import TlogProof
 from protocol.witness_policy import WitnessPolicy
 from site_agent.releases.weights import model_digest
 
-APPROVING_ROLES = frozenset({Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD})
 _REMEDY = "Do not use this bundle. Report it to your compliance officer and to the coordinator's operator."
 _Document = TypeVar("_Document", bound=Frozen)
 
@@ -167,7 +168,7 @@ def check_approvals(trusted: KeysTrusted) -> Approved:
             raise VerificationFailed("An approval is dated after the sealing.", _REMEDY)
         people.add(claimed.person)
         roles.add(claimed.role)
-    if len(people) < 2 or len(roles) < 2 or len(people) != len(trusted.predicate.approvals):
+    if min(len(people), len(roles)) < REQUIRED_APPROVALS or len(people) != len(trusted.predicate.approvals):
         raise VerificationFailed("Two people in two roles have not approved this release.", _REMEDY)
     return Approved(trusted, tuple(sorted(roles)))
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from protocol.dataset import DatasetSchema, Feature, Value
+from protocol.dataset import DatasetSchema, Feature
 from protocol.errors import Malformed
 from protocol.release import ReleaseSubject
 
@@ -105,16 +105,3 @@ def _allowed(feature: Feature) -> str:
     if feature.kind == "category":
         return f"Allowed: {', '.join(str(level) for level in feature.levels)}."
     return f"Allowed: {feature.minimum:g} to {feature.maximum:g} {feature.unit}".rstrip() + "."
-
-
-def example(schema: DatasetSchema) -> dict[str, Value]:
-    """A record at the schema's own centres and first levels: made up, belongs to nobody."""
-    record: dict[str, Value] = {}
-    for feature in schema.features:
-        if feature.kind == "category":
-            record[feature.name] = feature.levels[0]
-        else:
-            low, high = feature.bounds
-            middle = min(high, max(low, feature.center))
-            record[feature.name] = round(middle) if feature.kind == "integer" else middle
-    return record

@@ -164,9 +164,9 @@ def home(tmp_path: Path) -> SiteHome:
 
 def test_install_switches_and_serves(home: SiteHome) -> None:
     bundle = pack(GOOD, BUNDLE_FILES)
-    release = install(home, bundle, root())
+    release = install(home, verify_bundle(bundle, root()))
     assert current(home) == release
-    assert install(home, bundle, root()).folder == release.folder
+    assert install(home, verify_bundle(bundle, root())).folder == release.folder
     (probability,) = Predictor.from_folder(current(home).folder).predict([{"age": 70.0, "pain": 2}])
     assert 0 < probability < 1
     assert rollback(home, "heart-study-r1").current
@@ -174,11 +174,11 @@ def test_install_switches_and_serves(home: SiteHome) -> None:
 
 
 def test_a_tampered_bundle_leaves_nothing_behind(home: SiteHome) -> None:
-    install(home, pack(GOOD, BUNDLE_FILES), root())
+    install(home, verify_bundle(pack(GOOD, BUNDLE_FILES), root()))
     before = sorted(path.name for path in home.releases.rglob("*"))
     tampered = pack({**GOOD, "model.onnx": GOOD["model.onnx"] + b"\0"}, BUNDLE_FILES)
     with pytest.raises(CloisterError, match=r"model\.onnx|other files"):
-        install(home, tampered, root())
+        install(home, verify_bundle(tampered, root()))
     assert sorted(path.name for path in home.releases.rglob("*")) == before
 
 
