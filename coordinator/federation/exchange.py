@@ -108,17 +108,12 @@ class FlowerExchange:
         """Send each node its packet and collect the answers until all are in or the deadline has passed.
 
         packets: node id -> packet. group: a short label that travels with the message. on_reply is called in this
-        thread as each answer arrives. Nodes that have not answered are absent from the result; a late, second or
-        unknown answer is dropped. Raises ExchangeLost.
+        thread as each answer arrives, and then none is kept: the result is empty. Nodes that have not answered are
+        absent from the result; a late, second or unknown answer is dropped. Raises ExchangeLost.
         """
         deadline = time.monotonic() + deadline_seconds
         replies: dict[int, Reply] = {}
-
-        def settle(node: int, reply: Reply) -> None:
-            replies[node] = reply
-            if on_reply is not None:
-                on_reply(node, reply)
-
+        settle = on_reply or replies.__setitem__
         waiting = self._push(kind, packets, group, deadline_seconds, settle)
         arrivals: list[_Arrival] = []
         while (waiting or arrivals) and not self._link.lost:

@@ -12,6 +12,7 @@ from coordinator.rounds.exchange import Answer, Kind, Unreached
 from coordinator.rounds.repository import RecordedAttempt
 from coordinator.rounds.states import Attempt, Begin
 from privacy.entropy import Float64
+from privacy.errors import MissingContributors
 from privacy.parameters import Grid, plan_grid
 from privacy.secagg.server import SecureSum
 from protocol.canonical import digest, parse, sha256_hex
@@ -29,11 +30,11 @@ CLOCK_SKEW_SECONDS = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who contributed and who did not, with a closed code each; the masked vectors in cohort order."""
+    """Who contributed and who did not, with a closed code each. digests: of the contributions, by site."""
 
     contributed: tuple[str, ...]
     excluded: dict[str, str]
-    bodies: dict[str, bytes]
+    digests: dict[str, str]
 
     @property
     def complete(self) -> bool:
@@ -43,7 +44,57 @@ class Outcome:
     @property
     def digest(self) -> str:
         """SHA-256 over the digests of the contributions by site: what the log holds of them."""
-        return digest({site: sha256_hex(body) for site, body in self.bodies.items()})
+        return digest(self.digests)
+
+
+class Intake:
+    """One attempt's answers as they come: each is verified, added to the running sum and forgotten, so that memory
+    does not grow with the sites. A site that is excluded spoils nothing: the attempt is abandoned, and its sum with it.
+    """
+
+    def __init__(self, request: RoundRequest, plan: StudyPlan) -> None:
+        self._request = request
+        self._plan = plan
+        self._planned = plan.secure_sum(request.phase, request.cohort)
+        self._sum: SecureSum | None = SecureSum(request.cohort, self._planned.length)
+        self._digests: dict[str, str] = {}
+        self._excluded: dict[str, str] = {}
+
+    def take(self, site: str, answer: Answer) -> None:
+        """One site's answer; of two from one site the first counts."""
+        if site in self._digests or site in self._excluded or site not in self._request.cohort:
+            return
+        try:
+            self._digests[site] = self._add(site, answer)
+        except Excluded as error:
+            self._excluded[site] = error.code
+            self._sum = None  # the cohort can't be complete any more: without all of them it is noise
+
+    def outcome(self) -> Outcome:
+        """What has come so far; a site that has said nothing is excluded as no-answer."""
+        cohort = self._request.cohort
+        excluded = {site: self._excluded.get(site, "no-answer") for site in cohort if site not in self._digests}
+        digests = {site: self._digests[site] for site in cohort if site in self._digests}
+        return Outcome(tuple(digests), excluded, digests)
+
+    def unmasked(self) -> Float64:
+        """(length,) float64: the sum of the whole cohort's vectors, masks cancelled. The running sum is given up.
+
+        Raises MissingContributors where anybody is missing.
+        """
+        total, self._sum = self._sum, None
+        if total is None:
+            raise MissingContributors(self.outcome().excluded)
+        return total.result(grid_of(self._planned))
+
+    def _add(self, site: str, answer: Answer) -> str:
+        if isinstance(answer, Unreached):
+            raise Excluded(answer.code)
+        key = VerifyingKey.from_text(self._plan.site(site).identity)
+        body = masked_vector(answer, self._request, site=site, key=key, length=self._planned.length)
+        if self._sum is not None:
+            self._sum.add(site, body)
+        return sha256_hex(body)
 
 
 def compose(
@@ -88,26 +139,6 @@ def packet_of(recorded: RecordedAttempt, model: bytes) -> bytes:
 def request_of(recorded: RecordedAttempt) -> RoundRequest:
     """The request that was signed."""
     return RoundRequest.model_validate(parse(Envelope.from_bytes(recorded.request).payload))
-
-
-def judge(request: RoundRequest, answers: Mapping[str, Answer], plan: StudyPlan) -> Outcome:
-    """Verify each site's answer against the request."""
-    length = plan.secure_sum(request.phase, request.cohort).length
-    excluded: dict[str, str] = {}
-    bodies: dict[str, bytes] = {}
-    for site in request.cohort:
-        answer = answers.get(site)
-        if answer is None:
-            excluded[site] = "no-answer"
-        elif isinstance(answer, Unreached):
-            excluded[site] = answer.code
-        else:
-            key = VerifyingKey.from_text(plan.site(site).identity)
-            try:
-                bodies[site] = masked_vector(answer, request, site=site, key=key, length=length)
-            except Excluded as error:
-                excluded[site] = error.code
-    return Outcome(tuple(bodies), excluded, bodies)
 
 
 def unmasked_sum(planned: PlannedSum, cohort: tuple[str, ...], bodies: Mapping[str, bytes]) -> Float64:

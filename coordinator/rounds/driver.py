@@ -18,7 +18,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
-from coordinator.rounds.attempts import KINDS, Outcome, compose, judge, packet_of, request_of, unmasked_sum
+from coordinator.rounds.attempts import KINDS, Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.gates import LogWatch, RoundGates
@@ -238,13 +238,15 @@ class RoundDriver:
     def _send(self, recorded: RecordedAttempt) -> StudyState | None:
         attempt = recorded.attempt
         packet = packet_of(recorded, self._model(attempt.phase == TRAIN))
-        answers = self._exchange.request(
+        intake = Intake(request_of(recorded), self._running.plan)
+        self._exchange.request(
             KINDS[attempt.phase],
             dict.fromkeys(attempt.cohort, packet),
             group=f"{attempt.phase}-{attempt.round}-{attempt.attempt}",
             deadline_seconds=self._appliance.settings.round_deadline,
+            on_answer=intake.take,
         )
-        outcome = judge(request_of(recorded), answers, self._running.plan)
+        outcome = intake.outcome()
         if not outcome.complete:
             self._abandon(attempt, outcome)
             return None
@@ -254,8 +256,8 @@ class RoundDriver:
             return self._deny(decision)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
         if attempt.phase == TRAIN:
-            return self._commit_round(closed, outcome, decision)
-        return self._commit_evaluation(closed, outcome, decision)
+            return self._commit_round(closed, outcome, decision, intake)
+        return self._commit_evaluation(closed, outcome, decision, intake)
 
     def _abandon(self, attempt: Attempt, outcome: Outcome) -> None:
         closed = replace(
@@ -265,13 +267,14 @@ class RoundDriver:
             RoundRepository(session).close_attempt(self._running.study, closed, self._now())
         self._progress = self._progress.after(closed)
 
-    def _commit_round(self, closed: Attempt, outcome: Outcome, decision: Decision) -> StudyState | None:
+    def _commit_round(
+        self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake
+    ) -> StudyState | None:
         running, training = self._running, self._running.plan.spec.training
         assert self._point is not None
-        planned = running.plan.secure_sum(closed.phase, closed.cohort)
         batch = expected_batch(running.plan, closed.cohort)
         try:
-            noisy_sum = unmasked_sum(planned, closed.cohort, outcome.bodies)
+            noisy_sum = intake.unmasked()
             point = step(self._point, noisy_sum, batch, training)
         except (PrivacyError, ValueError) as error:
             self._abandon(closed, outcome)
@@ -291,12 +294,13 @@ class RoundDriver:
         self._progress, self._point = after, point
         return None
 
-    def _commit_evaluation(self, closed: Attempt, outcome: Outcome, decision: Decision) -> StudyState | None:
+    def _commit_evaluation(
+        self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake
+    ) -> StudyState | None:
         running = self._running
         assert self._point is not None
-        planned = running.plan.secure_sum(closed.phase, closed.cohort)
         try:
-            histogram = unmasked_sum(planned, closed.cohort, outcome.bodies)
+            histogram = intake.unmasked()
             report = evaluate_histogram(running.plan, closed.cohort, histogram)
         except (PrivacyError, ValueError) as error:
             self._abandon(closed, outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,9 +26,18 @@ class Exchange(Protocol):
         """The sites that are connected now."""
 
     def request(
-        self, kind: Kind, packets: Mapping[str, bytes], *, group: str, deadline_seconds: float
+        self,
+        kind: Kind,
+        packets: Mapping[str, bytes],
+        *,
+        group: str,
+        deadline_seconds: float,
+        on_answer: Callable[[str, Answer], None] | None = None,
     ) -> dict[str, Answer]:
-        """Send each site its packet; the answers that came before the deadline. Absent: no answer."""
+        """Send each site its packet; the answers that came before the deadline. Absent: no answer.
+
+        on_answer: called in this thread with each answer as it comes; then none is kept and the result is empty.
+        """
 
     def wait(self, seconds: float) -> None:
         """Let time pass while nothing can be asked."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import Engine
 
 from coordinator.database import reading
-from coordinator.federation.exchange import UNREADABLE, Failure, FlowerExchange
+from coordinator.federation.exchange import UNREADABLE, Failure, FlowerExchange, Reply
 from coordinator.rounds.exchange import Answer, Kind, Unreached
 from coordinator.sites.repository import SiteRepository
 
@@ -26,22 +26,29 @@ class FlowerSites:
         return frozenset(site for site, node in self._nodes().items() if node in online)
 
     def request(
-        self, kind: Kind, packets: Mapping[str, bytes], *, group: str, deadline_seconds: float
+        self,
+        kind: Kind,
+        packets: Mapping[str, bytes],
+        *,
+        group: str,
+        deadline_seconds: float,
+        on_answer: Callable[[str, Answer], None] | None = None,
     ) -> dict[str, Answer]:
         """As the port says. A revoked site, or one without a node, is offline."""
         nodes = self._nodes()
-        known = {site: nodes[site] for site in packets if site in nodes}
-        replies = self._flower.request(
+        names = {nodes[site]: site for site in packets if site in nodes}
+        answers: dict[str, Answer] = {}
+        tell = on_answer or answers.__setitem__
+        for site in packets:
+            if site not in nodes:
+                tell(site, Unreached("offline"))
+        self._flower.request(
             kind,
-            {node: packets[site] for site, node in known.items()},
+            {node: packets[site] for node, site in names.items()},
             group=group,
             deadline_seconds=deadline_seconds,
+            on_reply=lambda node, reply: tell(names[node], _answer(reply)),
         )
-        answers: dict[str, Answer] = {site: Unreached("offline") for site in packets if site not in nodes}
-        for site, node in known.items():
-            reply = replies.get(node)
-            if reply is not None:
-                answers[site] = Unreached(_code(reply)) if isinstance(reply, Failure) else reply
         return answers
 
     def wait(self, seconds: float) -> None:
@@ -53,8 +60,12 @@ class FlowerSites:
             return {site.name: int(site.node_id) for site in SiteRepository(session).active() if site.node_id}
 
 
+def _answer(reply: Reply) -> Answer:
+    """The packet, or a closed code: words that came over the wire are not repeated."""
+    return Unreached(_code(reply)) if isinstance(reply, Failure) else reply
+
+
 def _code(failure: Failure) -> str:
-    """A closed code: words that came over the wire are not repeated."""
     if failure.by_site:
         return "declined"
     return "unreadable" if failure.code == UNREADABLE else "offline"

@@ -42,6 +42,7 @@ from site_agent.database import DatabaseUnusable
 from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
+from site_agent.training.refusals import code_of
 from site_agent.training.requests import Asked, check_cohort, check_round, open_request, peer_messages
 from site_agent.training.states import AttemptKey, AttemptRefused
 from site_agent.training.sums import largest_parameter, sum_parameters
@@ -100,7 +101,10 @@ class Participant:
         except WorkerFailed as error:
             _log.warning("training-failed", study=about[0], reason=error.message)
             return self._refuse(about, RefusalCode.TRAINING_FAILED)
-        except (CloisterError, PrivacyError) as error:
+        except PrivacyError as error:
+            _log.error("secure-sum-refused", study=about[0], code=error.code)
+            return self._refuse(about, code_of(error))
+        except CloisterError as error:
             _log.error("request-failed", study=about[0], code=error.code)
             return self._refuse(about, RefusalCode.INTERNAL)
 
@@ -148,20 +152,16 @@ class Participant:
             machine = self._machine(request.study, request.plan_digest)
         if machine.peers != request.cohort:
             raise AttemptRefused(RefusalCode.KEYS_REFUSED)
-        try:
-            message: dict[str, Any]
-            if request.step == "advertise":
-                message = dict(machine.advertise(self._entropy).to_dict())
-            elif request.step == "encapsulate":
-                adverts = [KeyAdvert.from_dict(said) for said in _of_signers(request, asked, plan)]
-                message = machine.on_adverts(adverts).to_dict()
-            else:
-                received = [Encapsulations.from_dict(said) for said in _of_signers(request, asked, plan)]
-                machine.on_encapsulations(received)
-                message = {"transcript": f"sha256:{machine.transcript.hex()}"}
-        except PrivacyError as error:
-            _log.error("keys-refused", study=request.study, code=error.code)
-            raise AttemptRefused(RefusalCode.KEYS_REFUSED) from None
+        message: dict[str, Any]
+        if request.step == "advertise":
+            message = dict(machine.advertise(self._entropy).to_dict())
+        elif request.step == "encapsulate":
+            adverts = [KeyAdvert.from_dict(said) for said in _of_signers(request, asked, plan)]
+            message = machine.on_adverts(adverts).to_dict()
+        else:
+            received = [Encapsulations.from_dict(said) for said in _of_signers(request, asked, plan)]
+            machine.on_encapsulations(received)
+            message = {"transcript": f"sha256:{machine.transcript.hex()}"}
         reply = KeyReply(
             study=request.study,
             plan_digest=request.plan_digest,
@@ -231,12 +231,13 @@ class Participant:
         else:
             noised = self._worker.evaluate(plan, asked.body, noise_std=noise_std)
         self._reached("computed")
+        # The masked words are laid over the worker's own buffer: no second vector is made.
         masked = machine.contribute(
             request.round if request.phase == "train" else plan.spec.training.rounds + request.round,
             request.attempt,
             request.cohort,
             _raw(request.model),
-            np.frombuffer(noised, dtype="<f8").astype(np.float64),
+            np.frombuffer(noised, dtype="<f8").astype(np.float64, copy=False),
             grid,
             self._entropy,
             plan_digest=_raw(request.plan_digest),

@@ -66,8 +66,9 @@ class WorkerClient:
         """Start the worker if need be and load the snapshot, before anything is charged. Raises WorkerFailed."""
         self._ask({"op": "open", "snapshot": snapshot, "model": _model(plan)}, b"", length=0, seconds=START_SECONDS)
 
-    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytes:
-        """The noised gradient sum for the model's vector: float64, little-endian. Raises WorkerFailed."""
+    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytearray:
+        """The noised gradient sum for the model's vector: float64, little-endian, in a buffer that is the caller's to
+        write over. Raises WorkerFailed."""
         training = plan.spec.training
         header = {
             "op": "train",
@@ -78,7 +79,7 @@ class WorkerClient:
         }
         return self._ask(header, parameters, length=plan.parameters, seconds=self._step_seconds)
 
-    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytes:
+    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytearray:
         """The score histogram of the held-out patients, noised unless noise_std is None. Raises WorkerFailed."""
         bins = plan.spec.evaluation.bins
         header = {"op": "evaluate", "model": _model(plan), "bins": bins, "noise_std": noise_std}
@@ -101,7 +102,7 @@ class WorkerClient:
                 pipe.close()
         process.wait()
 
-    def _ask(self, header: dict[str, Any], body: bytes, *, length: int, seconds: float) -> bytes:
+    def _ask(self, header: dict[str, Any], body: bytes, *, length: int, seconds: float) -> bytearray:
         """One request and its answer, of exactly `length` floats; a child that fails in any way is ended."""
         process = self._started()
         assert process.stdin is not None
@@ -125,7 +126,7 @@ class WorkerClient:
         if len(result) != length * FLOAT_BYTES:
             self.close()
             raise _failed("worker: wrong length")
-        return bytes(result)
+        return result
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:

@@ -209,7 +209,13 @@ class SimulatedExchange:
         self._clock.seconds += seconds
 
     def request(
-        self, kind: Kind, packets: Mapping[str, bytes], *, group: str, deadline_seconds: float
+        self,
+        kind: Kind,
+        packets: Mapping[str, bytes],
+        *,
+        group: str,
+        deadline_seconds: float,
+        on_answer: Callable[[str, Answer], None] | None = None,
     ) -> dict[str, Answer]:
         self.before_request()
         self.requests.append((kind, group, dict(packets)))
@@ -220,9 +226,11 @@ class SimulatedExchange:
             self.answers += [(name, packet, said) for said in delivery.said]
             if given is not None:
                 answers[name] = given
+                if on_answer is not None:
+                    on_answer(name, given)
         self._clock.seconds += 0.5 if len(answers) == len(packets) else deadline_seconds
         self.after_request()
-        return answers
+        return {} if on_answer is not None else answers
 
     def _deliver(self, delivery: Delivery) -> Answer | None:
         if delivery.site.name in self.absent:

@@ -337,3 +337,24 @@ def test_a_forged_key_is_not_passed_on_as_a_site_s_own(federation: Federation, b
     federation.exchange.faults.append(answers("keys-advertise", "berlin", forge))
     assert federation.driver(study).run() is StudyState.FAILED
     assert "berlin (bad-signature)" in (federation.row(study).detail or "")
+
+
+def test_a_site_that_saw_another_transcript_stops_the_study_before_any_round(
+    federation: Federation, begin: Begin
+) -> None:
+    """Where sites did not see the same keys their masks can't cancel: the set-up fails and no patient is charged."""
+    study = begin()
+
+    def another(delivery: Delivery) -> Answer:
+        envelope = Packet.from_bytes(delivery.answer()).envelope
+        document = json.loads(envelope.payload)
+        document["message"] = {"transcript": "sha256:" + "0" * 64}
+        return Packet(seal(envelope.payload_type, document, delivery.site.keys.identity)).to_bytes()
+
+    federation.exchange.faults.append(answers("keys-establish", "berlin", another))
+    assert federation.driver(study).run() is StudyState.FAILED
+    assert federation.row(study).reason == "keys-not-established"
+    detail = federation.row(study).detail or ""
+    assert all(f"{name} (transcripts-differ)" in detail for name in federation.sites)
+    assert all(site.worker.noisy_steps == 0 for site in federation.sites.values())
+    assert not any(kind == "train.contribute" for kind, _, _ in federation.exchange.requests)

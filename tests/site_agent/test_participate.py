@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from sqlmodel import select
 
+from privacy.errors import BudgetExceeded, MissingContributors, OverflowRisk, ParameterError, PrivacyError
+from privacy.secagg.refusals import Refusal, Refused
 from protocol.canonical import sha256_hex
 from protocol.envelope import Envelope, seal
 from protocol.errors import CloisterError
-from protocol.round import KEY_ADVERT_TYPE, KeyReply, Packet
+from protocol.round import KEY_ADVERT_TYPE, KeyReply, Packet, RefusalCode
 from protocol.signing import SigningKey
 from protocol.study import Evaluation
 from protocol.timestamp import timestamp
@@ -24,6 +26,7 @@ from site_agent.consent.grant import withdraw
 from site_agent.consent.plans import SignedPlan
 from site_agent.database import transaction
 from site_agent.releases.fetch import root_of
+from site_agent.training.refusals import CODES, code_of
 from site_agent.training.sums import largest_parameter, sum_parameters
 from site_agent.training.tables import CohortCharge, ConsumedAttempt
 from site_agent.witness import repository
@@ -368,7 +371,7 @@ def test_a_missing_peer_is_refused(granted: Case) -> None:
     world, signed = granted
     honest = adverts(world, signed)
     request = world.key_request(signed, "encapsulate", honest[:3])
-    refused_freely(world.hospitals["cork"], "query.encapsulate", request, "keys-refused")
+    refused_freely(world.hospitals["cork"], "query.encapsulate", request, "missing-site")
 
 
 def test_key_steps_are_resent_and_begin_anew_only_before_the_first_round(granted: Case) -> None:
@@ -413,6 +416,32 @@ def test_what_can_go_wrong_inside_is_an_answer_without_details(running: Case, mo
     answer = site.participant().answer("train.contribute", world.round_request(signed))
     assert refusal_in(answer, site) == "internal"
     assert b"patient" not in answer
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(np.nan, "vector-not-finite"), (np.inf, "vector-not-finite"), (1e12, "vector-too-large")]
+)
+def test_what_secure_aggregation_refuses_is_told_by_its_own_code(
+    running: Case, monkeypatch: pytest.MonkeyPatch, value: float, code: str
+) -> None:
+    world, signed = running
+    site = world.hospitals["cork"]
+    vector = np.array([0.0, value, 0.0], dtype="<f8")
+    monkeypatch.setattr(site.worker, "train", lambda *_, **__: bytearray(vector.tobytes()))
+    request = world.round_request(signed)
+    assert refusal_in(site.participant().answer("train.contribute", request), site) == code
+    assert steps(site) == 1, "what was charged stays charged"
+    assert refusal_in(site.participant().answer("train.contribute", request), site) == "consumed"
+
+
+def test_every_reason_of_the_library_has_one_code_of_its_own() -> None:
+    reasons = {*Refusal, *(error.code for error in (OverflowRisk, ParameterError, BudgetExceeded, MissingContributors))}
+    assert set(CODES) == reasons
+    assert len(set(CODES.values())) == len(reasons)
+    assert RefusalCode.INTERNAL not in CODES.values()
+    for reason in Refusal:
+        assert code_of(Refused(reason, "m", "r")) is CODES[reason]
+    assert code_of(PrivacyError("of no known kind")) is RefusalCode.INTERNAL
 
 
 CRASHING = """
