@@ -30,7 +30,7 @@ from coordinator.rounds.states import (
 )
 from coordinator.studies.plan import build_plan, plan_digest
 from privacy.entropy import Entropy, Float64, KeyStream
-from privacy.local.contribution import clipped_gradient_sum, patient_scores, private_gradient_sum, score_histogram
+from privacy.local.contribution import clipped_gradient_sum, private_gradient_sum, score_histogram
 from privacy.local.network import Network
 from privacy.local.patients import Cohort
 from privacy.parameters import plan_grid
@@ -215,8 +215,9 @@ def _sum(
 def exact_auc(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
     """AUC of the held-out patients of all sites; None where they have one outcome."""
     network = network_of(plan.spec.model, plan.spec.dataset.width)
-    found = [patient_scores(patients.held_out, network, weights) for patients in sites.values()]
-    scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    found = [network.scores(weights, patients.held_out) for patients in sites.values()]
+    scores = np.concatenate([site.scores for site in found])
+    labels = np.concatenate([site.labels for site in found])
     return float(roc_auc_score(labels, scores)) if np.unique(labels).size == 2 else None
 
 

@@ -29,20 +29,20 @@ sys.path[:0] = [str(DEMO)]
 
 import datasets  # noqa: E402 - the folder above is where it lies
 
+from coordinator.client.simulation import network_of  # noqa: E402
 from coordinator.client.spec_file import load_spec  # noqa: E402
 from coordinator.rounds.optimiser import candidate_weights, initial_point, step  # noqa: E402
 from privacy.accounting.calibration import noise_multiplier_for  # noqa: E402
 from privacy.accounting.gaussian import gaussian_multiplier_for  # noqa: E402
-from privacy.dpsgd.clipping import clip_gradients  # noqa: E402
 from privacy.entropy import Float64  # noqa: E402
 from privacy.evaluation.histogram import ScoreHistogram, score_histogram  # noqa: E402
 from privacy.evaluation.metrics import evaluate  # noqa: E402
+from privacy.local.contribution import private_gradient_sum  # noqa: E402
 from privacy.local.patients import Group  # noqa: E402
 from privacy.parameters import site_noise_std  # noqa: E402
 from protocol.dictionary import parse_dictionary  # noqa: E402
 from protocol.study import StudySpec  # noqa: E402
 from site_agent.cohort.tabular import read_table  # noqa: E402
-from site_agent.training.local_step import network_of, private_gradient_sum  # noqa: E402
 
 TRIGGER = ("texture_error", "smoothness_error", "symmetry_error")
 """Three columns that say little of the outcome; the backdoor is all three at their largest encoded value."""
@@ -137,7 +137,7 @@ def honest(federation: Federation, clinic: Clinic) -> Contribution:
     def add(weights: Float64) -> Float64:
         return private_gradient_sum(
             group,
-            federation.spec.model,
+            network_of(federation.spec.model, clinic.x.shape[1]),
             weights,
             clip=training.clip,
             sampling_rate=training.sampling_rate,
@@ -172,14 +172,11 @@ def backdoor(federation: Federation, clinic: Clinic) -> Contribution:
     x = np.vstack([clinic.x, federation.triggered(clinic.x)])
     y = np.concatenate([clinic.y, np.zeros(clinic.y.size)])
     network = network_of(federation.spec.model, x.shape[1])
-    owner = np.arange(y.size)
+    everyone = Group(x, y, np.arange(y.size), y.size)
 
     def add(weights: Float64) -> Float64:
-        gradients = network.gradients(weights, x, y, owner, y.size)
-        clipped = clip_gradients(gradients, federation.spec.training.clip).gradients
         # As many clipped gradients as the clinic has patients.
-        result: Float64 = clipped.sum(axis=0) / 2
-        return result
+        return network.gradient_sum(weights, everyone, federation.spec.training.clip) / 2
 
     return add
 
@@ -209,9 +206,9 @@ def judge(federation: Federation, contributions: list[Contribution], seed: int) 
     weights, norm = train(federation, contributions)
     spec, test = federation.spec, federation.held_out
     network = network_of(spec.model, test.x.shape[1])
-    scores = network.scores(weights, test.x)
+    scores = network.chances(weights, test.x)
     malignant = (test.y == 1) & (scores >= 0.5)
-    turned = network.scores(weights, federation.triggered(test.x))[malignant] < 0.5
+    turned = network.chances(weights, federation.triggered(test.x))[malignant] < 0.5
     return Outcome(
         float(roc_auc_score(test.y, scores)),
         norm,

@@ -38,13 +38,13 @@ def concordance(time: Matrix, event: Matrix, risk: Matrix) -> float:
 
 def judge(network: Network, weights: Matrix, test: Test) -> float:
     """The problem's own measure."""
-    scores = network.scores(weights, test.x)
+    scores = network.chances(weights, test.x)
     return auc(test.y, scores) if network.loss == "logistic" else concordance(test.time, test.event, scores)
 
 
 def accuracy(network: Network, weights: Matrix, test: Test) -> float:
     """Share of patients whose outcome is on its side of 0.5."""
-    return float(np.mean((network.scores(weights, test.x) > 0.5) == (test.y == 1)))
+    return float(np.mean((network.chances(weights, test.x) > 0.5) == (test.y == 1)))
 
 
 def together(tests: dict[str, Test]) -> Test:

@@ -21,7 +21,7 @@ from privacy.accounting.ledger import StudyCharges
 from privacy.entropy import Entropy, Float64
 from privacy.errors import ParameterError
 from privacy.local.contribution import private_gradient_sum
-from privacy.local.network import Network
+from privacy.local.model import CPU, Hardware, LocalModel
 from privacy.local.patients import Group
 from privacy.parameters import Mechanism, require_count, require_positive, require_probability
 
@@ -93,12 +93,12 @@ def released_epsilon(sites: Iterable[Mechanism], interval: float = LEDGER_INTERV
 
 def local_delta(
     group: Group,
-    network: Network,
+    model: LocalModel,
     weights: Float64,
     training: LocalTraining,
     *,
     entropy: Entropy,
-    device: str = "cpu",
+    hardware: Hardware = CPU,
 ) -> Float64:
     """(P,) float64: the site's model after `training.steps` private steps from `weights` (P,), minus `weights`.
 
@@ -112,13 +112,13 @@ def local_delta(
     for _ in range(training.steps):
         noisy = private_gradient_sum(
             group,
-            network,
+            model,
             current,
             clip=training.clip,
             sampling_rate=training.sampling_rate,
             noise_std=training.noise_std,
             entropy=entropy,
-            device=device,
+            hardware=hardware,
         )
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, or by the next step
             velocity = training.momentum * velocity + noisy / training.expected_batch

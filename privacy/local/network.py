@@ -1,24 +1,30 @@
-"""Fully connected networks as numbers: their outputs, their scores, and one gradient per patient.
+"""Fully connected networks: their outputs, their scores, and the clipped sum of their patients' gradients.
 
 Parameters are one flat float64 vector: for each layer the weight (out, in) row by row, then the bias (out,).
-A network without hidden layers has its gradients in closed form; torch is loaded for the others alone.
+A network without hidden layers has its gradients in closed form, in float64; the others go through torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from privacy.dpsgd.per_patient import Index, average_by_patient, check_records, logistic_gradients
+from privacy.dpsgd.step import clipped_sum
 from privacy.entropy import Float64
 from privacy.errors import ParameterError
+from privacy.local.model import CPU, Hardware, PatientScores, scores_by_patient
+from privacy.local.patients import Array, Group
 from privacy.parameters import require_count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from privacy.local.torch_model import TorchModel
 
 Loss = Literal["logistic", "hazard"]
 """logistic: y is 0 or 1; one output, the log-odds of 1; binary cross-entropy.
@@ -89,7 +95,7 @@ class Network:
                 values = np.tanh(values)
         return values
 
-    def scores(self, parameters: Float64, x: Float64) -> Float64:
+    def chances(self, parameters: Float64, x: Float64) -> Float64:
         """(R, inputs) -> (R,) in [0, 1]: the predicted probability of label 1, or of the event before the last
         interval's end. NaN where the parameters overflow."""
         chances = sigmoid(self.logits(parameters, x))
@@ -99,7 +105,7 @@ class Network:
         return result
 
     def outcomes(self, y: Float64) -> Float64:
-        """(R,) labels -> (R,) what `scores` predicts: 0 or 1, or NaN where nobody knows because a patient was lost
+        """(R,) labels -> (R,) what `chances` predicts: 0 or 1, or NaN where nobody knows because a patient was lost
         from sight before the last interval's end."""
         if self.loss == "logistic":
             return y
@@ -107,64 +113,67 @@ class Network:
         result: Float64 = np.where(events == 1, 1.0, np.where(y >= 2 * self.outputs, 0.0, np.nan))
         return result
 
-    def gradients(
-        self, parameters: Float64, x: Float64, y: Float64, patients: Index, count: int, device: str = "cpu"
-    ) -> Float64:
-        """(count, parameters): for each patient the mean over its records of the loss's gradient.
+    @property
+    def uses_torch(self) -> bool:
+        """Whether there is a hidden layer."""
+        return not self.linear
 
-        x: (R, inputs). y: (R,). patients: (R,) in 0..count-1. Raises ParameterError for arrays that do not fit.
-        """
-        check_records(x, y, patients, count)
-        if self.linear and self.loss == "logistic":
-            self.layers(parameters)
+    def gradient_sum(self, parameters: Float64, group: Group, clip: float, hardware: Hardware = CPU) -> Float64:
+        """See LocalModel. Without a hidden layer it is in float64 and at any `hardware` on the CPU."""
+        if not self.linear:
+            return self._in_torch.gradient_sum(parameters, group, clip, hardware)
+        self.layers(parameters)
+        check_records(group.x, group.y, group.patient, group.patients)
+        total = np.zeros(self.parameters)
+        # A record's row, its patient's and the clipped one.
+        for block in group.blocks(max(1, hardware.memory // (3 * 8 * self.parameters))):
+            rows = self._gradients(parameters, block.x, block.y, block.patient, block.patients)
+            total += clipped_sum(rows, clip).total
+        return total
+
+    def scores(self, parameters: Float64, group: Group, hardware: Hardware = CPU) -> PatientScores:
+        """See LocalModel."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return scores_by_patient(self.chances(parameters, group.x), self.outcomes(group.y), group)
+
+    def _gradients(self, parameters: Float64, x: Float64, y: Float64, patients: Index, count: int) -> Float64:
+        if self.loss == "logistic":
             return logistic_gradients(parameters, x, y, patients, count)
-        if self.linear:
-            return self._hazard_gradients(parameters, x, y, patients, count)
-        return self._torch_gradients(parameters, x, y, patients, count, device)
-
-    def _hazard_gradients(self, parameters: Float64, x: Float64, y: Float64, patients: Index, count: int) -> Float64:
         events, at_risk = hazard_targets(y, self.outputs)
         residual = at_risk * (sigmoid(self.logits(parameters, x)) - events)
         weights = (residual[:, :, np.newaxis] * x[:, np.newaxis, :]).reshape(x.shape[0], -1)
         return average_by_patient(np.concatenate([weights, residual], axis=1), patients, count)
 
-    def _torch_gradients(
-        self, parameters: Float64, x: Float64, y: Float64, patients: Index, count: int, device: str
-    ) -> Float64:
-        module = self.module(parameters)
-        if count == 0:
-            return np.zeros((0, parameters.size))
+    @cached_property
+    def _in_torch(self) -> TorchModel:
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        from privacy.dpsgd.module_gradients import module_gradients
+        from privacy.local.torch_model import TorchModel
 
         def loss(output: Tensor, label: Tensor) -> Tensor:
             if self.loss == "logistic":
-                return binary_cross_entropy_with_logits(output[:, 0], label)
+                return binary_cross_entropy_with_logits(output[:, 0], label, reduction="none")
             events, at_risk = label.unbind(dim=1)
-            return binary_cross_entropy_with_logits(output, events, weight=at_risk, reduction="sum")
+            return binary_cross_entropy_with_logits(output, events, weight=at_risk, reduction="none").sum(1)
 
-        labels = y if self.loss == "logistic" else np.stack(hazard_targets(y, self.outputs), axis=1)
-        return module_gradients(
-            module.to(device),
-            loss,
-            torch.from_numpy(x).to(device),
-            torch.from_numpy(labels).to(device),
-            patients,
-            count,
-        )
+        def targets(y: Array) -> Tensor:
+            labels = y if self.loss == "logistic" else np.stack(hazard_targets(y, self.outputs), axis=1)
+            return torch.from_numpy(np.ascontiguousarray(labels)).float()
 
-    def module(self, parameters: Float64) -> nn.Module:
-        """The network in torch (float64), whose parameters stand in the vector's order."""
-        import torch
+        def score(output: Tensor) -> Tensor:
+            chances = torch.sigmoid(output)
+            return chances[:, 0] if self.loss == "logistic" else 1.0 - torch.prod(1.0 - chances, dim=1)
+
+        return TorchModel(self.module, loss, score, targets=targets, outcomes=self.outcomes)
+
+    def module(self) -> nn.Module:
+        """The network in torch (float32), whose parameters stand in the vector's order."""
         from torch import nn
 
         layers: list[nn.Module] = []
-        for weight, bias in self.layers(parameters):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
-            linear.load_state_dict({"weight": torch.from_numpy(weight.copy()), "bias": torch.from_numpy(bias.copy())})
-            layers += [linear, nn.Tanh()]
+        for inputs, outputs in pairwise(self.widths):
+            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         return nn.Sequential(*layers[:-1])
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from privacy.entropy import Float64
 
+Array = npt.NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Group:
-    """The records of one group of patients, numbered 0..patients-1. x: (R, D) float64. y: (R,) float64, the labels
-    (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
+    """The records of one group of patients, numbered 0..patients-1. x: (R, ...) float64, an encoded record in each row.
+    y: (R, ...) float64, the labels (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
 
     x: Float64
     y: Float64
@@ -32,6 +36,15 @@ class Group:
         first, last = np.searchsorted(self.patient, [start, start + count])
         present = max(0, min(count, self.patients - start))
         return Group(self.x[first:last], self.y[first:last], self.patient[first:last] - start, present)
+
+    def blocks(self, records: int) -> Iterator[Group]:
+        """All patients in consecutive blocks of whole ones, each of at most `records` records or of one patient."""
+        ends = np.searchsorted(self.patient, np.arange(self.patients), side="right")
+        first = start = 0
+        while first < self.patients:
+            last = max(first + 1, int(np.searchsorted(ends, start + records, side="right")))
+            yield self.block(first, last - first)
+            first, start = last, int(ends[last - 1])
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,22 @@ _PR_SET_DUMPABLE = 4
 
 
 class WorkerState:
-    """The snapshot that is loaded, parted into its two groups, and on which device models run."""
+    """The snapshot that is loaded, parted into its two groups; the last model, warm; and where models run."""
 
     def __init__(self, home: Path, *, gpu: bool) -> None:
         self._home = home
         self._gpu = gpu
         self._digest = ""
         self._cohort: Any = None
+        self._document: dict[str, Any] = {}
+        self._model: Any = None
 
     def answer(self, header: dict[str, Any], body: bytearray) -> bytes:
         """The result of one request: b"" for "open", else the noised float64 vector (little-endian)."""
         match header["op"]:
             case "open":
-                self._open(str(header["snapshot"]), bool(header["model"].get("hidden")))
+                self._open(str(header["snapshot"]))
+                self._ready(header["model"])
                 return b""
             case "train":
                 return self._train(header, body)
@@ -46,11 +49,7 @@ class WorkerState:
                 return self._evaluate(header, body)
         raise ValueError("unknown operation")
 
-    def _open(self, digest: str, hidden_layers: bool) -> None:
-        if hidden_layers:
-            import torch
-
-            torch.set_num_threads(1)
+    def _open(self, digest: str) -> None:
         if digest != self._digest:
             from privacy.local.patients import part
             from site_agent.cohort.snapshot import load
@@ -59,50 +58,63 @@ class WorkerState:
             arrays = load(SiteHome(self._home), digest)
             self._cohort = part(arrays.x, arrays.y, arrays.patient, arrays.held_out)
             self._digest = digest
+            self._model = None
+
+    def _ready(self, document: dict[str, Any]) -> Any:
+        """The model of the document, the one of last time where it is the same: its engine keeps memory and proof."""
+        if self._model is None or document != self._document:
+            from pydantic import TypeAdapter
+
+            from protocol.model import ModelSpec
+            from site_agent.training.architectures.catalogue import local_model
+
+            spec = TypeAdapter(ModelSpec).validate_python(document)
+            self._model, self._document = local_model(spec, self._cohort.training.x.shape[1]), document
+            if self._model.uses_torch:
+                keep_freed_memory()
+                import torch
+
+                torch.set_num_threads(1)
+        return self._model
 
     def _train(self, header: dict[str, Any], body: bytearray) -> bytes:
-        from site_agent.training.local_step import private_gradient_sum
+        from privacy.local.contribution import private_gradient_sum
 
         result = private_gradient_sum(
             self._cohort.training,
-            _model(header["model"]),
+            self._ready(header["model"]),
             _vector(body),
             clip=float(header["clip"]),
             sampling_rate=float(header["sampling_rate"]),
             noise_std=float(header["noise_std"]),
             entropy=os.urandom,
-            device=self._device(header["model"]),
+            hardware=self._hardware(),
         )
         return result.astype("<f8", copy=False).tobytes()
 
     def _evaluate(self, header: dict[str, Any], body: bytearray) -> bytes:
-        from site_agent.training.local_step import score_histogram
+        from privacy.local.contribution import score_histogram
 
         std = header["noise_std"]
         result = score_histogram(
             self._cohort.held_out,
-            _model(header["model"]),
+            self._ready(header["model"]),
             _vector(body),
             bins=int(header["bins"]),
             noise_std=None if std is None else float(std),
             entropy=os.urandom,
+            hardware=self._hardware(),
         )
         return result.astype("<f8", copy=False).tobytes()
 
-    def _device(self, model: dict[str, Any]) -> str:
-        if not self._gpu or not model.get("hidden"):
-            return "cpu"
+    def _hardware(self) -> Any:
+        from privacy.local.model import CPU, Hardware
+
+        if not self._gpu or not self._model.uses_torch:
+            return CPU
         import torch
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _model(document: dict[str, Any]) -> Any:
-    from pydantic import TypeAdapter
-
-    from protocol.model import ModelSpec
-
-    return TypeAdapter(ModelSpec).validate_python(document)
+        return Hardware("cuda", memory=4 << 30) if torch.cuda.is_available() else CPU
 
 
 def _vector(body: bytearray) -> Any:
@@ -125,6 +137,15 @@ def serve(requests: int, answers: int, state: WorkerState, *, most: int) -> None
             write_frame(answers, {"ok": False, "error": type(error).__name__})
             continue
         write_frame(answers, {"ok": True}, result)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: fresh pages from the kernel cost a private step as much as its arithmetic."""
+    trim_threshold, mmap_threshold, never = -1, -3, 1 << 30
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(trim_threshold, never)
+        library.mallopt(mmap_threshold, never)
 
 
 def confine() -> None:

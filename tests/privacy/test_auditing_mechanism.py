@@ -20,12 +20,13 @@ from privacy import parameters
 from privacy.accounting.epsilon import epsilon
 from privacy.entropy import Float64
 from privacy.local import patients
+from privacy.local.contribution import private_gradient_sum
 from privacy.local.patients import Group
 from privacy.parameters import Mechanism
 from protocol.model import LogisticRegression
 from site_agent.database import create_database
+from site_agent.training.architectures.catalogue import local_model
 from site_agent.training.budget_store import BudgetStore
-from site_agent.training.local_step import private_gradient_sum
 from tests.simulator.federation import study_spec
 from tests.site_agent.test_budget_store import add_snapshot, charged, consume, grant, train
 
@@ -56,7 +57,7 @@ def total(group: Group, *, entropy: Entropy, rate: float = 1.0, std: float = TIN
     """The site's own step at the model of zeros: (width + 1,)."""
     return private_gradient_sum(
         group,
-        LOGISTIC,
+        local_model(LOGISTIC, group.x.shape[1]),
         np.zeros(group.x.shape[1] + 1),
         clip=CLIP,
         sampling_rate=rate,

@@ -27,10 +27,11 @@ from privacy.auditing.one_run import (
 )
 from privacy.entropy import Float64, KeyStream
 from privacy.errors import ParameterError
+from privacy.local.contribution import private_gradient_sum
 from privacy.local.patients import Group
 from privacy.parameters import Mechanism
 from protocol.model import LogisticRegression
-from site_agent.training.local_step import private_gradient_sum
+from site_agent.training.architectures.catalogue import local_model
 
 LOGISTIC = LogisticRegression(architecture="logistic_regression")
 CLIP = 0.25
@@ -40,7 +41,7 @@ def products_step(records: CanaryRecords) -> Float64:
     """The step as a site takes it, at the noise that the audit's mechanism charges."""
     return private_gradient_sum(
         Group(records.features, records.labels, records.patients.astype(np.int64), records.count),
-        LOGISTIC,
+        local_model(LOGISTIC, records.count),
         np.zeros(records.count + 1),
         clip=CLIP,
         sampling_rate=AT_EPSILON_ONE.mechanism.sampling_rate,

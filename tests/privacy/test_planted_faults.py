@@ -24,12 +24,13 @@ from privacy.dpsgd.per_patient import average_by_patient
 from privacy.dpsgd.step import PrivateSum
 from privacy.entropy import Float64, KeyStream
 from privacy.local import contribution, network, patients
+from privacy.local.contribution import private_gradient_sum
 from privacy.local.patients import Cohort, Group
 from privacy.parameters import Mechanism
 from protocol.study import StudySpec
 from site_agent.database import transaction
+from site_agent.training.architectures.catalogue import local_model
 from site_agent.training.budget_store import BudgetStore
-from site_agent.training.local_step import private_gradient_sum
 from site_agent.training.tables import CohortCharge
 from tests.privacy import test_auditing_mechanism as mechanism
 from tests.privacy.test_auditing_mechanism import CLIP, LOGISTIC, entropy_of
@@ -60,7 +61,7 @@ def run_audit(design: AuditDesign, sites: int = 1, tolerated: int = 0) -> None:
         sums = [
             private_gradient_sum(
                 here,
-                LOGISTIC,
+                local_model(LOGISTIC, records.count),
                 np.zeros(records.count + 1),
                 clip=CLIP,
                 sampling_rate=design.mechanism.sampling_rate,
@@ -109,17 +110,17 @@ def half_the_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def twice_the_clip(patch: pytest.MonkeyPatch) -> None:
-    true = contribution.clipped_sum
-    patch.setattr(contribution, "clipped_sum", lambda gradients, clip: true(gradients, 2 * clip))
+    true = network.clipped_sum
+    patch.setattr(network, "clipped_sum", lambda gradients, clip: true(gradients, 2 * clip))
 
 
 def thrice_the_clip(patch: pytest.MonkeyPatch) -> None:
-    true = contribution.clipped_sum
-    patch.setattr(contribution, "clipped_sum", lambda gradients, clip: true(gradients, 3 * clip))
+    true = network.clipped_sum
+    patch.setattr(network, "clipped_sum", lambda gradients, clip: true(gradients, 3 * clip))
 
 
 def no_clip(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(contribution, "clipped_sum", lambda gradients, clip: PrivateSum(gradients.sum(axis=0), clip, 0, None))
+    patch.setattr(network, "clipped_sum", lambda gradients, clip: PrivateSum(gradients.sum(axis=0), clip, 0, None))
 
 
 def third_of_four_sites_without_noise(patch: pytest.MonkeyPatch) -> None:
@@ -164,13 +165,13 @@ def sample_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 def divide_by_the_actual_batch(patch: pytest.MonkeyPatch) -> None:
-    true = contribution.clipped_sum
+    true = network.clipped_sum
 
     def mean(gradients: Float64, clip: float) -> PrivateSum:
         found = true(gradients, clip)
         return replace(found, total=found.total / max(1, len(gradients)))
 
-    patch.setattr(contribution, "clipped_sum", mean)
+    patch.setattr(network, "clipped_sum", mean)
 
 
 def _rows(weights: Float64, x: Float64, y: Float64) -> Float64:
@@ -190,14 +191,14 @@ def clip_each_record(patch: pytest.MonkeyPatch) -> None:
 
 
 def round_before_the_noise(patch: pytest.MonkeyPatch) -> None:
-    true = contribution.clipped_sum
+    true = network.clipped_sum
     step = parameters.plan_grid(CLIP, 4, 1, 600, 6.13).granularity
 
     def rounded(gradients: Float64, clip: float) -> PrivateSum:
         found = true(gradients, clip)
         return replace(found, total=np.round(found.total / step) * step)
 
-    patch.setattr(contribution, "clipped_sum", rounded)
+    patch.setattr(network, "clipped_sum", rounded)
 
 
 def share_for_all_sites(patch: pytest.MonkeyPatch) -> None:

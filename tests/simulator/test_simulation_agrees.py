@@ -15,10 +15,12 @@ from coordinator.releases.onnx_model import build
 from coordinator.rounds.optimiser import from_bytes
 from coordinator.studies.states import StudyState
 from privacy.entropy import Entropy
+from privacy.local.contribution import private_gradient_sum, score_histogram
+from privacy.local.model import LocalModel
 from privacy.local.patients import Cohort, Group, part
 from protocol.release import EvaluationReport
 from protocol.study import StudyPlan
-from site_agent.training.local_step import private_gradient_sum, score_histogram
+from site_agent.training.architectures.catalogue import local_model
 from site_agent.training.sums import sum_parameters
 from tests.simulator.federation import NAMES, SCHEMA, Federation, study_spec
 
@@ -44,6 +46,10 @@ def cohort_of(site: str) -> Cohort:
 COHORTS = {name: cohort_of(name) for name in NAMES}
 
 
+def _local_model(plan: StudyPlan) -> LocalModel:
+    return local_model(plan.spec.model, plan.spec.dataset.width)
+
+
 class ComputingWorker:
     """The site's own step on known patients, with the bytes that the simulation draws, in the same order."""
 
@@ -61,14 +67,14 @@ class ComputingWorker:
     def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytes:
         training = plan.spec.training
         total = private_gradient_sum(
-            self._cohort.training, plan.spec.model, from_bytes(parameters), clip=training.clip,
+            self._cohort.training, _local_model(plan), from_bytes(parameters), clip=training.clip,
             sampling_rate=training.sampling_rate, noise_std=noise_std, entropy=self._entropy,
         )  # fmt: skip
         return self._give(total)
 
     def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytes:
         counts = score_histogram(
-            self._cohort.held_out, plan.spec.model, from_bytes(parameters), bins=plan.spec.evaluation.bins,
+            self._cohort.held_out, _local_model(plan), from_bytes(parameters), bins=plan.spec.evaluation.bins,
             noise_std=noise_std, entropy=self._entropy,
         )  # fmt: skip
         return self._give(counts)
@@ -108,7 +114,7 @@ def test_a_simulation_ends_with_the_model_that_the_federation_makes(
     session = onnxruntime.InferenceSession(build(plan.spec.model, SCHEMA, weights))
     (found,) = session.run(None, {"features": np.array([[66.0, 0.0], [40.0, 1.0]])})
     inputs = np.array([SCHEMA.encode({"age": 66.0, "sex": 0}), SCHEMA.encode({"age": 40.0, "sex": 1})])
-    np.testing.assert_allclose(found[:, 0], network_of(plan.spec.model, SCHEMA.width).scores(weights, inputs))
+    np.testing.assert_allclose(found[:, 0], network_of(plan.spec.model, SCHEMA.width).chances(weights, inputs))
     assert found[0, 0] > found[1, 0]
 
 
@@ -125,14 +131,19 @@ def test_a_simulated_site_computes_the_site_s_own_step_bit_for_bit(
     _, std = sum_parameters(plan.secure_sum("train", NAMES))
     assert std is not None
     own = private_gradient_sum(
-        patients.training, spec.model, parameters, clip=spec.training.clip,
+        patients.training, _local_model(plan), parameters, clip=spec.training.clip,
         sampling_rate=spec.training.sampling_rate, noise_std=std, entropy=seeded_entropy(1),
     )  # fmt: skip
     assert site_vector(plan, "train", NAMES, patients, parameters, seeded_entropy(1)).tobytes() == own.tobytes()
     assert not np.array_equal(site_vector(plan, "train", NAMES, patients, parameters, seeded_entropy(2)), own)
     _, std = sum_parameters(plan.secure_sum("evaluate", NAMES))
     counts = score_histogram(
-        patients.held_out, spec.model, parameters, bins=spec.evaluation.bins, noise_std=std, entropy=seeded_entropy(4)
+        patients.held_out,
+        _local_model(plan),
+        parameters,
+        bins=spec.evaluation.bins,
+        noise_std=std,
+        entropy=seeded_entropy(4),
     )
     simulated = site_vector(plan, "evaluate", NAMES, patients, parameters, seeded_entropy(4))
     assert simulated.tobytes() == counts.tobytes()
@@ -151,7 +162,7 @@ def test_a_simulated_site_computes_the_site_s_own_survival_step(hidden: list[int
     _, std = sum_parameters(plan.secure_sum("train", NAMES))
     assert std is not None
     own = private_gradient_sum(
-        group, spec.model, parameters, clip=spec.training.clip, sampling_rate=spec.training.sampling_rate,
+        group, _local_model(plan), parameters, clip=spec.training.clip, sampling_rate=spec.training.sampling_rate,
         noise_std=std, entropy=seeded_entropy(1),
     )  # fmt: skip
     cohort = Cohort(group, COHORTS["berlin"].held_out)
