@@ -46,34 +46,36 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True)
 class Expression:
-    """A compiled expression and the facts it declared."""
+    """A compiled expression, the facts it declared, and every variable that it must be given: facts and more."""
 
     text: str
     facts: tuple[str, ...]
+    variables: tuple[str, ...]
     compiled: Any
 
     def truth(self, values: Mapping[str, Any]) -> bool:
         """True or false. Raises EvaluationError for anything else."""
-        result = self._eval(values)
-        if result.type() != cel.Type.BOOL:
+        try:
+            result = self.compiled.eval(data=values)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise EvaluationError(_code(str(error))) from None
+        plain = result.plain_value()  # an error's is no bool, as its value() is no BOOL
+        if plain is not True and plain is not False:
             raise EvaluationError(_status(result))
-        return bool(result.value())
+        return plain
 
     def strings(self, values: Mapping[str, Any]) -> list[str]:
         """A list of strings. Raises EvaluationError for anything else."""
-        result = self._eval(values)
+        try:
+            result = self.compiled.eval(data=values)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise EvaluationError(_code(str(error))) from None
         plain = result.plain_value()
         if result.type() == cel.Type.ERROR or not isinstance(plain, list):
             raise EvaluationError(_status(result))
         if not all(isinstance(item, str) for item in plain):
             raise EvaluationError("NOT_STRINGS")
         return plain
-
-    def _eval(self, values: Mapping[str, Any]) -> Any:
-        try:
-            return self.compiled.eval(data=values)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise EvaluationError(_code(str(error))) from None
 
 
 def compile_expression(
@@ -88,26 +90,41 @@ def compile_expression(
     unknown = [path for path in facts if catalogue.get(path) is None]
     if unknown:
         raise ExpressionError(f"fact {unknown[0]} is not in the fact catalogue")
-    variables = {path: _type(catalogue[path]) for path in facts}
-    variables |= {f"params.{p.name}": _PARAMETER[p.type] for p in parameters.parameters}
-    variables["now"] = cel.Type.TIMESTAMP
-    try:
-        compiled = cel.NewEnv(variables=variables).compile(text)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ExpressionError(_first_line(str(error))) from None
+    declared = {path: _type(catalogue[path]) for path in facts}
+    common = {f"params.{p.name}": _PARAMETER[p.type] for p in parameters.parameters} | {"now": cel.Type.TIMESTAMP}
+    variables, compiled = _compile(text, declared, common)
     returned = compiled.return_type()
     wanted = (cel.Type.BOOL,) if result == "bool" else (cel.Type.List(cel.Type.STRING), cel.Type.LIST)
     if returned not in wanted:
         raise ExpressionError(f"comes to {returned.name()}, must come to {result}")
-    unused = [path for path in facts if not re.search(rf"(?<![\w.]){re.escape(path)}(?![\w])", text)]
+    unused = [path for path in facts if not _names(text, path)]
     if unused and result == "bool":
         raise ExpressionError(f"fact {unused[0]} is declared and not used")
-    return Expression(text, facts, compiled)
+    return Expression(text, facts, tuple(variables), compiled)
 
 
 def bind(values: Mapping[str, Any], parameters: Parameters, now: datetime) -> dict[str, Any]:
-    """The variables of one evaluation: pruned facts by path, `params.<name>`, `now`."""
+    """The variables that evaluations at one moment choose from: facts by path, `params.<name>`, `now`."""
     return {**values, **parameters.bound, "now": now}
+
+
+def _compile(text: str, declared: Mapping[str, Any], common: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The variables and the compiled text: of the common variables those that it names, all where that is not clear.
+
+    What an evaluation costs grows with each variable that it is given, used or not.
+    """
+    named = {name: kind for name, kind in common.items() if _names(text, name)}
+    for chosen in (named, common):
+        variables = {**declared, **chosen}
+        try:
+            return variables, cel.NewEnv(variables=variables).compile(text)
+        except (RuntimeError, ValueError, TypeError) as error:
+            problem = _first_line(str(error))
+    raise ExpressionError(problem)
+
+
+def _names(text: str, variable: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(variable)}(?![\w])", text) is not None
 
 
 def _type(declaration: FactDeclaration) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from policies.engine import EvaluationError, Expression, bind
@@ -29,11 +30,14 @@ class _Progress:
     parameters: Parameters
     now: datetime
     salt: bytes
+    bound: Mapping[str, Any]
     findings: list[Finding] = field(default_factory=list)
     checked: list[Checked] = field(default_factory=list)
 
-    def values(self, paths: Sequence[str]) -> dict[str, Any]:
-        return bind(self.facts.prune(paths), self.parameters, self.now)
+    def values(self, expression: Expression) -> dict[str, Any]:
+        """What the expression declared, and nothing else. KeyError where a fact is missing."""
+        bound = self.bound
+        return {name: bound[name] for name in expression.variables}
 
     def offending(self, paths: Sequence[str]) -> tuple[OffendingFact, ...]:
         return tuple(self._offending(path) for path in paths)
@@ -75,7 +79,8 @@ def evaluate(
             refused = [_house(Kind.ERROR, error.message, error.remedy, (OffendingFact(error.path, None, None),))]
     progress = None
     if supplied is not None:
-        progress = _Progress(supplied, parameters, now.astimezone(UTC), salt)
+        at = now.astimezone(UTC)
+        progress = _Progress(supplied, parameters, at, salt, bind(supplied.values, parameters, at))
         for pack in packs:
             _evaluate_pack(gate, pack, progress)
         if not progress.findings and not any(c.result is RuleResult.PASSED for c in progress.checked):
@@ -110,7 +115,7 @@ def _refuse_before_facts(
     if len(set(identifiers)) != len(identifiers):
         return [_house(Kind.ERROR, "One pack is active twice.", "Activate each pack once, in one version.")]
     catalogue = catalogue or packs[0].catalogue
-    if any(pack.catalogue != catalogue or pack.schema != parameters.schema for pack in packs):
+    if any(_apart(pack.catalogue, catalogue) or _apart(pack.schema, parameters.schema) for pack in packs):
         return [
             _house(
                 Kind.ERROR,
@@ -119,6 +124,13 @@ def _refuse_before_facts(
             )
         ]
     return []
+
+
+_checked = lru_cache(maxsize=4096)(Checked)  # frozen, and the same few in each decision
+
+
+def _apart(one: object, other: object) -> bool:
+    return one is not other and one != other  # to compare a whole catalogue with itself takes its time
 
 
 def _evaluate_pack(gate: str, pack: Pack, progress: _Progress) -> None:
@@ -150,7 +162,7 @@ def _evaluate_pack(gate: str, pack: Pack, progress: _Progress) -> None:
             return
     for rule in rules:
         result = _evaluate_rule(rule, pack, progress)
-        progress.checked.append(Checked(pack.id, rule.text.id, result))
+        progress.checked.append(_checked(pack.text.pack, rule.text.id, result))
 
 
 def _evaluate_rule(rule: Rule, pack: Pack, progress: _Progress) -> RuleResult:
@@ -186,8 +198,10 @@ def _guard(
     expression: Expression, rule: str, citation: str, pack: Pack, progress: _Progress, remedy: str = ""
 ) -> bool | None:
     """The expression's truth; None after adding a finding, where a fact is missing or the evaluation failed."""
-    missing = progress.facts.missing(expression.facts)
-    if missing:
+    try:
+        values = progress.values(expression)
+    except KeyError:
+        missing = progress.facts.missing(expression.facts)
         described = "; ".join(f"{path}: {pack.catalogue[path].description.rstrip('.')}" for path in missing)
         progress.findings.append(
             Finding(
@@ -203,7 +217,7 @@ def _guard(
         )
         return None
     try:
-        return expression.truth(progress.values(expression.facts))
+        return expression.truth(values)
     except EvaluationError as error:
         progress.findings.append(
             Finding(
@@ -234,7 +248,7 @@ def _message(rule: Rule, progress: _Progress) -> str:
 def _offenders(rule: Rule, progress: _Progress) -> str:
     assert rule.offenders is not None
     try:
-        found = rule.offenders.strings(progress.values(rule.offenders.facts))
+        found = rule.offenders.strings(progress.values(rule.offenders))
     except EvaluationError:
         return "(could not be listed)"
     shown = ["".join(c for c in name if c.isprintable())[:64] for name in found[:MAX_OFFENDERS]]

@@ -86,6 +86,9 @@ class FactDeclaration(BaseModel):
         return self.type in ("bool", "int", "double", "timestamp") or self.one_of is not None
 
 
+FactTree = dict[str, "FactTree | FactDeclaration"]
+
+
 class FactCatalogue(BaseModel):
     """Every declared fact, by path."""
 
@@ -105,10 +108,25 @@ class FactCatalogue(BaseModel):
         return self
 
     _by_path: dict[str, FactDeclaration] = PrivateAttr(default_factory=dict)
+    _tree: FactTree = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, _context: object) -> None:
         """Index the declarations by path."""
         self._by_path = {fact.path: fact for fact in self.facts}
+
+    @property
+    def tree(self) -> FactTree:
+        """The declarations, nested by the names of their paths."""
+        if not self._tree:
+            for fact in self.facts:
+                *parents, leaf = fact.path.split(".")
+                node: FactTree = self._tree
+                for parent in parents:
+                    below = node.setdefault(parent, {})
+                    assert isinstance(below, dict)  # no fact holds another
+                    node = below
+                node[leaf] = fact
+        return self._tree
 
     def get(self, path: str) -> FactDeclaration | None:
         """The declaration of `path`, or None where it is not declared."""
@@ -138,15 +156,8 @@ class Facts:
     @classmethod
     def of(cls, catalogue: FactCatalogue, supplied: Mapping[str, Any]) -> Facts:
         """Keep what is declared. Raises BadFact for a wrong type, NaN, infinity, or a value that is too large."""
-        values = {}
-        for declaration in catalogue.facts:
-            value = _lookup(supplied, declaration.path)
-            if value is None:
-                continue
-            normalised = _normalise(declaration, value)
-            if declaration.non_empty and not normalised:
-                continue  # an empty list here cannot stand for "none": the fact counts as missing
-            values[declaration.path] = normalised
+        values: dict[str, Any] = {}
+        _gather(catalogue.tree, supplied, "", values)
         return cls(catalogue, values)
 
     def missing(self, paths: Iterable[str]) -> list[str]:
@@ -196,17 +207,21 @@ def in_words(value: Any) -> str:
     return str(value) or "(empty)"
 
 
-def _lookup(supplied: Mapping[str, Any], path: str) -> Any:
-    node: Any = supplied
-    walked = ""
-    for name in path.split("."):
-        if not isinstance(node, Mapping):
-            raise BadFact(walked, f"must be a mapping, is {type(node).__name__}")
-        node = node.get(name)
-        if node is None:
-            return None
-        walked = f"{walked}.{name}" if walked else name
-    return node
+def _gather(tree: FactTree, supplied: Mapping[str, Any], where: str, values: dict[str, Any]) -> None:
+    """Walk declarations and supplied facts together, each mapping once."""
+    for name, below in tree.items():
+        value = supplied.get(name)
+        if value is None:
+            continue
+        if isinstance(below, dict):
+            if not isinstance(value, Mapping):
+                raise BadFact(f"{where}{name}", f"must be a mapping, is {type(value).__name__}")
+            _gather(below, value, f"{where}{name}.", values)
+            continue
+        normalised = _normalise(below, value)
+        if below.non_empty and not normalised:
+            continue  # an empty list here cannot stand for "none": the fact counts as missing
+        values[below.path] = normalised
 
 
 def _normalise(declaration: FactDeclaration, value: Any) -> Any:
@@ -216,6 +231,8 @@ def _normalise(declaration: FactDeclaration, value: Any) -> Any:
             raise BadFact(path, f"must be a list, is {type(value).__name__}")
         if len(value) > MAX_ITEMS:
             raise BadFact(path, f"has more than {MAX_ITEMS} items")
+        if isinstance(declaration.items, str) and all(_is_normal(declaration.items, item) for item in value):
+            return list(value)
         return [_item(declaration, f"{path}[{index}]", item) for index, item in enumerate(value)]
     if declaration.type == "map":
         if not isinstance(value, Mapping):
@@ -225,12 +242,21 @@ def _normalise(declaration: FactDeclaration, value: Any) -> Any:
         kind = declaration.items
         assert isinstance(kind, str)
         return {_scalar("string", path, key): _scalar(kind, path, entry) for key, entry in value.items()}
-    normalised = _scalar(declaration.type, path, value)
+    normalised = value if _is_normal(declaration.type, value) else _scalar(declaration.type, path, value)
     if declaration.one_of is not None and normalised not in declaration.one_of:
         raise BadFact(path, f"must be one of {', '.join(declaration.one_of)}")
     if declaration.minimum is not None and normalised < declaration.minimum:
         raise BadFact(path, f"must be at least {declaration.minimum:g}")
     return normalised
+
+
+def _is_normal(kind: str, value: Any) -> bool:
+    """Whether it is plain that `_scalar` returns this value as it is, as for most facts."""
+    if kind == "string":
+        return type(value) is str and len(value) <= MAX_STRING and value.isascii()
+    if kind == "int":
+        return type(value) is int and -MAX_INT <= value <= MAX_INT
+    return kind == "bool" and (value is True or value is False)
 
 
 def _item(declaration: FactDeclaration, where: str, item: Any) -> Any:
@@ -242,9 +268,10 @@ def _item(declaration: FactDeclaration, where: str, item: Any) -> Any:
         raise BadFact(where, f"must be a mapping, is {type(item).__name__}")
     record = {}
     for name, scalar in kind.items():
-        if item.get(name) is None:
+        value = item.get(name)
+        if value is None:
             raise BadFact(f"{where}.{name}", "is missing")
-        record[name] = _record_scalar(scalar, f"{where}.{name}", item[name])
+        record[name] = value if _is_normal(scalar, value) else _record_scalar(scalar, f"{where}.{name}", value)
         if name in declaration.item_one_of and record[name] not in declaration.item_one_of[name]:
             raise BadFact(f"{where}.{name}", f"must be one of {', '.join(declaration.item_one_of[name])}")
     return record

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from importlib import resources
 from typing import Annotated, Literal
 
@@ -153,7 +154,15 @@ class Pack:
     def at(self, gate: str, now: datetime) -> list[Rule]:
         """The rules of a gate that are in force."""
         day = now.astimezone(UTC).date()
-        return [rule for rule in self.rules if gate in rule.text.gates and rule.text.valid_on(day)]
+        known = self._in_force.get(gate)
+        if known is None or known[0] != day:
+            rules = [rule for rule in self.rules if gate in rule.text.gates and rule.text.valid_on(day)]
+            known = self._in_force[gate] = (day, rules)
+        return known[1]
+
+    @cached_property
+    def _in_force(self) -> dict[str, tuple[date, list[Rule]]]:
+        return {}  # per gate, for the day that was asked of last
 
     def facts_needed(self, gate: str) -> set[str]:
         """Every path that this pack may ask for at a gate."""

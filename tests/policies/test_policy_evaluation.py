@@ -12,6 +12,7 @@ import pytest
 
 from policies.cases import load_cases
 from policies.documents import BadPolicyDocument
+from policies.engine import bind, compile_expression
 from policies.evaluation import evaluate
 from policies.explain import explain
 from policies.facts import Facts
@@ -308,3 +309,20 @@ rules:
   message: The rule does not hold.
   remedy: Do what the rule says.
 """.encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.n < params.epsilon_ceiling",
+        "a.n < params . epsilon_ceiling",
+        "now > timestamp('2000-01-01T00:00:00Z') && a.n < 1.0",
+    ],
+)
+def test_an_expression_is_given_the_variables_that_it_names(text: str) -> None:
+    """However a parameter is written, it is bound: what the search by name passes over, the compiler still finds."""
+    catalogue = load_catalogue(b"version: '1'\nfacts:\n- {path: a.n, type: double, description: a number}\n")
+    expression = compile_expression(text, ("a.n",), catalogue, POLICY.parameters.schema)
+    bound = bind({"a.n": 0.5}, POLICY.parameters, NOW)
+    assert set(expression.variables) <= set(bound)
+    assert expression.truth({name: bound[name] for name in expression.variables})

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,25 @@ def test_parse_undoes_canonical(value: object) -> None:
     again = parse(once)
     assert again == value
     assert canonical(again) == once
+
+
+ASCII = st.text(st.characters(max_codepoint=127))
+plain_scalars = (
+    st.none() | st.booleans() | st.integers() | ASCII | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([0.0, -0.0, 1.0, 1e-4, 9.9e-5, 1e-6, 1e-7, 1e14, 1e15, 1e16, 1e21, 0.1 + 0.2, 2.0**53, 5e-324])
+)  # fmt: skip
+plain_values = st.recursive(plain_scalars, lambda inner: st.lists(inner) | st.dictionaries(ASCII, inner), max_leaves=25)
+
+
+@given(plain_values | json_values)
+def test_the_quick_way_gives_the_bytes_of_the_slow_one(value: object) -> None:
+    try:
+        slow = rfc8785.dumps(value)  # type: ignore[arg-type]
+    except rfc8785.CanonicalizationError:
+        with pytest.raises(Malformed):
+            canonical(value)
+    else:
+        assert canonical(value) == slow
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
