@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from protocol.canonical import digest
 from protocol.identifiers import ColumnName, Frozen, SiteName
+from protocol.media import ImageInput, SequenceInput, Shape
 
 Value = float | int | str | None
 CLIP_DEVIATIONS = 3.0
@@ -161,16 +162,21 @@ def _present(record: Mapping[str, Value], column: str) -> float | int | str:
 
 
 class DatasetSchema(Frozen):
-    """What a study trains on. Its digest (RFC 8785, SHA-256) stands in the plan and in each site's snapshot."""
+    """What a study trains on: a row of features, or one image, or one sequence. Its digest (RFC 8785, SHA-256) stands
+    in the plan and in each site's snapshot."""
 
     name: SiteName
     version: Literal[1] = 1
-    features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=MAX_FEATURES)]
+    features: Annotated[tuple[Feature, ...], Field(max_length=MAX_FEATURES)] = ()
+    image: ImageInput | None = None
+    sequence: SequenceInput | None = None
     label: SurvivalLabel | LabelRule
 
     @model_validator(mode="after")
     def _distinct(self) -> DatasetSchema:
-        names = [feature.name for feature in self.features]
+        if sum((bool(self.features), self.image is not None, self.sequence is not None)) != 1:
+            raise ValueError("a data set has features, or one image, or one sequence")
+        names = self.columns
         if len(set(names)) != len(names):
             raise ValueError("two features have one name")
         if {self.label.name, *self.label.columns} & set(names):
@@ -183,12 +189,29 @@ class DatasetSchema(Frozen):
         return digest(self.model_dump(mode="json"))
 
     @property
+    def media(self) -> ImageInput | SequenceInput | None:
+        """The input that lies in files of its own, or None for a table."""
+        return self.image or self.sequence
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of what is read of a patient, the outcome apart."""
+        if self.sequence is not None:
+            return tuple(channel.name for channel in self.sequence.channels)
+        return tuple(feature.name for feature in self.features) if self.image is None else (self.image.name,)
+
+    @property
+    def shape(self) -> Shape:
+        """Of one encoded record: (D,), (channels, height, width) or (channels, length)."""
+        return (sum(feature.width for feature in self.features),) if self.media is None else self.media.shape
+
+    @property
     def width(self) -> int:
         """Number of encoded inputs D."""
-        return sum(feature.width for feature in self.features)
+        return math.prod(self.shape)
 
     def encode(self, record: Mapping[str, Value]) -> list[float]:
-        """One record -> D floats, each within +-3/sqrt(D), so that a row's L2 norm is at most 3.
+        """One row of a table -> D floats, each within +-3/sqrt(D), so that a row's L2 norm is at most 3.
 
         Missing (None) takes the imputation constant. Raises ValueError naming the column, never the value.
         """

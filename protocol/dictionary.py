@@ -1,5 +1,8 @@
 """The data dictionary: one YAML file that says what a hospital's table holds.
 
+Where records are images or sequences, the table is a manifest: its column of role `file` names each record's file, and
+the dictionary's `image` or `sequence` says what that file holds.
+
 It has two parts. The schema (features, units, ranges, scaling, outcome) is what all sites of a study agree on; the
 file part (delimiter, column order, missing marks, what to do with bad values) is the hospital's own business and does
 not enter the schema's digest. A researcher's study names the same file for its schema part alone.
@@ -15,9 +18,10 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from protocol.dataset import MAX_FEATURES, MAX_INTERVALS, DatasetSchema, Feature, LabelRule, SurvivalLabel, Value
 from protocol.identifiers import ColumnName, Frozen, SiteName
+from protocol.media import ImageInput, SequenceInput
 from protocol.strict_yaml import DEFAULT_LIMIT, Path, YamlDocument, YamlValue, load_yaml
 
-Role = Literal["patient_id", "feature", "label", "time", "ignore"]
+Role = Literal["patient_id", "feature", "file", "label", "time", "ignore"]
 Action = Literal["refuse", "drop"]
 Mark = Annotated[str, StringConstraints(max_length=64)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -52,7 +56,7 @@ class Column(Frozen):
             raise ValueError(f"column {self.name}: the time to an event needs the type number or integer")
         if self.role in ("feature", "label") and not described:
             raise ValueError(f"column {self.name}: a {self.role} needs a type: number, integer or category")
-        if self.role in ("patient_id", "ignore") and (
+        if self.role in ("patient_id", "file", "ignore") and (
             described or self.levels or self.minimum is not None or self.maximum is not None
         ):
             raise ValueError(f"column {self.name}: {self.role} takes no type, range or levels")
@@ -127,6 +131,8 @@ class _Document(Frozen):
     name: SiteName
     file: FileDescription
     columns: Annotated[tuple[Column, ...], Field(max_length=MAX_FEATURES + 64)]
+    image: ImageInput | None = None
+    sequence: SequenceInput | None = None
     label: _Outcome
 
 
@@ -137,6 +143,11 @@ class Dictionary:
     schema: DatasetSchema
     file: FileDescription
     columns: tuple[Column, ...]
+
+    @property
+    def file_column(self) -> Column | None:
+        """The column that names each record's file; None for a table of features."""
+        return next((column for column in self.columns if column.role == "file"), None)
 
     def is_missing(self, column: Column, text: str) -> bool:
         """Whether a cell's text (stripped) means "no value": equal to a mark, or to a mark's number."""
@@ -158,6 +169,8 @@ def parse_dictionary(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Dictionary:
         schema = DatasetSchema(
             name=parsed.name,
             features=tuple(column.feature() for column in parsed.columns if column.role == "feature"),
+            image=parsed.image,
+            sequence=parsed.sequence,
             label=_label(parsed),
         )
     except ValidationError as error:
@@ -260,7 +273,15 @@ def _refuse_clashes(document: YamlDocument, parsed: _Document) -> None:
         raise document.refuse(
             ("label", "edges"), f"the last edge lies beyond the range of {times[0].name}.", "End within it."
         )
-    if "feature" not in roles:
+    files = len(roles.get("file", []))
+    if files != int(parsed.image is not None) + int(parsed.sequence is not None):
+        raise document.refuse(
+            ("columns",),
+            f"{files} columns have the role file, and the dictionary describes "
+            f"{'an image' if parsed.image else 'a sequence' if parsed.sequence else 'neither image nor sequence'}.",
+            "For images or sequences give one column the role file and describe one of the two; else neither.",
+        )
+    if not files and "feature" not in roles:
         raise document.refuse(("columns",), "no column has the role feature.", "Name at least one input.")
     identified = [parsed.columns[index].name for index in roles.get("patient_id", [])]
     wanted = [] if parsed.file.patient_id == "generated" else [parsed.file.patient_id]

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from protocol.architectures import NETWORKS, NetworkModel, misfit
 from protocol.identifiers import Frozen
+from protocol.media import Shape
 
 MAX_PARAMETERS = 50_000_000
 MAX_INTERVALS = 50
@@ -40,7 +42,8 @@ class DiscreteTimeSurvival(Frozen):
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=4)] = ()
 
 
-Model = LogisticRegression | MultilayerPerceptron | DiscreteTimeSurvival
+TableModel = LogisticRegression | MultilayerPerceptron | DiscreteTimeSurvival
+Model = TableModel
 
 
 def _refuse_cox(value: Any) -> Any:
@@ -55,7 +58,7 @@ def _refuse_cox(value: Any) -> Any:
 ModelSpec = Annotated[Annotated[Model, Field(discriminator="architecture")], BeforeValidator(_refuse_cox)]
 
 
-def layer_widths(model: Model, inputs: int) -> tuple[int, ...]:
+def layer_widths(model: TableModel, inputs: int) -> tuple[int, ...]:
     """(inputs, hidden ..., outputs)."""
     hidden = () if isinstance(model, LogisticRegression) else model.hidden
     return (inputs, *hidden, model.intervals if isinstance(model, DiscreteTimeSurvival) else 1)
@@ -66,9 +69,29 @@ def loss_of(model: Model) -> Literal["logistic", "hazard"]:
     return "hazard" if isinstance(model, DiscreteTimeSurvival) else "logistic"
 
 
-def parameter_shapes(model: Model, inputs: int) -> list[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of each tensor in wire order; weights are (out, in) as in torch.nn.Linear."""
-    widths = layer_widths(model, inputs)
+def model_misfit(model: Model | NetworkModel, shape: Shape) -> str | None:
+    """Why the model can't take records of this shape, or has more than 50 million parameters; None where it can."""
+    if isinstance(model, NETWORKS):
+        reason = misfit(model, shape)
+    else:
+        reason = (
+            None if len(shape) == 1 else f"{model.architecture} takes a table, and the data set holds other records"
+        )
+    if reason is None and (count := parameter_count(model, shape)) > MAX_PARAMETERS:
+        reason = f"the model has {count} parameters; at most {MAX_PARAMETERS} are taken"
+    return reason
+
+
+def parameter_shapes(model: Model | NetworkModel, inputs: int | Shape) -> list[tuple[str, Shape]]:
+    """(name, shape) of each tensor in wire order; weights are (out, in) as in torch.nn.Linear.
+
+    inputs: the shape of one encoded record; a number D stands for (D,).
+    """
+    shape = (inputs,) if isinstance(inputs, int) else inputs
+    if isinstance(model, NETWORKS):
+        return model.tensors(shape)
+    (width,) = shape
+    widths = layer_widths(model, width)
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for layer in range(len(widths) - 1):
         shapes.append((f"layers.{layer}.weight", (widths[layer + 1], widths[layer])))
@@ -76,6 +99,6 @@ def parameter_shapes(model: Model, inputs: int) -> list[tuple[str, tuple[int, ..
     return shapes
 
 
-def parameter_count(model: Model, inputs: int) -> int:
-    """Length of the flat vector."""
+def parameter_count(model: Model | NetworkModel, inputs: int | Shape) -> int:
+    """Length of the flat vector, for records of the shape `inputs`."""
     return sum(math.prod(shape) for _, shape in parameter_shapes(model, inputs))

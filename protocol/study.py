@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from protocol.dataset import DatasetSchema, SurvivalLabel
 from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, StudyId, Timestamp
-from protocol.model import DiscreteTimeSurvival, ModelSpec, parameter_count
+from protocol.model import DiscreteTimeSurvival, ModelSpec, model_misfit, parameter_count
 
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Jurisdiction = Literal["EU", "US", "other"]
@@ -153,6 +153,8 @@ class StudySpec(Frozen):
                 f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
                 f"{edges or 'none'}: discrete_time_survival needs a label with as many edges, other models one without"
             )
+        if (reason := model_misfit(self.model, self.dataset.shape)) is not None:
+            raise ValueError(reason)
         if len(set(self.recipients)) != len(self.recipients):
             raise ValueError("recipients names a site twice")
         return self
@@ -260,7 +262,7 @@ class StudyPlan(Frozen):
     @property
     def parameters(self) -> int:
         """Length of the model's flat vector."""
-        return parameter_count(self.spec.model, self.spec.dataset.width)
+        return parameter_count(self.spec.model, self.spec.dataset.shape)
 
     def secure_sum(self, phase: Literal["train", "evaluate"], cohort: Iterable[str]) -> SecureSum:
         """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients. evaluate: 2 * bins counts,

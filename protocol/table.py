@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -26,7 +26,8 @@ _CONFLICT = "one patient has both outcomes"
 @dataclass
 class Table:
     """Encoded records: `x` holds rows * width floats row by row, `y` the label's code (`LabelRule.code`) and `patients`
-    a keyed hash per row.
+    a keyed hash per row. Of a manifest `x` is empty (width 0); `files` holds what its column of files says, `rows` the
+    number of each row.
 
     dropped: rows left out, by (column, reason). imputed: cells filled with the dictionary's constant, by column.
     """
@@ -35,9 +36,20 @@ class Table:
     x: array[float] = field(default_factory=lambda: array("d"))
     y: array[int] = field(default_factory=lambda: array("b"))
     patients: list[bytes] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     rows_read: int = 0
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     imputed: Counter[str] = field(default_factory=Counter)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Leave out every record but those at these places, in this order."""
+        width = self.width
+        self.x = array("d", (v for index in kept for v in self.x[index * width : (index + 1) * width]))
+        self.y = array("b", (self.y[index] for index in kept))
+        self.patients = [self.patients[index] for index in kept]
+        self.rows = [self.rows[index] for index in kept]
+        self.files = [self.files[index] for index in kept] if self.files else []
 
 
 def read_table(name: str, file: BinaryIO, dictionary: Dictionary, hash_patient: HashPatient) -> Table:
@@ -47,7 +59,8 @@ def read_table(name: str, file: BinaryIO, dictionary: Dictionary, hash_patient: 
     Raises DatasetRefused for a file that `delimited` refuses, a wrong number of values in a row, a bad cell in a column
     whose on_bad is refuse, more than 5 million rows, and a file that leaves no row.
     """
-    reading = _Reading(dictionary, hash_patient, Table(dictionary.schema.width))
+    width = 0 if dictionary.schema.media else dictionary.schema.width
+    reading = _Reading(dictionary, hash_patient, Table(width))
     records = read_records(name, file, dictionary.file)
     order = [_Cell.of(column) for column in column_order(name, records, dictionary)]
     for record in records:
@@ -56,7 +69,7 @@ def read_table(name: str, file: BinaryIO, dictionary: Dictionary, hash_patient: 
             raise DatasetRefused(f"{name} has more than {MAX_ROWS} rows.", "Make several data sets of it.")
     table = reading.finish()
     if reading.counts:
-        raise _refusal(name, reading)
+        raise refusal(name, reading.shown, reading.counts)
     if not table.patients:
         raise DatasetRefused(
             f"{name} leaves no usable row of {table.rows_read}.",
@@ -130,10 +143,7 @@ class _Reading:
             return table
         kept = [index for index, patient in enumerate(table.patients) if patient not in self.in_conflict]
         table.dropped[(self.dictionary.schema.label.column, _CONFLICT)] += len(table.patients) - len(kept)
-        width = table.width
-        table.x = array("d", (v for index in kept for v in table.x[index * width : (index + 1) * width]))
-        table.y = array("b", (table.y[index] for index in kept))
-        table.patients = [table.patients[index] for index in kept]
+        table.keep(kept)
         return table
 
     def _keep(self, values: dict[str, Value]) -> None:
@@ -152,7 +162,11 @@ class _Reading:
             self._spoilt([(by_name[file.patient_id], f"one patient has more than {file.max_rows_per_patient} rows")])
             return
         self.rows[patient] += 1
-        self.table.x.extend(self.dictionary.schema.encode(values))
+        if (column := self.dictionary.file_column) is None:
+            self.table.x.extend(self.dictionary.schema.encode(values))
+        else:
+            self.table.files.append(str(values[column.name]))
+        self.table.rows.append(self.table.rows_read)
         self.table.y.append(label)
         self.table.patients.append(patient)
         self.table.imputed.update(f.name for f in self.dictionary.schema.features if values[f.name] is None)
@@ -172,12 +186,13 @@ class _Reading:
             self.shown.append(f"row {self.table.rows_read}, {what}")
 
 
-def _refusal(name: str, reading: _Reading) -> DatasetRefused:
-    total = sum(reading.counts.values())
-    lines = [f"{name} has {total} {'problem' if total == 1 else 'problems'}:", *reading.shown]
-    if total > len(reading.shown):
-        counted = (f"{count} x {what}" for what, count in reading.counts.most_common(SHOWN))
-        lines.append(f"only the first {len(reading.shown)} are shown; in all: {'; '.join(counted)}")
+def refusal(name: str, shown: Sequence[str], counts: Counter[str]) -> DatasetRefused:
+    """What refuses a file: the first problems by row (`shown`, at most SHOWN) and all of them by kind."""
+    total = sum(counts.values())
+    lines = [f"{name} has {total} {'problem' if total == 1 else 'problems'}:", *shown]
+    if total > len(shown):
+        counted = (f"{count} x {what}" for what, count in counts.most_common(SHOWN))
+        lines.append(f"only the first {len(shown)} are shown; in all: {'; '.join(counted)}")
     return DatasetRefused(
         "\n  ".join(lines),
         "Correct the named cells or the dictionary, or say on_bad: drop for a column whose bad rows may be left out.",

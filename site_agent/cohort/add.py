@@ -19,6 +19,7 @@ from protocol.timestamp import timestamp
 from site_agent.clock import Clock
 from site_agent.cohort.assignment import hash_patient
 from site_agent.cohort.delimited import open_table
+from site_agent.cohort.media import Told, read_media
 from site_agent.cohort.quality import Quality, summarise
 from site_agent.cohort.snapshot import Draft, draft, known_roles, path_of, registration, store
 from site_agent.cohort.tables import Snapshot
@@ -46,13 +47,26 @@ def read_dictionary(path: Path) -> Dictionary:
         raise DatasetRefused(f"{path.name}, {error.message}", error.remedy) from None
 
 
-def prepare(engine: Engine, secret: bytes, table_path: Path, dictionary: Dictionary, name: str | None) -> Prepared:
-    """Read and check; nothing is written. Raises DatasetRefused, or Malformed for a bad `name`."""
+def prepare(
+    engine: Engine,
+    secret: bytes,
+    table_path: Path,
+    dictionary: Dictionary,
+    name: str | None,
+    *,
+    files: Path | None = None,
+    told: Told = lambda _done, _all: None,
+) -> Prepared:
+    """Read and check; nothing is written. files: the folder that a manifest's files lie in, else the manifest's own.
+    told: how many of them are read. Raises DatasetRefused, or Malformed for a bad `name`."""
     chosen = require_name(name or dictionary.schema.name, "The data set's name")
     table = read_table(table_path, dictionary, lambda identity: hash_patient(secret, identity))
+    media = None
+    if dictionary.schema.media is not None:
+        media = read_media(table_path.name, files or table_path.absolute().parent, dictionary, table, told)
     with transaction(engine) as session:
         known = known_roles(session)
-    snapshot = draft(chosen, dictionary.schema, table, secret, known)
+    snapshot = draft(chosen, dictionary.schema, table, secret, known, media)
     return Prepared(snapshot, summarise(table, snapshot))
 
 

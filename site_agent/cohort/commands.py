@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +22,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("add")
 def add(
-    csv: Annotated[Path, typer.Argument(help="The file with the patients' rows.")],
+    csv: Annotated[Path, typer.Argument(help="The file with the patients' rows, or the manifest of their files.")],
     dictionary: Annotated[Path, typer.Option("--dictionary", "-d", help="The data dictionary, YAML.")],
     name: Annotated[str | None, typer.Option("--name", help="Another name than the dictionary's.")] = None,
+    files: Annotated[
+        Path | None, typer.Option("--files", help="The folder of a manifest's files, if not the manifest's own.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise; write and send nothing.")] = False,
     as_json: Json = False,
     home: Home = None,
@@ -37,7 +42,8 @@ def add(
     settings = load_settings(SiteHome.resolve(home))
     keys = load_keys(settings.home)
     engine = open_database(settings.home)
-    prepared = prepare(engine, keys.secret, csv, read_dictionary(dictionary), name)
+    with _progress(quiet=as_json) as told:
+        prepared = prepare(engine, keys.secret, csv, read_dictionary(dictionary), name, files=files, told=told)
     registered = False
     if not dry_run:
         keep(engine, settings.home, prepared, system_clock)
@@ -78,6 +84,25 @@ def list_(as_json: Json = False, home: Home = None) -> None:
         typer.echo(f"{row.name}  {row.digest[:19]}  {row.patients} patients, {row.held_out} held out, {state}")
     if not rows:
         typer.echo("No data set yet: cloister-site datasets add FILE.csv --dictionary DICTIONARY.yaml")
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal a bar, else a line for each tenth of the files, on stderr. A table has none to count."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("reading files"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def told(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of, visible=True)
+            if not console.is_terminal and done * 10 // of != (done - 1) * 10 // of:
+                console.print(f"read {done} of {of} files", highlight=False)
+
+        yield told
 
 
 def _show(name: str, digest: str, quality: Quality) -> None:

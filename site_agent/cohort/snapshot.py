@@ -48,11 +48,12 @@ class SnapshotUnusable(CloisterError):
 
 @dataclass(frozen=True)
 class SnapshotArrays:
-    """x: (records, D) float64, encoded. y: (records,) float64, 0 or 1. patient: (records,) int64, index of the
-    record's patient. held_out: (patients,) bool. schema_digest: of the schema that x is encoded with.
+    """x: (records, D) float64, or (records, *shape) float32 for images and sequences, encoded. y: (records,) float64,
+    the label's code. patient: (records,) int64, index of the record's patient. held_out: (patients,) bool.
+    schema_digest: of the schema that x is encoded with.
     """
 
-    x: NDArray[np.float64]
+    x: NDArray[Any]
     y: NDArray[np.float64]
     patient: NDArray[np.int64]
     held_out: NDArray[np.bool_]
@@ -81,9 +82,18 @@ class Draft:
         return int(self.arrays.held_out.sum())
 
 
-def draft(name: str, schema: DatasetSchema, table: Table, secret: bytes, known: Mapping[bytes, bool]) -> Draft:
+def draft(
+    name: str,
+    schema: DatasetSchema,
+    table: Table,
+    secret: bytes,
+    known: Mapping[bytes, bool],
+    media: NDArray[np.float32] | None = None,
+) -> Draft:
     """Freeze a table. `known`: the roles of patients that earlier snapshots hold.
 
+    media: (records, *shape), the encoded images or sequences of a manifest. It becomes the snapshot's own array, put
+    in the order of roles and patients in place, so that whoever parts the snapshot need not copy it.
     Raises DatasetRefused for 10 patients or fewer: their number may not leave the site.
     """
     import numpy as np
@@ -96,15 +106,32 @@ def draft(name: str, schema: DatasetSchema, table: Table, secret: bytes, known: 
         )
     place = {patient: index for index, patient in enumerate(hashes)}
     roles = hold_out(secret, hashes, known)
-    arrays = SnapshotArrays(
-        x=np.frombuffer(table.x, dtype=np.float64).reshape(-1, table.width),
-        y=np.frombuffer(table.y, dtype=np.int8).astype(np.float64),
-        patient=np.array([place[patient] for patient in table.patients], dtype=np.int64),
-        held_out=np.array([roles[patient] for patient in hashes], dtype=bool),
-        schema_digest=schema.digest,
-    )
+    held_out = np.array([roles[patient] for patient in hashes], dtype=bool)
+    y = np.frombuffer(table.y, dtype=np.int8).astype(np.float64)
+    patient = np.array([place[patient] for patient in table.patients], dtype=np.int64)
+    x: NDArray[Any]
+    if media is None:
+        x = np.frombuffer(table.x, dtype=np.float64).reshape(-1, table.width)
+    else:
+        order = np.lexsort((patient, held_out[patient]))
+        arrange(media, order)
+        x, y, patient = media, y[order], patient[order]
+    arrays = SnapshotArrays(x, y, patient, held_out, schema.digest)
     digest = _digest(secret, arrays, hashes)
     return Draft(name, schema, arrays, hashes, digest, sum(table.dropped.values()))
+
+
+def arrange(rows: NDArray[Any], order: NDArray[np.int64]) -> None:
+    """rows[:] = rows[order] along the first axis, with one row's memory. order: a permutation."""
+    done = [False] * len(order)
+    for start in range(len(order)):
+        if done[start] or order[start] == start:
+            continue
+        first, here = rows[start].copy(), start
+        while (source := int(order[here])) != start:
+            rows[here] = rows[source]
+            done[here], here = True, source
+        rows[here], done[here] = first, True
 
 
 def known_roles(session: Session) -> dict[bytes, bool]:
@@ -239,8 +266,11 @@ def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 def _digest(secret: bytes, arrays: SnapshotArrays, patient_hashes: tuple[bytes, ...]) -> str:
     """ "sha256:" + HMAC over the schema's digest, the shapes and every array's bytes (little-endian)."""
     code = hmac.new(secret, b"cloister snapshot\0" + arrays.schema_digest.encode(), hashlib.sha256)
-    code.update(canonical([list(arrays.x.shape), len(arrays.y), len(arrays.patient), len(patient_hashes)]))
-    for array, kind in ((arrays.x, "<f8"), (arrays.y, "<f8"), (arrays.patient, "<i8"), (arrays.held_out, "u1")):
-        code.update(array.astype(kind, order="C", copy=False).tobytes())
+    kind_of_x = "<f4" if arrays.x.dtype.itemsize == 4 else "<f8"
+    shapes = [list(arrays.x.shape), len(arrays.y), len(arrays.patient), len(patient_hashes)]
+    code.update(canonical([kind_of_x, *shapes]))
+    for array, kind in ((arrays.x, kind_of_x), (arrays.y, "<f8"), (arrays.patient, "<i8"), (arrays.held_out, "u1")):
+        # As a view of the array: a copy of its bytes would take as much memory again.
+        code.update(array.astype(kind, order="C", copy=False).reshape(-1).view("u1").data)
     code.update(b"".join(patient_hashes))
     return "sha256:" + code.hexdigest()

@@ -50,7 +50,7 @@ def consent_facts(
 
     log_sound: the log's mirror at this site raised no alarm, so what was logged still stands.
     """
-    columns = [feature.name for feature in plan.spec.dataset.features] + list(plan.spec.dataset.label.columns)
+    columns = [*plan.spec.dataset.columns, *plan.spec.dataset.label.columns]
     dataset: dict[str, Any] = {
         "columns": columns,
         "direct_identifier_columns": [name for name in columns if name in governance.direct_identifiers],

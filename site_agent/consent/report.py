@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from protocol.dataset import DatasetSchema
 from protocol.enrolment import witness_name
 from protocol.errors import Malformed
 from protocol.signing import VerifyingKey
@@ -73,6 +74,13 @@ def _witnesses(plan: StudyPlan) -> dict[str, Any]:
     return {"quorum": policy.quorum, "names": names, "strangers": [name for name in names if name not in known]}
 
 
+def _inputs(schema: DatasetSchema) -> str:
+    if schema.media is None:
+        return f"{len(schema.columns)} columns"
+    what = "images" if schema.image is not None else "sequences"
+    return f"{what} ({' x '.join(str(size) for size in schema.shape)})"
+
+
 def review_text(review: Review, site: str) -> str:
     """The review in lines for a terminal."""
     document = review_document(review, site)
@@ -84,8 +92,8 @@ def review_text(review: Review, site: str) -> str:
         f"  purpose       {spec.purpose.code}: {spec.purpose.description}",
         f"  proposed by   {plan.submitter}, planned {plan.created_at}",
         f"  plan digest   {review.signed.digest}",
-        f"  model         {spec.model.architecture}, {plan.parameters} parameters, from {len(spec.dataset.features)} "
-        f"columns of {spec.dataset.name}",
+        f"  model         {spec.model.architecture}, {plan.parameters} parameters, from {_inputs(spec.dataset)} "
+        f"of {spec.dataset.name}",
         f"  training      {training.rounds} rounds (+ {privacy.retries} retries), sampling rate "
         f"{training.sampling_rate:g}, clip {training.clip:g}",
         f"  released to   {', '.join(spec.recipients)}",
