@@ -7,7 +7,7 @@ bytes, so neither the transport nor anyone who holds it can alter it unseen.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -28,12 +28,23 @@ CONTRIBUTION_TYPE = "application/vnd.cloister.contribution+json"
 REFUSAL_TYPE = "application/vnd.cloister.round-refusal+json"
 
 Phase = Literal["train", "evaluate"]
+RoundKind = Literal["train.contribute", "evaluate.histogram"]
+ROUND_KINDS: Mapping[Phase, RoundKind] = {"train": "train.contribute", "evaluate": "evaluate.histogram"}
+"""Under which name the transport carries a phase's requests."""
 _MAGIC = b"CLP1"
 _HEADER = struct.Struct(">4sI")
 MAX_ENVELOPE = 1 << 20
 MAX_BODY = 1 << 30
 MAX_ENVELOPES = 50
 MAX_ENVELOPES_BODY = 8 << 20
+
+
+def phase_named(text: str) -> Phase:
+    """The phase of that name. Malformed for none."""
+    for phase in ROUND_KINDS:
+        if phase == text:
+            return phase
+    raise Malformed("A phase is none of the known ones.", "Update both sides to the same version.")
 
 
 class RefusalCode(StrEnum):

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -12,6 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from protocol.dataset import DatasetSchema, SurvivalLabel
 from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, StudyId, Timestamp
 from protocol.model import DiscreteTimeSurvival, ModelSpec, model_misfit, parameter_count
+from protocol.round import Phase
 
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Jurisdiction = Literal["EU", "US", "other"]
@@ -211,6 +213,17 @@ class SecureSum(Frozen):
         return float(2.0 ** (self.largest_batch.bit_length() - 30))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive rounds of one phase, numbered first .. first + rounds - 1 within it. held_out: they ask of held-out
+    patients, so only sites that hold enough of them out take part."""
+
+    phase: Phase
+    first: int
+    rounds: int
+    held_out: bool = False
+
+
 class StudyPlan(Frozen):
     """What sites consent to: the spec, who takes part under which key, and the calibrated noise.
 
@@ -264,7 +277,32 @@ class StudyPlan(Frozen):
         """Length of the model's flat vector."""
         return parameter_count(self.spec.model, self.spec.dataset.shape)
 
-    def secure_sum(self, phase: Literal["train", "evaluate"], cohort: Iterable[str]) -> SecureSum:
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every round of the study in the order in which they run."""
+        return Stage("train", 1, self.spec.training.rounds), Stage("evaluate", 1, 1, held_out=True)
+
+    @property
+    def attempts(self) -> Mapping[Phase, int]:
+        """The most attempts of each phase, over all its rounds, that the noise is calibrated for. The declared
+        exception, an exact evaluation, happens once."""
+        evaluation = self.spec.evaluation
+        return {"train": self.spec.steps, "evaluate": 1 if evaluation.mode == "exact" else evaluation.attempts}
+
+    def position(self, phase: Phase, round_number: int) -> int:
+        """The place of a round in the whole study, from 1. KeyError for a round that the plan does not have."""
+        before = 0
+        for stage in self.stages:
+            if stage.phase == phase and stage.first <= round_number < stage.first + stage.rounds:
+                return before + round_number - stage.first + 1
+            before += stage.rounds
+        raise KeyError((phase, round_number))
+
+    def body_length(self, phase: Phase) -> int:
+        """How many floats a request of the phase brings to the sites: the model's parameters."""
+        return self.parameters
+
+    def secure_sum(self, phase: Phase, cohort: Iterable[str]) -> SecureSum:
         """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients. evaluate: 2 * bins counts,
         those of label 0 first, one count per held-out patient. KeyError for a site that is not in the plan."""
         sites = [self.site(name) for name in cohort]

@@ -175,11 +175,11 @@ def simulate(
     while True:
         action = next_action(design, plan.names, progress, frozenset(plan.names), patient=False)
         if isinstance(action, Fail):
-            return Simulated(progress.committed, progress.attempts, failure=f"{action.code}: {action.detail}")
+            return Simulated(progress.done(TRAIN), progress.steps(TRAIN), failure=f"{action.code}: {action.detail}")
         if isinstance(action, Finish):
             weights = candidate_weights(point)
             auc = exact_auc(plan, sites, weights)
-            return Simulated(progress.committed, progress.attempts, weights=weights, auc=auc, report=report)
+            return Simulated(progress.done(TRAIN), progress.steps(TRAIN), weights=weights, auc=auc, report=report)
         if not isinstance(action, Begin):
             raise AssertionError(f"a simulation never has to {type(action).__name__.lower()}")
         attempt = Attempt(action.phase, action.round, action.attempt, action.cohort)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from coordinator.rounds.contributions import Excluded, masked_vector
-from coordinator.rounds.exchange import Answer, Kind, Unreached
+from coordinator.rounds.exchange import Answer, Unreached
 from coordinator.rounds.repository import RecordedAttempt
 from coordinator.rounds.states import Attempt, Begin
 from privacy.entropy import Float64
@@ -17,13 +17,12 @@ from privacy.parameters import Grid, plan_grid
 from privacy.secagg.server import SecureSum
 from protocol.canonical import digest, parse, sha256_hex
 from protocol.envelope import Envelope, seal
-from protocol.round import ROUND_REQUEST_TYPE, Packet, Phase, RoundRequest
+from protocol.round import ROUND_REQUEST_TYPE, Packet, RoundRequest
 from protocol.signing import SigningKey, VerifyingKey
 from protocol.study import SecureSum as PlannedSum
 from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
 
-KINDS: Mapping[Phase, Kind] = {"train": "train.contribute", "evaluate": "evaluate.histogram"}
 CLOCK_SKEW_SECONDS = 5
 """How far a site's clock may be from ours before it takes a fresh request for an expired one."""
 

@@ -18,7 +18,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
-from coordinator.rounds.attempts import KINDS, Intake, Outcome, compose, packet_of, request_of
+from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.gates import LogWatch, RoundGates
@@ -55,6 +55,7 @@ from policies.packs import Policy
 from privacy.errors import PrivacyError
 from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
+from protocol.round import ROUND_KINDS
 from protocol.timestamp import timestamp
 
 PAUSE_SECONDS = 0.2
@@ -240,7 +241,7 @@ class RoundDriver:
         packet = packet_of(recorded, self._model(attempt.phase == TRAIN))
         intake = Intake(request_of(recorded), self._running.plan)
         self._exchange.request(
-            KINDS[attempt.phase],
+            ROUND_KINDS[attempt.phase],
             dict.fromkeys(attempt.cohort, packet),
             group=f"{attempt.phase}-{attempt.round}-{attempt.attempt}",
             deadline_seconds=self._appliance.settings.round_deadline,
@@ -281,7 +282,7 @@ class RoundDriver:
             return self._fail(FailureCode.SUM_REFUSED, f"the sum was refused ({type(error).__name__})")
         after = self._progress.after(closed)
         norm = float(np.linalg.norm(noisy_sum)) / batch
-        last = after.committed == running.design.rounds
+        last = after.done(TRAIN) == running.design.rounds(TRAIN)
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
             rounds = RoundRepository(session)
@@ -316,8 +317,8 @@ class RoundDriver:
             self._journal.committed(session, committed, after)
             evidence = Evidence(
                 plan=running.plan,
-                rounds_executed=after.committed,
-                attempts=after.attempts,
+                rounds_executed=after.done(TRAIN),
+                attempts=after.steps(TRAIN),
                 rounds_digest=rounds.rounds_digest(running.study),
                 report=report,
                 histogram=histogram,

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Kind = Literal["query.keys", "query.encapsulate", "query.establish", "train.contribute", "evaluate.histogram"]
+from protocol.round import RoundKind
+
+Kind = Literal["query.keys", "query.encapsulate", "query.establish"] | RoundKind
 
 
 @dataclass(frozen=True)

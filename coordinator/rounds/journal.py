@@ -15,7 +15,7 @@ from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append
 from coordinator.rounds.attempts import Outcome
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
-from coordinator.rounds.states import Attempt, Design, FailureCode, Progress
+from coordinator.rounds.states import TRAIN, Attempt, Design, FailureCode, Progress
 from coordinator.rounds.tables import Candidate, StudyRound
 from coordinator.studies.plan import spent
 from coordinator.studies.states import StudyState
@@ -104,7 +104,7 @@ class Journal:
             excluded=json.dumps(excluded),
             norm=committed.norm,
             model_digest=committed.model_after,
-            epsilon=spent(self._running.curve, after.attempts),
+            epsilon=spent(self._running.curve, after.steps(TRAIN)),
             seconds=max(0.0, seconds if committed.seconds is None else committed.seconds),
             committed_at=timestamp(now),
         )
@@ -138,7 +138,11 @@ class Journal:
                 "rounds": row.rounds_digest,
                 "evaluation": digest(report.model_dump(mode="json")),
             },
-            numbers={"epsilon": self._running.plan.epsilon, "rounds": after.committed, "attempts": after.attempts},
+            numbers={
+                "epsilon": self._running.plan.epsilon,
+                "rounds": after.done(TRAIN),
+                "attempts": after.steps(TRAIN),
+            },
             labels={"evaluation_mode": report.mode},
         )
 
@@ -157,9 +161,9 @@ class Journal:
             session,
             EventType.STUDY_STOPPED,
             numbers={
-                "epsilon": spent(self._running.curve, progress.attempts),
-                "rounds": progress.committed,
-                "attempts": progress.attempts,
+                "epsilon": spent(self._running.curve, progress.steps(TRAIN)),
+                "rounds": progress.done(TRAIN),
+                "attempts": progress.steps(TRAIN),
             },
             labels={"state": StudyState.FAILED.value, "reason": code.value},
             groups={"excluded": _with_codes(excluded)},

@@ -17,7 +17,7 @@ from coordinator.rounds.states import Attempt, AttemptStatus, Progress, replay
 from coordinator.rounds.tables import Candidate, KeySetup, ModelState, RoundAttempt, StudyRound
 from coordinator.studies.repository import StudyRepository, plan_of
 from protocol.canonical import digest
-from protocol.round import Phase
+from protocol.round import Phase, phase_named
 from protocol.study import StudyPlan
 
 
@@ -249,17 +249,9 @@ def round_record(row: StudyRound) -> dict[str, object]:
     }
 
 
-def phase_of(text: str) -> Phase:
-    """The phase of a stored name."""
-    match text:
-        case "train" | "evaluate":
-            return text
-    raise Conflict("A stored phase is none of the known ones.", "Restore the database from a backup.")
-
-
 def _recorded(row: RoundAttempt) -> RecordedAttempt:
     attempt = Attempt(
-        phase=phase_of(row.phase),
+        phase=phase_named(row.phase),
         round=row.round,
         attempt=row.attempt,
         cohort=tuple(json.loads(row.cohort)),

@@ -2,8 +2,7 @@
 
 An attempt is one message to one cohort. It is recorded before it is sent; it is committed when every site of its
 cohort contributed, and abandoned otherwise: without all of them the masked sum is noise. An abandoned attempt is
-followed by one on the smaller cohort; at most `retries` attempts of the training may be abandoned, because the
-noise is calibrated for rounds + retries steps.
+followed by one on the smaller cohort; the plan says how many attempts of each phase its noise is calibrated for.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from protocol.round import Phase
-from protocol.study import StudyPlan
+from protocol.study import Stage, StudyPlan
 
 TRAIN: Phase = "train"
 EVALUATE: Phase = "evaluate"
@@ -43,11 +42,11 @@ class FailureCode(StrEnum):
 
 @dataclass(frozen=True)
 class Design:
-    """What the plan fixes about the rounds. evaluators: the sites that hold enough patients out."""
+    """What the plan fixes about the rounds. attempts: the most of each phase, over all its rounds. evaluators: the
+    sites that hold enough patients out."""
 
-    rounds: int
-    retries: int
-    evaluation_attempts: int
+    stages: tuple[Stage, ...]
+    attempts: Mapping[Phase, int]
     minimum_sites: int
     evaluators: tuple[str, ...]
 
@@ -55,13 +54,19 @@ class Design:
     def of(cls, plan: StudyPlan) -> Design:
         """From a study's plan."""
         return cls(
-            rounds=plan.spec.training.rounds,
-            retries=plan.spec.privacy.retries,
-            # the declared exception happens once
-            evaluation_attempts=plan.spec.evaluation.attempts if plan.spec.evaluation.mode == "noised" else 1,
+            stages=plan.stages,
+            attempts=plan.attempts,
             minimum_sites=plan.spec.minimum_sites,
             evaluators=tuple(site.name for site in plan.sites if site.held_out > 0),
         )
+
+    def rounds(self, phase: Phase) -> int:
+        """The rounds of all stages of the phase."""
+        return sum(stage.rounds for stage in self.stages if stage.phase == phase)
+
+    def retries(self, phase: Phase) -> int:
+        """How many attempts of the phase may be abandoned."""
+        return self.attempts[phase] - self.rounds(phase)
 
 
 @dataclass(frozen=True)
@@ -79,57 +84,71 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Absence:
-    """Consecutive attempts that a site missed, and the round of the latest."""
+    """Consecutive attempts that a site missed, and the place in the study of the latest one's round."""
 
     count: int
-    round: int
+    position: int
 
 
 @dataclass(frozen=True)
 class Progress:
     """Everything that the next decision rests on; `after` folds one attempt in.
 
-    established: the sites that share keys, empty before. evaluated: the evaluation is committed.
+    established: the sites that share keys, empty before. committed, abandoned: closed attempts by phase.
     """
 
     established: tuple[str, ...] = ()
-    committed: int = 0
-    abandoned: int = 0
-    evaluation_attempts: int = 0
-    evaluated: bool = False
+    committed: Mapping[Phase, int] = field(default_factory=lambda: MappingProxyType({}))
+    abandoned: Mapping[Phase, int] = field(default_factory=lambda: MappingProxyType({}))
     open: Attempt | None = None
     latest: Attempt | None = None
     absences: Mapping[str, Absence] = field(default_factory=lambda: MappingProxyType({}))
 
+    def done(self, phase: Phase) -> int:
+        """Committed rounds of the phase."""
+        return self.committed.get(phase, 0)
+
+    def steps(self, phase: Phase) -> int:
+        """Noisy steps of the phase that sites may have executed: committed, abandoned and open attempts."""
+        is_open = self.open is not None and self.open.phase == phase
+        return self.done(phase) + self.abandoned.get(phase, 0) + int(is_open)
+
     @property
-    def attempts(self) -> int:
-        """Noisy training steps that sites may have executed: committed, abandoned and open ones."""
-        training_open = self.open is not None and self.open.phase == TRAIN
-        return self.committed + self.abandoned + int(training_open)
+    def position(self) -> int:
+        """The place in the whole study of the round that is next, or under way."""
+        return sum(self.committed.values()) + 1
+
+    def stage(self, design: Design) -> Stage | None:
+        """The first stage with a round that is not committed; None when all are."""
+        for stage in design.stages:
+            if self.done(stage.phase) < stage.first - 1 + stage.rounds:
+                return stage
+        return None
 
     def after(self, attempt: Attempt) -> Progress:
         """The progress once `attempt` is recorded, open or closed. Attempts come in the order they were made."""
         if attempt.status is AttemptStatus.OPEN:
             return replace(self, open=attempt)
-        committed = attempt.status is AttemptStatus.COMMITTED
-        training = attempt.phase == TRAIN
         absences = dict(self.absences)
         for site in attempt.contributed:
             absences.pop(site, None)
         for site, code in attempt.excluded.items():
             if code not in PASSED_OVER:
                 earlier = absences[site].count if site in absences else 0
-                absences[site] = Absence(earlier + 1, attempt.round if training else 0)
+                absences[site] = Absence(earlier + 1, self.position)
+        committed = attempt.status is AttemptStatus.COMMITTED
         return replace(
             self,
-            committed=self.committed + int(committed and training),
-            abandoned=self.abandoned + int(training and not committed),
-            evaluation_attempts=self.evaluation_attempts + int(not training),
-            evaluated=self.evaluated or (committed and not training),
+            committed=_counted(self.committed, attempt.phase) if committed else self.committed,
+            abandoned=self.abandoned if committed else _counted(self.abandoned, attempt.phase),
             open=None,
             latest=attempt,
             absences=MappingProxyType(absences),
         )
+
+
+def _counted(counts: Mapping[Phase, int], phase: Phase) -> Mapping[Phase, int]:
+    return MappingProxyType({**counts, phase: counts.get(phase, 0) + 1})
 
 
 def replay(established: tuple[str, ...], attempts: Iterable[Attempt]) -> Progress:
@@ -207,23 +226,26 @@ def next_action(
         return EstablishKeys(here)
     if progress.open is not None:
         return Resend(progress.open)
-    if progress.evaluated:
+    stage = progress.stage(design)
+    if stage is None:
         return Finish()
-    members = tuple(site for site in progress.established if site in granted)
-    if progress.committed < design.rounds:
-        if progress.abandoned > design.retries:
-            return Fail(
-                FailureCode.RETRIES_EXHAUSTED,
-                f"{progress.abandoned} attempts were abandoned and the noise is calibrated for {design.retries}",
-            )
-        return _begin(design, members, progress, present, patient, TRAIN, progress.committed + 1)
-    if progress.evaluation_attempts >= design.evaluation_attempts:
-        return Fail(
-            FailureCode.EVALUATION_EXHAUSTED,
-            f"all {design.evaluation_attempts} planned evaluations missed a site",
-        )
-    evaluators = tuple(site for site in members if site in design.evaluators)
-    return _begin(design, evaluators, progress, present, patient, EVALUATE, 1)
+    abandoned = progress.abandoned.get(stage.phase, 0)
+    if abandoned > design.retries(stage.phase):
+        return _exhausted(stage.phase, abandoned, design)
+    members = tuple(
+        site
+        for site in progress.established
+        if site in granted and (site in design.evaluators or not stage.held_out)
+    )
+    return _begin(design, members, progress, present, patient, stage.phase)
+
+
+def _exhausted(phase: Phase, abandoned: int, design: Design) -> Fail:
+    if phase == EVALUATE:
+        detail = f"all {design.attempts[phase]} planned evaluations missed a site"
+        return Fail(FailureCode.EVALUATION_EXHAUSTED, detail)
+    detail = f"{abandoned} attempts were abandoned and the noise is calibrated for {design.retries(phase)}"
+    return Fail(FailureCode.RETRIES_EXHAUSTED, detail)
 
 
 def _begin(
@@ -233,9 +255,8 @@ def _begin(
     present: frozenset[str],
     patient: bool,
     phase: Phase,
-    round_number: int,
 ) -> Await | Begin | Fail:
-    latest = progress.latest
+    latest, round_number = progress.latest, progress.done(phase) + 1
     where = f"could take part in {phase} round {round_number}"
     if latest is not None and (latest.phase, latest.round) == (phase, round_number):
         keep = {site for site, code in latest.excluded.items() if code in PASSED_OVER} | set(latest.contributed)
@@ -246,23 +267,22 @@ def _begin(
     here = tuple(site for site in members if site in present)
     if len(here) < design.minimum_sites:
         return Await(members, design.minimum_sites) if patient else _too_few(len(here), design, where)
-    number = round_number if phase == TRAIN else design.rounds + 1
-    return Begin(phase, round_number, 1, due(design, here, progress, number))
+    return Begin(phase, round_number, 1, due(design, here, progress, progress.position))
 
 
-def due(design: Design, here: tuple[str, ...], progress: Progress, round_number: int) -> tuple[str, ...]:
-    """Whom of those connected to invite to a round's first attempt.
+def due(design: Design, here: tuple[str, ...], progress: Progress, position: int) -> tuple[str, ...]:
+    """Whom of those connected to invite to the first attempt of the round at this place in the study.
 
     A site that missed one attempt is invited to the next round. After m misses in a row it sits 2^(m-1) - 1 rounds
     out, so that a failing site costs a logarithm of the rounds and not all the retries. With fewer than the agreed
     minimum left, everybody is invited.
     """
-    ready = tuple(site for site in here if _is_due(progress.absences.get(site), round_number))
+    ready = tuple(site for site in here if _is_due(progress.absences.get(site), position))
     return ready if len(ready) >= design.minimum_sites else here
 
 
-def _is_due(absence: Absence | None, round_number: int) -> bool:
-    return absence is None or round_number >= absence.round + 2 ** min(absence.count - 1, 20)
+def _is_due(absence: Absence | None, position: int) -> bool:
+    return absence is None or position >= absence.position + 2 ** min(absence.count - 1, 20)
 
 
 def _too_few(count: int, design: Design, what: str) -> Fail:

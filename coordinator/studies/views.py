@@ -9,6 +9,7 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.rounds.repository import CandidateRepository, RoundRepository, round_record
+from coordinator.rounds.states import TRAIN
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import StudyState
@@ -65,13 +66,13 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             "delta": plan.spec.privacy.delta,
             "epsilon_worst_site": plan.epsilon_worst_site,
             "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site,
-            "epsilon_spent": spent(curve, progress.attempts),
+            "epsilon_spent": spent(curve, progress.steps(TRAIN)),
             "noise_multiplier": plan.noise_multiplier,
         },
         "rounds": {
             "planned": plan.spec.training.rounds,
-            "committed": progress.committed,
-            "abandoned_attempts": progress.abandoned,
+            "committed": progress.done(TRAIN),
+            "abandoned_attempts": progress.abandoned.get(TRAIN, 0),
             "retries_planned": plan.spec.privacy.retries,
             "latest": round_record(latest) if latest is not None else None,
         },

@@ -77,15 +77,15 @@ def _mechanism(plan: StudyPlan, multiplier: float) -> Mechanism:
     return Mechanism(multiplier, spec.training.sampling_rate, spec.steps, spec.privacy.delta)
 
 
-def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, Charge]:
+def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
     """What the ledger is to set aside: of the training patients for T + A steps, of the held-out ones for the
     evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee."""
     delta = plan.spec.privacy.delta
-    training = Charge(held_out=False, epsilon=epsilons.training, delta=delta, steps=plan.spec.steps)
+    training = Charge("train", held_out=False, epsilon=epsilons.training, delta=delta, steps=plan.attempts["train"])
     if plan.spec.evaluation.mode == "exact":
-        return training, Charge(held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
-    attempts = plan.spec.evaluation.attempts
-    return training, Charge(held_out=True, epsilon=epsilons.evaluation, delta=delta, steps=attempts)
+        return training, Charge("evaluate", held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
+    attempts = plan.attempts["evaluate"]
+    return training, Charge("evaluate", held_out=True, epsilon=epsilons.evaluation, delta=delta, steps=attempts)
 
 
 def objections(
@@ -212,7 +212,7 @@ def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
                 f"An exact evaluation over {shown} held-out patients would show single patients.",
                 "Ask for a noised evaluation.",
             )
-    for phase in ("train", "evaluate"):
+    for phase in plan.attempts:
         try:
             sum_parameters(plan.secure_sum(phase, plan.names))
         except PrivacyError as error:

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, delete, or_, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from protocol.errors import CloisterError
-from protocol.round import Phase, RefusalCode
+from protocol.round import Phase, RefusalCode, phase_named
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
@@ -26,6 +26,7 @@ from site_agent.training.states import (
     AttemptRefused,
     Budget,
     Charge,
+    Place,
     Prior,
     Progress,
     Verdict,
@@ -110,6 +111,7 @@ def reserve(
                 study=study,
                 plan_digest=plan_digest,
                 snapshot=snapshot,
+                phase=charge.phase,
                 held_out=charge.held_out,
                 epsilon=charge.epsilon,
                 delta=charge.delta,
@@ -165,7 +167,15 @@ class BudgetStore:
         self._reached = reached
 
     def consume(
-        self, key: AttemptKey, *, plan_digest: str, request_digest: str, model: str, expired: bool, at: str
+        self,
+        key: AttemptKey,
+        *,
+        position: int,
+        plan_digest: str,
+        request_digest: str,
+        model: str,
+        expired: bool,
+        at: str,
     ) -> bytes | None:
         """None: the attempt is consumed and one step charged, durably; compute it now, once. bytes: the answer
         that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
@@ -176,22 +186,21 @@ class BudgetStore:
             if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
             row = session.exec(_attempt(key)).first()
-            charge = session.exec(_charge(plan_digest, key.phase)).first()
-            if charge is None or charge.released:
+            charges = session.exec(_charges(plan_digest, key.phase)).all()
+            if not charges or any(charge.released for charge in charges):
                 raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
             verdict = decide_attempt(
                 key,
+                position=position,
                 plan_digest=plan_digest,
                 request_digest=request_digest,
                 model=model,
                 expired=expired,
                 prior=None if row is None else Prior(row.plan_digest, row.request_digest, row.packet is not None),
                 progress=Progress(
-                    latest_train=_latest(session, key.study, "train"),
-                    latest_evaluate=_latest(session, key.study, "evaluate"),
-                    evaluated=next(iter(evaluated_models(session, plan_digest)), None),
-                    steps_charged=charge.steps_charged,
-                    steps_allowed=charge.steps_allowed,
+                    latest=_latest(session, key.study),
+                    evaluated=next(iter(evaluated_models(session, plan_digest, key.round)), None),
+                    steps_left=min(charge.steps_allowed - charge.steps_charged for charge in charges),
                 ),
             )
             if verdict is Verdict.RESEND:
@@ -204,13 +213,15 @@ class BudgetStore:
                     phase=key.phase,
                     round=key.round,
                     attempt=key.attempt,
+                    position=position,
                     request_digest=request_digest,
                     model=model,
                     consumed_at=at,
                 )
             )
-            charge.steps_charged += 1
-            session.add(charge)
+            for charge in charges:
+                charge.steps_charged += 1
+                session.add(charge)
             session.flush()
             advance(session)
             self._reached("in-charge")
@@ -335,11 +346,13 @@ def _refuse_unsound(session: Session) -> None:
         raise AttemptRefused(RefusalCode.LOG_ALARM)
 
 
-def evaluated_models(session: Session, plan_digest: str) -> frozenset[str]:
-    """Digests of the models that this plan's evaluation was asked about: one, or none yet."""
+def evaluated_models(session: Session, plan_digest: str, round_number: int | None = None) -> frozenset[str]:
+    """Digests of the models that this plan's evaluations, or that of one round, were asked about: one a round."""
     asked = select(ConsumedAttempt.model).where(
         ConsumedAttempt.plan_digest == plan_digest, ConsumedAttempt.phase == "evaluate"
     )
+    if round_number is not None:
+        asked = asked.where(ConsumedAttempt.round == round_number)
     return frozenset(model for model in session.exec(asked) if model is not None)
 
 
@@ -358,20 +371,19 @@ def _attempt(key: AttemptKey) -> SelectOfScalar[ConsumedAttempt]:
     )
 
 
-def _charge(plan_digest: str, phase: Phase) -> SelectOfScalar[CohortCharge]:
-    held_out = phase == "evaluate"
-    return select(CohortCharge).where(CohortCharge.plan_digest == plan_digest, col(CohortCharge.held_out).is_(held_out))
+def _charges(plan_digest: str, phase: Phase) -> SelectOfScalar[CohortCharge]:
+    return select(CohortCharge).where(CohortCharge.plan_digest == plan_digest, CohortCharge.phase == phase)
 
 
-def _latest(session: Session, study: str, phase: Phase) -> tuple[int, int] | None:
+def _latest(session: Session, study: str) -> Place | None:
     newest = (
-        select(ConsumedAttempt.round, ConsumedAttempt.attempt)
-        .where(ConsumedAttempt.study == study, ConsumedAttempt.phase == phase)
-        .order_by(col(ConsumedAttempt.round).desc(), col(ConsumedAttempt.attempt).desc())
+        select(ConsumedAttempt)
+        .where(ConsumedAttempt.study == study)
+        .order_by(col(ConsumedAttempt.position).desc(), col(ConsumedAttempt.attempt).desc())
         .limit(1)
     )
     row = session.exec(newest).first()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else Place(row.position, phase_named(row.phase), row.attempt)
 
 
 def _drop_old_packets(session: Session, key: AttemptKey) -> None:

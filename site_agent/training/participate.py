@@ -145,8 +145,8 @@ class Participant:
                 plan_digest=_raw(request.plan_digest),
                 peers=request.cohort,
                 minimum_cohort=plan.spec.minimum_sites,
-                lengths={phase: plan.secure_sum(phase, request.cohort).length for phase in ("train", "evaluate")},
-                allowed=_allowed(plan),
+                lengths={phase: plan.secure_sum(phase, request.cohort).length for phase in plan.attempts},
+                allowed=dict(plan.attempts.items()),
             )
         else:
             machine = self._machine(request.study, request.plan_digest)
@@ -215,8 +215,10 @@ class Participant:
         grid, noise_std = sum_parameters(plan.secure_sum(request.phase, request.cohort))
         self._worker.open(plan, snapshot)
         now = self._clock()
+        position = plan.position(request.phase, request.round)
         stored = self._store.consume(
             key,
+            position=position,
             plan_digest=request.plan_digest,
             request_digest=asked.digest,
             model=request.model,
@@ -225,15 +227,11 @@ class Participant:
         )
         if stored is not None:
             return stored
-        if request.phase == "train":
-            assert noise_std is not None  # only an evaluation is ever exact
-            noised = self._worker.train(plan, asked.body, noise_std=noise_std)
-        else:
-            noised = self._worker.evaluate(plan, asked.body, noise_std=noise_std)
+        noised = self._worker.compute(plan, request.phase, request.round, asked.body, noise_std=noise_std)
         self._reached("computed")
         # The masked words are laid over the worker's own buffer: no second vector is made.
         masked = machine.contribute(
-            request.round if request.phase == "train" else plan.spec.training.rounds + request.round,
+            position,
             request.attempt,
             request.cohort,
             _raw(request.model),
@@ -305,12 +303,6 @@ def _of_signers(request: KeyRequest, asked: Asked, plan: StudyPlan) -> list[dict
             raise AttemptRefused(RefusalCode.BAD_PEER_SIGNATURE)
         said.append(message)
     return said
-
-
-def _allowed(plan: StudyPlan) -> dict[str, int]:
-    """The most contributions by phase that the plan's noise is calibrated for; an exact evaluation is answered once."""
-    spec = plan.spec
-    return {"train": spec.steps, "evaluate": 1 if spec.evaluation.mode == "exact" else spec.evaluation.attempts}
 
 
 def _raw(text: str) -> bytes:

@@ -15,6 +15,7 @@ from protocol.round import (
     KEY_ADVERT_TYPE,
     KEY_ENCAPSULATION_TYPE,
     KEY_REQUEST_TYPE,
+    ROUND_KINDS,
     ROUND_REQUEST_TYPE,
     KeyReply,
     KeyRequest,
@@ -29,7 +30,7 @@ from protocol.study import MINIMUM_CELL, StudyPlan
 from site_agent.training.states import AttemptRefused
 
 KEY_STEPS = {"query.keys": "advertise", "query.encapsulate": "encapsulate", "query.establish": "establish"}
-PHASES: dict[str, Phase] = {"train.contribute": "train", "evaluate.histogram": "evaluate"}
+PHASES: dict[str, Phase] = {kind: phase for phase, kind in ROUND_KINDS.items()}
 FLOAT_BYTES = 8
 _PEER_TYPES = {"encapsulate": (KEY_ADVERT_TYPE, "advertise"), "establish": (KEY_ENCAPSULATION_TYPE, "encapsulate")}
 _Document = TypeVar("_Document", bound=BaseModel)
@@ -81,10 +82,11 @@ def check_cohort(cohort: tuple[str, ...], plan: StudyPlan, site: str) -> None:
 def check_round(request: RoundRequest, body: bytes, plan: StudyPlan) -> None:
     """Raises AttemptRefused for a round that the plan does not have, a vector of another length, and an exact
     evaluation with a site of too few held-out patients: the sum less the others' counts would tell its own."""
-    last = plan.spec.training.rounds if request.phase == "train" else 1
-    if request.round > last:
-        raise AttemptRefused(RefusalCode.ROUND_UNKNOWN)
-    if len(body) != plan.parameters * FLOAT_BYTES:
+    try:
+        plan.position(request.phase, request.round)
+    except KeyError:
+        raise AttemptRefused(RefusalCode.ROUND_UNKNOWN) from None
+    if len(body) != plan.body_length(request.phase) * FLOAT_BYTES:
         raise AttemptRefused(RefusalCode.WRONG_LENGTH)
     exact = request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"
     if exact and any(plan.site(name).held_out <= MINIMUM_CELL for name in request.cohort):

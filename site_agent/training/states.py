@@ -37,15 +37,22 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the study stands at this site: the last (round, attempt) of each phase, the model that was evaluated, and
-    the steps of this phase's charge."""
+class Place:
+    """Where an attempt stands in its study. position: its round's place in the whole plan, from 1."""
 
-    latest_train: tuple[int, int] | None
-    latest_evaluate: tuple[int, int] | None
+    position: int
+    phase: Phase
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the study stands at this site: the last attempt of all, the model that this round's evaluation was asked
+    about, and how many more steps the phase's charges allow."""
+
+    latest: Place | None
     evaluated: str | None
-    steps_charged: int
-    steps_allowed: int
+    steps_left: int
 
 
 class Verdict(StrEnum):
@@ -58,6 +65,7 @@ class Verdict(StrEnum):
 def decide_attempt(
     key: AttemptKey,
     *,
+    position: int,
     plan_digest: str,
     request_digest: str,
     model: str,
@@ -67,8 +75,9 @@ def decide_attempt(
 ) -> Verdict:
     """COMPUTE: charge one step, then compute. RESEND: the stored bytes. Raises AttemptRefused.
 
-    Expiry bears on new attempts only: a coordinator that was down may collect what was paid for. A study evaluates one
-    model: with two, a coordinator could ask about one and release the other.
+    Expiry bears on new attempts only: a coordinator that was down may collect what was paid for. An evaluation
+    is of one model: with two, a coordinator could ask about one and release the other. position: the round's place in
+    the plan; a study goes through it forwards only.
     """
     if prior is not None:
         if (prior.plan_digest, prior.request_digest) != (plan_digest, request_digest):
@@ -78,22 +87,22 @@ def decide_attempt(
         return Verdict.RESEND
     if expired:
         raise AttemptRefused(RefusalCode.EXPIRED)
-    if key.phase == "train" and progress.latest_evaluate is not None:
-        raise AttemptRefused(RefusalCode.PHASE_OVER)
-    latest = progress.latest_train if key.phase == "train" else progress.latest_evaluate
-    if latest is not None and (key.round, key.attempt) <= latest:
-        raise AttemptRefused(RefusalCode.ROUND_OVER)
+    latest = progress.latest
+    if latest is not None and (position, key.attempt) <= (latest.position, latest.attempt):
+        raise AttemptRefused(RefusalCode.ROUND_OVER if key.phase == latest.phase else RefusalCode.PHASE_OVER)
     if key.phase == "evaluate" and progress.evaluated not in (None, model):
         raise AttemptRefused(RefusalCode.MODEL_CHANGED)
-    if progress.steps_charged >= progress.steps_allowed:
+    if progress.steps_left <= 0:
         raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
     return Verdict.COMPUTE
 
 
 @dataclass(frozen=True)
 class Charge:
-    """What a study asks of one group of patients, all its steps together. exact: outside the guarantee, epsilon 0."""
+    """What one phase of a study asks of one group of patients, all its steps together. exact: outside the guarantee,
+    epsilon 0."""
 
+    phase: Phase
     held_out: bool
     epsilon: float
     delta: float

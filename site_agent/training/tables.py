@@ -7,19 +7,20 @@ from sqlmodel import Field, SQLModel
 
 
 class CohortCharge(SQLModel, table=True):
-    """What one study may spend, and has begun to spend, of one snapshot's patients (training or held-out ones).
+    """What one phase of a study may spend, and has begun to spend, of one snapshot's training or held-out patients.
 
     epsilon, delta: for all `steps_allowed` steps; they count in full from the first step on. exact: the declared
     exception, outside the guarantee, with epsilon 0. released: given back before any step was charged.
     """
 
     __tablename__ = "cohort_charge"
-    __table_args__ = (UniqueConstraint("plan_digest", "held_out"),)
+    __table_args__ = (UniqueConstraint("plan_digest", "phase", "held_out"),)
 
     id: int | None = Field(default=None, primary_key=True)
     study: str = Field(index=True)
     plan_digest: str = Field(index=True)
     snapshot: str = Field(index=True)
+    phase: str
     held_out: bool
     epsilon: float
     delta: float
@@ -54,7 +55,7 @@ class ForgottenCharge(SQLModel, table=True):
 class ConsumedAttempt(SQLModel, table=True):
     """One attempt that was charged. packet: the signed answer; None until it is computed, and for ever after a crash
     in between: fresh noise under a used mask would reveal a difference, so it is never computed again. model: digest of
-    the parameters that were asked about."""
+    the parameters that were asked about. position: the round's place in the plan."""
 
     __tablename__ = "consumed_attempt"
     __table_args__ = (UniqueConstraint("study", "phase", "round", "attempt"),)
@@ -65,6 +66,7 @@ class ConsumedAttempt(SQLModel, table=True):
     phase: str
     round: int
     attempt: int
+    position: int
     request_digest: str
     model: str | None = None
     packet: bytes | None = Field(default=None, sa_type=LargeBinary)

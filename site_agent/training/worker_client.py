@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.errors import CloisterError
+from protocol.round import Phase
 from protocol.study import StudyPlan
 from site_agent.settings import SiteHome
 from site_agent.training.frames import FrameError, read_frame, write_frame
@@ -66,24 +67,17 @@ class WorkerClient:
         """Start the worker if need be and load the snapshot, before anything is charged. Raises WorkerFailed."""
         self._ask({"op": "open", "snapshot": snapshot, "model": _model(plan)}, b"", length=0, seconds=START_SECONDS)
 
-    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytearray:
-        """The noised gradient sum for the model's vector: float64, little-endian, in a buffer that is the caller's to
-        write over. Raises WorkerFailed."""
-        training = plan.spec.training
-        header = {
-            "op": "train",
-            "model": _model(plan),
-            "clip": training.clip,
-            "sampling_rate": training.sampling_rate,
-            "noise_std": noise_std,
-        }
-        return self._ask(header, parameters, length=plan.parameters, seconds=self._step_seconds)
+    def compute(
+        self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
+    ) -> bytearray:
+        """What this site gives to one attempt of the round: noised float64, little-endian, of the phase's length, in a
+        buffer that is the caller's to write over.
 
-    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytearray:
-        """The score histogram of the held-out patients, noised unless noise_std is None. Raises WorkerFailed."""
-        bins = plan.spec.evaluation.bins
-        header = {"op": "evaluate", "model": _model(plan), "bins": bins, "noise_std": noise_std}
-        return self._ask(header, parameters, length=2 * bins, seconds=self._step_seconds)
+        body: the request's floats. noise_std: None where the plan asks for an exact sum. Raises WorkerFailed.
+        """
+        header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase)}
+        length = plan.secure_sum(phase, plan.names).length
+        return self._ask(header, body, length=length, seconds=self._step_seconds)
 
     def close_if_idle(self) -> None:
         """End the child when it has had nothing to do for a minute."""
@@ -151,6 +145,15 @@ class WorkerClient:
 
 def _model(plan: StudyPlan) -> dict[str, Any]:
     return plan.spec.model.model_dump(mode="json")
+
+
+def _step(plan: StudyPlan, phase: Phase) -> dict[str, Any]:
+    """What the worker must know of the plan for a step of this phase."""
+    match phase:
+        case "train":
+            return {"clip": plan.spec.training.clip, "sampling_rate": plan.spec.training.sampling_rate}
+        case "evaluate":
+            return {"bins": plan.spec.evaluation.bins}
 
 
 def _failed(reason: str) -> WorkerFailed:

@@ -27,10 +27,16 @@ from coordinator.rounds.states import (
     next_action,
     replay,
 )
+from protocol.study import Stage
 
 SITES = ("a", "b", "c", "d")
 EVERYBODY = frozenset(SITES)
-DESIGN = Design(rounds=3, retries=2, evaluation_attempts=2, minimum_sites=3, evaluators=SITES)
+DESIGN = Design(
+    stages=(Stage("train", 1, 3), Stage("evaluate", 1, 1, held_out=True)),
+    attempts={"train": 5, "evaluate": 2},
+    minimum_sites=3,
+    evaluators=SITES,
+)
 
 
 def committed(phase: str, number: int, attempt: int = 1, cohort: tuple[str, ...] = SITES) -> Attempt:
@@ -98,7 +104,7 @@ def test_abandoned_attempts_beyond_the_retries_end_the_study() -> None:
     action = decide(replay(SITES, history))
     assert isinstance(action, Fail)
     assert action.code is FailureCode.RETRIES_EXHAUSTED
-    assert replay(SITES, history).attempts == DESIGN.rounds + DESIGN.retries
+    assert replay(SITES, history).steps(TRAIN) == DESIGN.attempts[TRAIN]
 
 
 def test_a_site_that_is_not_connected_is_not_invited() -> None:
@@ -162,5 +168,28 @@ def test_no_more_steps_are_asked_than_the_noise_is_calibrated_for(misses: list[s
         progress = progress.after(replace(open_, status=status, contributed=there, excluded=missed))
     else:
         pytest.fail("no end was reached")
-    assert asked <= DESIGN.rounds + DESIGN.retries
-    assert asked == progress.attempts
+    assert asked <= DESIGN.attempts[TRAIN]
+    assert asked == progress.steps(TRAIN)
+
+
+def test_stages_of_one_phase_can_take_turns() -> None:
+    """Train two rounds, evaluate, train one, evaluate again: rounds are numbered on within their phase."""
+    evaluate = Stage("evaluate", 1, 1, held_out=True)
+    stages = (Stage("train", 1, 2), evaluate, Stage("train", 3, 1), replace(evaluate, first=2))
+    design = replace(DESIGN, stages=stages, attempts={"train": 3, "evaluate": 2})
+    history, asked = [], []
+    while not isinstance(action := decide(replay(SITES, history), design=design), Finish):
+        asked.append((action.phase, action.round, replay(SITES, history).position))
+        history.append(committed(action.phase, action.round))
+    assert asked == [("train", 1, 1), ("train", 2, 2), ("evaluate", 1, 3), ("train", 3, 4), ("evaluate", 2, 5)]
+
+
+def test_each_phase_has_its_own_attempts() -> None:
+    design = replace(DESIGN, attempts={"train": 3, "evaluate": 2})
+    history = [committed(TRAIN, number) for number in (1, 2, 3)]
+    history.append(abandoned(1, 1, SITES, {"a": "no-answer"}, EVALUATE))
+    assert decide(replay(SITES, history), design=design) == Begin(EVALUATE, 1, 2, ("b", "c", "d"))
+    lost = [abandoned(1, 1, SITES, {"a": "no-answer"})]
+    action = decide(replay(SITES, lost), design=design)
+    assert isinstance(action, Fail)
+    assert action.code is FailureCode.RETRIES_EXHAUSTED

@@ -47,6 +47,7 @@ from protocol.checkpoint import cosigner_key
 from protocol.consent import CONSENT_TYPE, PROPOSAL_TYPE, Consent
 from protocol.dataset import DatasetSchema, Feature, LabelRule
 from protocol.envelope import seal
+from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
 from protocol.timestamp import timestamp
@@ -114,11 +115,17 @@ class KnownWorker:
     def open(self, plan: StudyPlan, snapshot: str) -> None:
         del plan, snapshot
 
-    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytes:
+    def compute(
+        self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
+    ) -> bytes:
+        del round_number
+        return self._evaluate(plan, body, noise_std) if phase == "evaluate" else self._train(body, noise_std or 0.0)
+
+    def _train(self, parameters: bytes, noise_std: float) -> bytes:
         weights = np.frombuffer(parameters, dtype="<f8")
         return self._give(parameters, -0.1 * weights + self._draw.normal(0.0, noise_std, weights.size))
 
-    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytes:
+    def _evaluate(self, plan: StudyPlan, parameters: bytes, noise_std: float | None) -> bytes:
         bins = plan.spec.evaluation.bins
         counts = np.concatenate([np.linspace(3, 1, bins), np.linspace(1, 3, bins)]).round()
         noise = 0.0 if noise_std is None else self._draw.normal(0.0, noise_std, counts.size)

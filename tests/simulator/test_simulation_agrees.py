@@ -19,6 +19,7 @@ from privacy.local.contribution import private_gradient_sum, score_histogram
 from privacy.local.model import LocalModel
 from privacy.local.patients import Cohort, Group, part
 from protocol.release import EvaluationReport
+from protocol.round import Phase
 from protocol.study import StudyPlan
 from site_agent.training.architectures.catalogue import local_model
 from site_agent.training.sums import sum_parameters
@@ -64,7 +65,16 @@ class ComputingWorker:
     def reset(self) -> None:
         """Nothing is kept."""
 
-    def train(self, plan: StudyPlan, parameters: bytes, *, noise_std: float) -> bytes:
+    def compute(
+        self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
+    ) -> bytes:
+        del round_number
+        if phase == "evaluate":
+            return self._evaluate(plan, body, noise_std)
+        assert noise_std is not None
+        return self._train(plan, body, noise_std)
+
+    def _train(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
         training = plan.spec.training
         total = private_gradient_sum(
             self._cohort.training, _local_model(plan), from_bytes(parameters), clip=training.clip,
@@ -72,7 +82,7 @@ class ComputingWorker:
         )  # fmt: skip
         return self._give(total)
 
-    def evaluate(self, plan: StudyPlan, parameters: bytes, *, noise_std: float | None) -> bytes:
+    def _evaluate(self, plan: StudyPlan, parameters: bytes, noise_std: float | None) -> bytes:
         counts = score_histogram(
             self._cohort.held_out, _local_model(plan), from_bytes(parameters), bins=plan.spec.evaluation.bins,
             noise_std=noise_std, entropy=self._entropy,

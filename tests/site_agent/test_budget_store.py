@@ -82,7 +82,7 @@ def grant(engine: Engine, study: str, snapshot: str, charges: tuple[Charge, ...]
 
 
 def train(epsilon: float = 1.0, steps: int = 3) -> Charge:
-    return Charge(held_out=False, epsilon=epsilon, delta=1e-4, steps=steps)
+    return Charge("train", held_out=False, epsilon=epsilon, delta=1e-4, steps=steps)
 
 
 def consume(store: BudgetStore, plan: str, round_number: int = 1, attempt: int = 1, **other: object) -> bytes | None:
@@ -90,7 +90,8 @@ def consume(store: BudgetStore, plan: str, round_number: int = 1, attempt: int =
     arguments |= other
     phase = arguments.pop("phase", "train")
     key = AttemptKey("study-a", phase, round_number, attempt)  # type: ignore[arg-type]
-    return store.consume(key, plan_digest=plan, **arguments)  # type: ignore[arg-type]
+    position = round_number if phase == "train" else 100 + round_number
+    return store.consume(key, position=position, plan_digest=plan, **arguments)  # type: ignore[arg-type]
 
 
 def charged(engine: Engine, *, held_out: bool = False) -> int:
@@ -113,7 +114,7 @@ def engine(tmp_path: Path) -> Engine:
 @pytest.fixture
 def plan(engine: Engine) -> str:
     snapshot = add_snapshot(engine, "first", range(100), range(100, 130))
-    held_out = Charge(held_out=True, epsilon=1.0, delta=1e-4, steps=2)
+    held_out = Charge("evaluate", held_out=True, epsilon=1.0, delta=1e-4, steps=2)
     return grant(engine, "study-a", snapshot, (train(), held_out))
 
 
@@ -260,7 +261,8 @@ def test_charges_follow_a_patient_into_another_snapshot(engine: Engine) -> None:
 
 def test_held_out_patients_have_their_own_sum(engine: Engine) -> None:
     snapshot = add_snapshot(engine, "first", range(50), range(50, 60))
-    grant(engine, "study-a", snapshot, (train(3.0), Charge(held_out=True, epsilon=1.0, delta=1e-5, steps=1)))
+    held_out = Charge("evaluate", held_out=True, epsilon=1.0, delta=1e-5, steps=1)
+    grant(engine, "study-a", snapshot, (train(3.0), held_out))
     with transaction(engine) as session:
         assert spent(session, snapshot, held_out=True) == Budget(1.0, 1e-5)
         assert spent(session, snapshot, held_out=False).epsilon == pytest.approx(3.0)
@@ -268,7 +270,7 @@ def test_held_out_patients_have_their_own_sum(engine: Engine) -> None:
 
 def test_only_what_was_never_begun_is_given_back(engine: Engine) -> None:
     snapshot = add_snapshot(engine, "first", range(50), range(50, 60))
-    charges = (train(3.0), Charge(held_out=True, epsilon=1.0, delta=1e-5, steps=1))
+    charges = (train(3.0), Charge("evaluate", held_out=True, epsilon=1.0, delta=1e-5, steps=1))
     plan = grant(engine, "study-a", snapshot, charges)
     consume(BudgetStore(engine), plan)
     with transaction(engine) as session:
@@ -311,7 +313,8 @@ def reached(name):
         os._exit(9)
 store = BudgetStore(connect(Path(database)), reached=reached)
 key = AttemptKey("study-a", "train", 1, 1)
-assert store.consume(key, plan_digest=plan, request_digest=request, model="m", expired=False, at="2026") is None
+told = {"plan_digest": plan, "request_digest": request, "model": "m", "expired": False, "at": "2026"}
+assert store.consume(key, position=1, **told) is None
 reached("computed")
 store.keep(key, b"masked " + os.urandom(16), b"keys-1")
 reached("sent")

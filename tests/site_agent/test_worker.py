@@ -39,11 +39,11 @@ def test_a_step_comes_from_a_warm_child(world: Federation, site: Hospital) -> No
     try:
         client.open(plan, site.snapshot)
         child = client.pid
-        first = np.frombuffer(client.train(plan, zeros(world), noise_std=1.0))
-        second = np.frombuffer(client.train(plan, zeros(world), noise_std=1.0))
+        first = np.frombuffer(client.compute(plan, "train", 1, zeros(world), noise_std=1.0))
+        second = np.frombuffer(client.compute(plan, "train", 1, zeros(world), noise_std=1.0))
         assert first.shape == (3,)
         assert not np.array_equal(first, second)
-        histogram = np.frombuffer(client.evaluate(plan, zeros(world), noise_std=None))
+        histogram = np.frombuffer(client.compute(plan, "evaluate", 1, zeros(world), noise_std=None))
         assert histogram.sum() == 20
         assert client.pid == child
     finally:
@@ -58,7 +58,7 @@ def test_a_network_trains_through_torch(world: Federation, site: Hospital) -> No
     try:
         client.open(plan, site.snapshot)
         parameters = np.random.default_rng(1).normal(size=plan.parameters).astype("<f8").tobytes()
-        total = np.frombuffer(client.train(plan, parameters, noise_std=1e-9))
+        total = np.frombuffer(client.compute(plan, "train", 1, parameters, noise_std=1e-9))
         assert np.linalg.norm(total) > 0.1
     finally:
         client.close()
@@ -85,9 +85,9 @@ def test_a_killed_child_is_told_and_replaced(world: Federation, site: Hospital) 
         os.kill(client.pid, signal.SIGKILL)
         with pytest.raises(WorkerFailed):
             # The kill may be noticed before the request or while its answer is awaited.
-            client.train(plan, zeros(world), noise_std=1.0)
+            client.compute(plan, "train", 1, zeros(world), noise_std=1.0)
         client.open(plan, site.snapshot)
-        assert len(client.train(plan, zeros(world), noise_std=1.0)) == 24
+        assert len(client.compute(plan, "train", 1, zeros(world), noise_std=1.0)) == 24
     finally:
         client.close()
 
@@ -114,7 +114,7 @@ def test_a_missing_snapshot_is_an_error_without_details(world: Federation, site:
 def test_a_child_that_goes_wrong_is_ended(world: Federation, site: Hospital, code: str) -> None:
     client = WorkerClient(site.settings.home, step_seconds=0.5, command=(sys.executable, "-c", code))
     with pytest.raises(WorkerFailed):
-        client.train(world.plan(), zeros(world), noise_std=1.0)
+        client.compute(world.plan(), "train", 1, zeros(world), noise_std=1.0)
     assert not client.running
 
 

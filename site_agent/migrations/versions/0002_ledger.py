@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("study", sa.String(), nullable=False, index=True),
         sa.Column("plan_digest", sa.String(), nullable=False, index=True),
         sa.Column("snapshot", sa.String(), nullable=False, index=True),
+        sa.Column("phase", sa.String(), nullable=False),
         sa.Column("held_out", sa.Boolean(), nullable=False),
         sa.Column("epsilon", sa.Float(), nullable=False),
         sa.Column("delta", sa.Float(), nullable=False),
@@ -38,7 +39,7 @@ def upgrade() -> None:
         sa.Column("exact", sa.Boolean(), nullable=False),
         sa.Column("released", sa.Boolean(), nullable=False),
         sa.Column("reserved_at", sa.String(), nullable=False),
-        sa.UniqueConstraint("plan_digest", "held_out"),
+        sa.UniqueConstraint("plan_digest", "phase", "held_out"),
         sa.CheckConstraint("steps_charged <= steps_allowed"),
     )
     op.create_table(
@@ -49,6 +50,7 @@ def upgrade() -> None:
         sa.Column("phase", sa.String(), nullable=False),
         sa.Column("round", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("request_digest", sa.String(), nullable=False),
         sa.Column("packet", sa.LargeBinary(), nullable=True),
         sa.Column("consumed_at", sa.String(), nullable=False),
