@@ -427,7 +427,7 @@ def test_what_secure_aggregation_refuses_is_told_by_its_own_code(
     world, signed = running
     site = world.hospitals["cork"]
     vector = np.array([0.0, value, 0.0], dtype="<f8")
-    monkeypatch.setattr(site.worker, "train", lambda *_, **__: bytearray(vector.tobytes()))
+    monkeypatch.setattr(site.worker, "compute", lambda *_, **__: bytearray(vector.tobytes()))
     request = world.round_request(signed)
     assert refusal_in(site.participant().answer("train.contribute", request), site) == code
     assert steps(site) == 1, "what was charged stays charged"
