@@ -154,6 +154,40 @@ class SurvivalLabel(LabelRule):
         return 2 * lived + int(lived < len(self.edges))
 
 
+class NumberLabel(Frozen):
+    """A number to be predicted. `minimum <= value <= maximum` in the column's `unit`; it is learned as
+    (value - center) / scale, with constants from a data dictionary: center and scale stand for its mean and standard
+    deviation outside the study."""
+
+    kind: Literal["number"]
+    name: ColumnName
+    column: ColumnName
+    unit: Annotated[str, StringConstraints(max_length=40)] = ""
+    minimum: Annotated[float, Field(allow_inf_nan=False)]
+    maximum: Annotated[float, Field(allow_inf_nan=False)]
+    center: Annotated[float, Field(allow_inf_nan=False)]
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> NumberLabel:
+        if not self.minimum <= self.center <= self.maximum or self.minimum == self.maximum:
+            raise ValueError("the label needs minimum < maximum and a center between them")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the outcome is read from."""
+        return (self.column,)
+
+    def code(self, record: Mapping[str, Value]) -> float:
+        """The record's label as snapshots hold it: (value - center) / scale. ValueError naming a column without a
+        number."""
+        value = _present(record, self.column)
+        if isinstance(value, str) or not self.minimum <= value <= self.maximum:
+            raise ValueError(f"column {self.column}: not a number within the label's range")
+        return (float(value) - self.center) / self.scale
+
+
 def _present(record: Mapping[str, Value], column: str) -> float | int | str:
     value = record.get(column)
     if value is None:
@@ -170,7 +204,7 @@ class DatasetSchema(Frozen):
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_FEATURES)] = ()
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
-    label: SurvivalLabel | LabelRule
+    label: SurvivalLabel | LabelRule | NumberLabel
 
     @model_validator(mode="after")
     def _distinct(self) -> DatasetSchema:

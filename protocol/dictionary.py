@@ -16,7 +16,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from protocol.dataset import MAX_FEATURES, MAX_INTERVALS, DatasetSchema, Feature, LabelRule, SurvivalLabel, Value
+from protocol.dataset import (
+    MAX_FEATURES,
+    MAX_INTERVALS,
+    DatasetSchema,
+    Feature,
+    LabelRule,
+    NumberLabel,
+    SurvivalLabel,
+    Value,
+)
 from protocol.identifiers import ColumnName, Frozen, SiteName
 from protocol.media import ImageInput, SequenceInput
 from protocol.strict_yaml import DEFAULT_LIMIT, Path, YamlDocument, YamlValue, load_yaml
@@ -118,12 +127,27 @@ class FileDescription(Frozen):
 
 
 class _Outcome(Frozen):
-    """edges: only for the time to an event, which the column of role time holds."""
+    """A rule, with operator and value; or kind number, with center and scale: the column's value itself is predicted.
+
+    edges: only for the time to an event, which the column of role time holds.
+    """
 
     name: ColumnName
-    operator: Literal[">", ">=", "<", "<=", "==", "!="]
-    value: float | int | str
+    kind: Literal["number"] | None = None
+    operator: Literal[">", ">=", "<", "<=", "==", "!="] | None = None
+    value: float | int | str | None = None
     edges: Annotated[tuple[float, ...], Field(max_length=MAX_INTERVALS)] = ()
+    center: float | None = None
+    scale: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> _Outcome:
+        rule, number = (self.operator, self.value), (self.center, self.scale)
+        if self.kind is None and (None in rule or number != (None, None)):
+            raise ValueError("a label needs an operator and a value, and no center or scale unless its kind is number")
+        if self.kind == "number" and (None in number or rule != (None, None) or self.edges):
+            raise ValueError("a label of kind number needs a center and a scale, and no operator, value or edges")
+        return self
 
 
 class _Document(Frozen):
@@ -179,9 +203,24 @@ def parse_dictionary(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Dictionary:
     return Dictionary(schema, parsed.file, parsed.columns)
 
 
-def _label(parsed: _Document) -> LabelRule:
+def _label(parsed: _Document) -> LabelRule | NumberLabel:
     """The outcome of a document without clashes. ValidationError where its parts contradict each other."""
     named = {column.role: column.name for column in parsed.columns}
+    if parsed.label.kind == "number":
+        column = next(column for column in parsed.columns if column.role == "label")
+        minimum, maximum = column.feature().bounds
+        return NumberLabel.model_validate(
+            {
+                "kind": "number",
+                "name": parsed.label.name,
+                "column": column.name,
+                "unit": column.unit,
+                "minimum": minimum,
+                "maximum": maximum,
+                "center": parsed.label.center,
+                "scale": parsed.label.scale,
+            }
+        )
     rule = {
         "name": parsed.label.name,
         "column": named["label"],
@@ -303,6 +342,17 @@ def _refuse_wrong_outcome(document: YamlDocument, parsed: _Document, index: int)
         raise document.refuse(
             ("label", "name"), f"label {rule.name} is also a column.", "Give the outcome its own name."
         )
+    if rule.kind == "number":
+        if label.kind == "category":
+            raise document.refuse(
+                ("label", "kind"), f"{label.name} is a category, not a number.", "Give an operator and a value."
+            )
+        minimum, maximum = label.bounds
+        if not minimum <= (rule.center or 0.0) <= maximum:
+            raise document.refuse(
+                ("label", "center"), f"the center lies outside the range of {label.name}.", "Use a value within it."
+            )
+        return
     if label.kind == "category":
         if rule.operator not in ("==", "!=") and any(isinstance(level, str) for level in label.levels):
             raise document.refuse(
@@ -312,5 +362,5 @@ def _refuse_wrong_outcome(document: YamlDocument, parsed: _Document, index: int)
             raise document.refuse(where, f"the value is not a level of {label.name}.", "Use one of its levels.")
     elif isinstance(rule.value, str):
         raise document.refuse(where, f"{label.name} is a number, the value is not.", "Compare it with a number.")
-    elif not (label.minimum or 0.0) <= rule.value <= (label.maximum or 0.0):
+    elif not (label.minimum or 0.0) <= (rule.value or 0.0) <= (label.maximum or 0.0):
         raise document.refuse(where, f"the value lies outside the range of {label.name}.", "Use a value within it.")

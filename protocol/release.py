@@ -11,6 +11,7 @@ from pydantic import Field
 
 from protocol.canonical import digest
 from protocol.dataset import DatasetSchema
+from protocol.evaluation import EvaluationReport
 from protocol.identifiers import Digest, Frozen, Label, PersonName, ReleaseId, Role, SiteName, StudyId, Timestamp
 from protocol.model import ModelSpec
 
@@ -42,15 +43,6 @@ class FileDigest(Frozen):
     size: Annotated[int, Field(ge=0)]
 
 
-class Interval(Frozen):
-    """A reported value with its 95 % interval, or why there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str | None = None
-
-
 class EpsilonStatement(Frozen):
     """The numbers that always stand together, and what they rest on. epsilon_evaluation and
     epsilon_evaluation_worst_site are of the held-out patients; None for an exact evaluation."""
@@ -69,18 +61,6 @@ class EpsilonStatement(Frozen):
     sampling: str
     accountant: str
     trust: str
-
-
-class EvaluationReport(Frozen):
-    """What the summed histogram says. mode exact is outside the guarantee, and says so."""
-
-    mode: Literal["noised", "exact"]
-    outside_guarantee: bool
-    held_out: int
-    bins: int
-    auc: Interval
-    accuracy: Interval
-    calibration_error: Interval
 
 
 class ReleaseSubject(Frozen):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from protocol.dataset import DatasetSchema, SurvivalLabel
+from protocol.dataset import DatasetSchema, NumberLabel, SurvivalLabel
+from protocol.evaluation import cells, kind_of
 from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, StudyId, Timestamp
 from protocol.model import DiscreteTimeSurvival, ModelSpec, model_misfit, parameter_count
 from protocol.round import Phase
@@ -148,6 +149,8 @@ class StudySpec(Frozen):
                 "minimum_sites leaves fewer than two honest sites: raise it above colluders + 1 and dropouts"
             )
         label = self.dataset.label
+        if isinstance(label, NumberLabel):
+            raise ValueError("no model here predicts a number yet")
         edges = len(label.edges) if isinstance(label, SurvivalLabel) else None
         intervals = self.model.intervals if isinstance(self.model, DiscreteTimeSurvival) else None
         if intervals != edges:
@@ -303,8 +306,8 @@ class StudyPlan(Frozen):
         return self.parameters
 
     def secure_sum(self, phase: Phase, cohort: Iterable[str]) -> SecureSum:
-        """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients. evaluate: 2 * bins counts,
-        those of label 0 first, one count per held-out patient. KeyError for a site that is not in the plan."""
+        """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients. evaluate: one count per
+        held-out patient, in cells as `protocol.evaluation` lays them out. KeyError for a site outside the plan."""
         sites = [self.site(name) for name in cohort]
         tolerated = self.spec.privacy.colluders + self.spec.privacy.dropouts
         if phase == "train":
@@ -323,7 +326,7 @@ class StudyPlan(Frozen):
             tolerated=tolerated,
             largest_batch=sum(max(site.held_out, MINIMUM_CELL) for site in sites),  # 0 stands for 10 or fewer
             noise_multiplier=None if exact else self.evaluation_multiplier,
-            length=2 * self.spec.evaluation.bins,
+            length=cells(kind_of(self.spec.dataset), self.spec.evaluation.bins),
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from protocol.dataset import Feature, Value
+from protocol.dataset import Feature, NumberLabel, Value
 from protocol.delimited import DatasetRefused, column_order, read_records
 from protocol.dictionary import Column, Dictionary, parse_value
 
@@ -25,8 +25,8 @@ _CONFLICT = "one patient has both outcomes"
 
 @dataclass
 class Table:
-    """Encoded records: `x` holds rows * width floats row by row, `y` the label's code (`LabelRule.code`) and `patients`
-    a keyed hash per row. Of a manifest `x` is empty (width 0); `files` holds what its column of files says, `rows` the
+    """Encoded records: `x` holds rows * width floats row by row, `y` the label's code (`LabelRule.code`,
+    `NumberLabel.code`) and `patients` a keyed hash per row. Of a manifest `x` is empty (width 0); `files` holds what its column of files says, `rows` the
     number of each row.
 
     dropped: rows left out, by (column, reason). imputed: cells filled with the dictionary's constant, by column.
@@ -34,7 +34,7 @@ class Table:
 
     width: int
     x: array[float] = field(default_factory=lambda: array("d"))
-    y: array[int] = field(default_factory=lambda: array("b"))
+    y: array[float] = field(default_factory=lambda: array("d"))
     patients: list[bytes] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Table:
         """Leave out every record but those at these places, in this order."""
         width = self.width
         self.x = array("d", (v for index in kept for v in self.x[index * width : (index + 1) * width]))
-        self.y = array("b", (self.y[index] for index in kept))
+        self.y = array("d", (self.y[index] for index in kept))
         self.patients = [self.patients[index] for index in kept]
         self.rows = [self.rows[index] for index in kept]
         self.files = [self.files[index] for index in kept] if self.files else []
@@ -116,7 +116,7 @@ class _Reading:
     shown: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     rows: Counter[bytes] = field(default_factory=Counter)
-    outcome: dict[bytes, int] = field(default_factory=dict)
+    outcome: dict[bytes, float] = field(default_factory=dict)
     in_conflict: set[bytes] = field(default_factory=set)
 
     def take(self, order: list[_Cell], record: list[str]) -> None:
@@ -153,7 +153,8 @@ class _Reading:
         patient = self.hash_patient(f"row\0{self.table.rows_read}" if generated else f"id\0{values[file.patient_id]}")
         label = rule.code(values)
         by_name = {column.name: column for column in self.dictionary.columns}
-        if self.outcome.setdefault(patient, label) != label:
+        # A number may differ from record to record of a patient; an outcome may not.
+        if not isinstance(rule, NumberLabel) and self.outcome.setdefault(patient, label) != label:
             if by_name[rule.column].on_bad == "refuse":
                 self._refuse(f"column {rule.column}: {_CONFLICT}")
                 return

@@ -14,6 +14,7 @@ from protocol.checkpoint import TreeHead, cosign, cosigner_key, sign_checkpoint
 from protocol.consent import PLAN_TYPE
 from protocol.dataset import DatasetSchema, Feature, LabelRule
 from protocol.envelope import Envelope, seal
+from protocol.evaluation import ClassificationReport, Interval
 from protocol.identifiers import Role
 from protocol.merkle import Tree, inclusion_proof, leaf_hash
 from protocol.model import LogisticRegression, parameter_count
@@ -23,8 +24,6 @@ from protocol.release import (
     STATEMENT_TYPE,
     Approval,
     EpsilonStatement,
-    EvaluationReport,
-    Interval,
 )
 from protocol.signing import SigningKey
 from protocol.study import (
@@ -156,7 +155,7 @@ class Maker:
             accountant="PLD",
             trust="two honest sites",
         )
-        evaluation = EvaluationReport(
+        evaluation = ClassificationReport(
             mode="noised",
             outside_guarantee=False,
             held_out=120,

@@ -222,10 +222,10 @@ def _other_release(shown: str, asked: str) -> CloisterError:
 
 
 def _summary(subject: ReleaseSubject) -> str:
-    epsilon, auc = subject.epsilon, subject.evaluation.auc
-    told = "undefined" if auc.value is None else f"{auc.value:.3f}"
-    if auc.low is not None and auc.high is not None:
-        told += f" ({auc.low:.3f} to {auc.high:.3f})"
+    from protocol.evaluation import figures
+
+    epsilon = subject.epsilon
+    measured = [f"{name}: {figure.told}" for name, figure in figures(subject.evaluation)]
     outside = " (evaluated outside the privacy guarantee)" if subject.evaluation.outside_guarantee else ""
     return "\n".join(
         [
@@ -234,7 +234,8 @@ def _summary(subject: ReleaseSubject) -> str:
             f"privacy     epsilon {epsilon.epsilon:.3f} at delta {epsilon.delta:g} per patient; "
             f"worst case of a site {epsilon.epsilon_worst_site:.3f}, in the evaluation "
             f"{_or_exact(epsilon.epsilon_evaluation_worst_site)}",
-            f"AUC         {told}{outside}",
+            f"measured    on {subject.evaluation.held_out} held-out patients{outside}",
+            *(f"            {line}" for line in measured),
             f"digest      {subject.digest}",
         ]
     )

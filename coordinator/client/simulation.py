@@ -38,8 +38,8 @@ from privacy.secagg.field import WIRE
 from privacy.secagg.quantization import quantize
 from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
+from protocol.evaluation import EvaluationReport
 from protocol.model import Model, layer_widths, loss_of
-from protocol.release import EvaluationReport
 from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import MINIMUM_CELL, PlannedSite, StudyPlan, StudySpec
@@ -57,15 +57,15 @@ class SimulationRefused(CloisterError):
 class Simulated:
     """How one run ended. failure: why there is no candidate. weights: (P,) the candidate's.
 
-    auc: over all held-out patients, from their scores as they are; None where they have one outcome. report: what the
-    study itself would say, from its noised histogram.
+    measured: the first of the report's figures over all held-out patients, from their scores as they are; None where it
+    is undefined. report: what the study itself would say, from its noised histogram.
     """
 
     rounds: int
     attempts: int
     failure: str | None = None
     weights: Float64 | None = None
-    auc: float | None = None
+    measured: float | None = None
     report: EvaluationReport | None = None
 
 
@@ -178,8 +178,9 @@ def simulate(
             return Simulated(progress.done(TRAIN), progress.steps(TRAIN), failure=f"{action.code}: {action.detail}")
         if isinstance(action, Finish):
             weights = candidate_weights(point)
-            auc = exact_auc(plan, sites, weights)
-            return Simulated(progress.done(TRAIN), progress.steps(TRAIN), weights=weights, auc=auc, report=report)
+            measured = exact_measure(plan, sites, weights)
+            done, steps = progress.done(TRAIN), progress.steps(TRAIN)
+            return Simulated(done, steps, weights=weights, measured=measured, report=report)
         if not isinstance(action, Begin):
             raise AssertionError(f"a simulation never has to {type(action).__name__.lower()}")
         attempt = Attempt(action.phase, action.round, action.attempt, action.cohort)
@@ -212,8 +213,8 @@ def _sum(
     return unmasked_sum(planned, attempt.cohort, bodies)
 
 
-def exact_auc(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
-    """AUC of the held-out patients of all sites; None where they have one outcome."""
+def exact_measure(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
+    """AUC of the held-out patients of all sites whose outcome is known; None where they have one outcome."""
     network = network_of(plan.spec.model, plan.spec.dataset.width)
     found = [network.scores(weights, patients.held_out) for patients in sites.values()]
     scores = np.concatenate([site.scores for site in found])

@@ -243,6 +243,10 @@ def findings_text(findings: list[dict[str, Any]]) -> str:
 
 def status_text(document: dict[str, Any]) -> str:
     """A study for a person."""
+    import json
+
+    from protocol.evaluation import figures, read_report
+
     done, privacy = document["rounds"], document["privacy"]
     why = f" ({document['reason']}: {document['detail'] or 'no more is known'})" if document["reason"] else ""
     sites = [
@@ -260,11 +264,9 @@ def status_text(document: dict[str, Any]) -> str:
         table(("site", "law", "patients", "answer", "joined"), sites),
     ]
     if document["candidate"]:
-        auc = document["candidate"]["evaluation"]["auc"]
-        told = (
-            f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" if auc["value"] is not None else auc["reason"]
-        )
-        lines.append(f"candidate {document['candidate']['weights_digest']}; AUC {told}")
+        lines.append(f"candidate {document['candidate']['weights_digest']}")
+        report = read_report(json.dumps(document["candidate"]["evaluation"]))
+        lines += [f"  {name}: {figure.told}" for name, figure in figures(report)]
     return "\n".join(lines)
 
 

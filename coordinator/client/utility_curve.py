@@ -14,6 +14,7 @@ import numpy as np
 from coordinator.client.simulated_patients import Source
 from coordinator.client.simulation import Simulated, SimulationRefused, seeded_entropy, simulate, simulated_plan
 from coordinator.terminal import table
+from protocol.evaluation import HEADLINES, figures, kind_of
 from protocol.study import StudyPlan, StudySpec
 
 MOST_SEEDS = 1000
@@ -25,7 +26,8 @@ OWN_DATA = (
 )
 PICTURE, TABLE = "utility.png", "utility.csv"
 _COLUMNS = (
-    "epsilon", "delta", "noise_multiplier", "epsilon_worst_site", "seed", "auc", "reported_auc", "reported_low",
+    "epsilon", "delta", "noise_multiplier", "epsilon_worst_site", "seed", "measure", "measured", "reported",
+    "reported_low",
     "reported_high", "rounds", "attempts", "failure",
 )  # fmt: skip
 
@@ -40,12 +42,17 @@ class Point:
 
     @property
     def values(self) -> list[float]:
-        """The AUCs that are defined."""
-        return [run.auc for run in self.runs if run.auc is not None]
+        """What was measured, where it is defined."""
+        return [run.measured for run in self.runs if run.measured is not None]
+
+    @property
+    def measure(self) -> str:
+        """The name of what is measured."""
+        return HEADLINES[kind_of(self.plan.spec.dataset)]
 
     @property
     def mean(self) -> float | None:
-        """Mean AUC, or None where no run has one."""
+        """Its mean, or None where no run has one."""
         return float(np.mean(self.values)) if self.values else None
 
     @property
@@ -58,9 +65,9 @@ class Point:
         """(value, low, high) of each run's own noised evaluation, where that says anything."""
         found = []
         for run in self.runs:
-            auc = run.report.auc if run.report else None
-            if auc and auc.value is not None and auc.low is not None and auc.high is not None:
-                found.append((auc.value, auc.low, auc.high))
+            told = figures(run.report)[0][1] if run.report else None
+            if told and told.value is not None and told.low is not None and told.high is not None:
+                found.append((told.value, told.low, told.high))
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,18 +76,19 @@ class Point:
             "epsilon": self.epsilon,
             "noise_multiplier": self.plan.noise_multiplier if self.epsilon is not None else 0.0,
             "epsilon_worst_site": self.plan.epsilon_worst_site if self.epsilon is not None else None,
-            "auc_mean": self.mean,
-            "auc_sd": self.deviation,
+            "measure": self.measure,
+            "mean": self.mean,
+            "sd": self.deviation,
             "runs": [_run(run, seed) for seed, run in enumerate(self.runs)],
         }
 
 
 def _run(run: Simulated, seed: int) -> dict[str, Any]:
-    reported = run.report.auc.model_dump(mode="json") if run.report else None
+    reported = figures(run.report)[0][1].model_dump(mode="json") if run.report else None
     return {
         "seed": seed,
-        "auc": run.auc,
-        "reported_auc": reported,
+        "measured": run.measured,
+        "reported": reported,
         "rounds": run.rounds,
         "attempts": run.attempts,
         "failure": run.failure,
@@ -119,7 +127,15 @@ class Curve:
             )
             for point in self.points
         ]
-        head = ("epsilon", "worst site", "noise", "AUC", "sd", "the study's own interval", "ended well")
+        head = (
+            "epsilon",
+            "worst site",
+            "noise",
+            self.points[0].measure,
+            "sd",
+            "the study's own interval",
+            "ended well",
+        )
         failures = sorted({run.failure for point in self.points for run in point.runs if run.failure})
         limit = self.spec.privacy.epsilon_worst_site
         over = [f"{p.epsilon:g}" for p in self.points if p.epsilon and limit and p.plan.epsilon_worst_site > limit]
@@ -140,7 +156,7 @@ class Curve:
         writer.writerow(_COLUMNS)
         for point in self.points:
             for seed, run in enumerate(point.runs):
-                auc = run.report.auc if run.report else None
+                told = figures(run.report)[0][1] if run.report else None
                 private = point.epsilon is not None
                 writer.writerow(
                     [
@@ -149,8 +165,9 @@ class Curve:
                         point.plan.noise_multiplier if private else 0,
                         point.plan.epsilon_worst_site if private else "",
                         seed,
-                        run.auc,
-                        *((auc.value, auc.low, auc.high) if auc else ("", "", "")),
+                        point.measure,
+                        run.measured,
+                        *((told.value, told.low, told.high) if told else ("", "", "")),
                         run.rounds,
                         run.attempts,
                         run.failure or "",
@@ -159,7 +176,7 @@ class Curve:
         return out.getvalue()
 
     def picture(self) -> bytes:
-        """PNG: mean AUC and standard deviation over the seeds against epsilon, and the line without noise."""
+        """PNG: mean and standard deviation over the seeds of what is measured, against epsilon, and without noise."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7.0, 4.4), dpi=150, layout="constrained")
@@ -181,7 +198,7 @@ class Curve:
             axes.set_xticks([point.epsilon or 0.0 for point in shown], [f"{point.epsilon:g}" for point in shown])
             axes.minorticks_off()
         axes.set_xlabel(f"epsilon of the released model (delta {self.spec.privacy.delta:g}, one patient)")
-        axes.set_ylabel("AUC, held-out patients")
+        axes.set_ylabel(f"{self.points[0].measure}, held-out patients")
         axes.set_title(f"{self.spec.study}: {self.spec.model.architecture}\n{self.says}", fontsize=9)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize=8)

@@ -15,13 +15,13 @@ from coordinator.releases.model_card import write
 from coordinator.releases.onnx_model import build, tensors
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.envelope import Envelope
+from protocol.evaluation import EvaluationReport
 from protocol.release import (
     BUNDLE_FILES,
     MODEL_FILES,
     PREDICATE_KIND,
     STATEMENT_KIND,
     EpsilonStatement,
-    EvaluationReport,
     FileDigest,
     ReleasePredicate,
     ReleaseSubject,

@@ -5,9 +5,10 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting", with the privacy 
 
 from __future__ import annotations
 
-from protocol.dataset import DatasetSchema, Feature, SurvivalLabel
+from protocol.dataset import DatasetSchema, Feature, NumberLabel, SurvivalLabel
+from protocol.evaluation import EvaluationReport, figures
 from protocol.model import LogisticRegression
-from protocol.release import EpsilonStatement, EvaluationReport, Interval
+from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
 
 
@@ -34,7 +35,7 @@ def write(
         f"part. Trained in {epsilon.rounds_executed} rounds. No patient's record left a hospital; updates met only "
         "under secure aggregation.",
         "## How well it does",
-        _evaluation(evaluation, survival=isinstance(spec.dataset.label, SurvivalLabel)),
+        _evaluation(evaluation),
         "## Privacy",
         _privacy(epsilon),
         "## Limits",
@@ -48,6 +49,11 @@ def write(
 
 def _outcome(schema: DatasetSchema) -> str:
     label = schema.label
+    if isinstance(label, NumberLabel):
+        return (
+            f"The number `{label.name}` (column `{label.column}`, unit {_words(label.unit) or '-'}, from "
+            f"{label.minimum:g} to {label.maximum:g}), learned about {label.center:g} in steps of {label.scale:g}."
+        )
     rule = f"`{label.column} {label.operator} {_words(str(label.value))}`"
     if not isinstance(label, SurvivalLabel):
         return f"The probability that `{label.name}` holds ({rule})."
@@ -80,36 +86,29 @@ def _allowed(feature: Feature) -> str:
     return f"{feature.minimum:g} to {feature.maximum:g}"
 
 
-def _figure(name: str, interval: Interval) -> str:
-    if interval.value is None:
-        return f"- {name}: undefined ({interval.reason or 'no reason given'})"
-    if interval.low is None or interval.high is None:
-        return f"- {name}: {interval.value:.3f}"
-    return f"- {name}: {interval.value:.3f} (95 % interval {interval.low:.3f} to {interval.high:.3f})"
+_CAUTIONS = {
+    "classification": "",
+    "survival": "Patients who were lost from sight before the horizon have no known outcome: they are counted apart, "
+    "and the figures say how far they could move the answer.",
+    "regression": "A patient's error is the mean over the patient's records, known to the width of a bin; one beyond "
+    "the limit counts as the limit.",
+    "segmentation": "A patient's score is known to the width of a bin.",
+}
 
 
-def _evaluation(report: EvaluationReport, *, survival: bool) -> str:
+def _evaluation(report: EvaluationReport) -> str:
     how = (
-        "an exact score histogram, a declared exception **outside the privacy guarantee**"
+        "an exact histogram, a declared exception **outside the privacy guarantee**"
         if report.outside_guarantee
-        else "one noised score histogram, charged to the held-out patients"
+        else "one noised histogram, charged to the held-out patients"
     )
+    caution = _CAUTIONS[report.kind]
     return "\n".join(
         [
             f"On {report.held_out} held-out patients, never trained on, from {how}:",
             "",
-            *(
-                [
-                    "Patients who were lost from sight before the horizon count nowhere in it, which flatters or "
-                    "slanders the model where they differ from the others.",
-                    "",
-                ]
-                if survival
-                else []
-            ),
-            _figure("AUC", report.auc),
-            _figure("accuracy at 0.5", report.accuracy),
-            _figure("expected calibration error", report.calibration_error),
+            *([caution, ""] if caution else []),
+            *(f"- {_words(name)}: {figure.told}" for name, figure in figures(report)),
         ]
     )
 

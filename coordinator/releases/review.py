@@ -22,8 +22,9 @@ from protocol.audit_event import EventType
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.envelope import Envelope, open_json
 from protocol.errors import BadSignature, Malformed, Refused
+from protocol.evaluation import read_report
 from protocol.identifiers import Role
-from protocol.release import APPROVAL_TYPE, Approval, EpsilonStatement, EvaluationReport, ReleaseSubject
+from protocol.release import APPROVAL_TYPE, Approval, EpsilonStatement, ReleaseSubject
 from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
@@ -48,7 +49,7 @@ def draft(
         raise Conflict(f"Study {study} has no plan.", "See `cloister study status`.")
     plan = plan_of(row)
     epsilon = EpsilonStatement.model_validate_json(candidate.epsilon)
-    evaluation = EvaluationReport.model_validate_json(candidate.evaluation)
+    evaluation = read_report(candidate.evaluation)
     files = model_files(plan, candidate.weights, epsilon, evaluation, intended_use=intended_use, use_mode=use_mode)
     name = f"{study}-r{len(earlier) + 1}"
     plan_digest = sha256_hex(Envelope.from_bytes(row.plan).payload)

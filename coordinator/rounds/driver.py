@@ -268,9 +268,7 @@ class RoundDriver:
             RoundRepository(session).close_attempt(self._running.study, closed, self._now())
         self._progress = self._progress.after(closed)
 
-    def _commit_round(
-        self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake
-    ) -> StudyState | None:
+    def _commit_round(self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake) -> StudyState | None:
         running, training = self._running, self._running.plan.spec.training
         assert self._point is not None
         batch = expected_batch(running.plan, closed.cohort)

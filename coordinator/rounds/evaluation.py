@@ -1,11 +1,11 @@
-"""From the summed score histogram to the candidate: what was measured, and the epsilons that go with it."""
+"""From the summed histogram to the candidate: what was measured, and the epsilons that go with it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 
 import numpy as np
@@ -15,11 +15,25 @@ from coordinator.rounds.tables import Candidate
 from privacy.accounting.epsilon import LEDGER_INTERVAL
 from privacy.accounting.gaussian import repeated_gaussian_epsilon
 from privacy.entropy import Float64
+from privacy.evaluation.bounded import DiceEvaluation, ResidualEvaluation, evaluate_dice, evaluate_residuals
 from privacy.evaluation.histogram import ScoreHistogram
-from privacy.evaluation.metrics import Estimate, evaluate
+from privacy.evaluation.intervals import Estimate
+from privacy.evaluation.metrics import evaluate
+from privacy.evaluation.survival import SurvivalEvaluation, evaluate_survival
 from privacy.parameters import plan_grid
 from protocol.canonical import sha256_hex
-from protocol.release import EpsilonStatement, EvaluationReport, Interval
+from protocol.dataset import NumberLabel
+from protocol.evaluation import (
+    ClassificationReport,
+    EvaluationReport,
+    Interval,
+    RegressionReport,
+    SegmentationReport,
+    SurvivalReport,
+    kind_of,
+    residual_limit,
+)
+from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
 
 GROUPS = 5
@@ -41,31 +55,51 @@ class Evidence:
 
 
 def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64) -> EvaluationReport:
-    """What the sum of the cohort's histograms says. counts: (2 bins,), as decoded.
+    """What the sum of the cohort's histograms says. counts: as decoded, laid out as `protocol.evaluation.cells` has it.
 
     The simulation behind the intervals is seeded with the counts, so that anybody who holds them gets the same.
     Raises PrivacyError for counts that are not finite.
     """
     planned = plan.secure_sum("evaluate", cohort)
-    exact = planned.noise_multiplier is None
+    noise_std = 0.0
     if planned.noise_multiplier is None:
-        histogram = ScoreHistogram(np.rint(counts), 0.0)
+        counts = np.rint(counts)
     else:
-        parameters = plan_grid(
+        noise_std = plan_grid(
             planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
-        )
-        histogram = ScoreHistogram(counts, parameters.sum_std(len(cohort)))
-    seed = int.from_bytes(hashlib.sha256(to_bytes(histogram.counts)).digest(), "big")
-    found = evaluate(histogram, np.random.default_rng(seed), groups=min(GROUPS, histogram.bins))
-    return EvaluationReport(
-        mode=plan.spec.evaluation.mode,
-        outside_guarantee=exact,
-        held_out=sum(plan.site(site).held_out for site in cohort),
-        bins=histogram.bins,
-        auc=_interval(found.auc),
-        accuracy=_interval(found.accuracy),
-        calibration_error=_interval(found.expected_calibration_error),
-    )
+        ).sum_std(len(cohort))
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(to_bytes(counts)).digest(), "big"))
+    common = {
+        "mode": plan.spec.evaluation.mode,
+        "outside_guarantee": planned.noise_multiplier is None,
+        "held_out": sum(plan.site(site).held_out for site in cohort),
+        "bins": plan.spec.evaluation.bins,
+    }
+    label = plan.spec.dataset.label
+    match kind_of(plan.spec.dataset):
+        case "classification":
+            histogram = ScoreHistogram(counts, noise_std)
+            found = evaluate(histogram, rng, groups=min(GROUPS, histogram.bins))
+            told = {
+                "auc": _interval(found.auc),
+                "accuracy": _interval(found.accuracy),
+                "calibration_error": _interval(found.expected_calibration_error),
+            }
+            return ClassificationReport.model_validate({**common, **told})
+        case "survival":
+            return SurvivalReport.model_validate({**common, **_intervals(evaluate_survival(counts, noise_std, rng))})
+        case "regression":
+            assert isinstance(label, NumberLabel)
+            limit = residual_limit(label)
+            residuals = evaluate_residuals(counts, noise_std, limit, label.scale, rng)
+            scale = {"unit": label.unit, "limit": limit, "spread": label.scale}
+            return RegressionReport.model_validate({**common, **scale, **_intervals(residuals)})
+        case "segmentation":
+            return SegmentationReport.model_validate({**common, **_intervals(evaluate_dice(counts, noise_std, rng))})
+
+
+def _intervals(found: SurvivalEvaluation | ResidualEvaluation | DiceEvaluation) -> dict[str, Interval]:
+    return {field.name: _interval(getattr(found, field.name)) for field in fields(found)}
 
 
 def _interval(estimate: Estimate) -> Interval:

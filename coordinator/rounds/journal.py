@@ -22,7 +22,7 @@ from coordinator.studies.states import StudyState
 from policies.findings import Decision, reasons
 from protocol.audit_event import EventType
 from protocol.canonical import digest
-from protocol.release import EvaluationReport
+from protocol.evaluation import EvaluationReport
 from protocol.study import StudyPlan
 from protocol.timestamp import moment, timestamp
 
@@ -143,7 +143,7 @@ class Journal:
                 "rounds": after.done(TRAIN),
                 "attempts": after.steps(TRAIN),
             },
-            labels={"evaluation_mode": report.mode},
+            labels={"evaluation_mode": report.mode, "measure": report.kind},
         )
 
     def denied(self, session: Session, decision: Decision) -> None:

@@ -233,9 +233,7 @@ def next_action(
     if abandoned > design.retries(stage.phase):
         return _exhausted(stage.phase, abandoned, design)
     members = tuple(
-        site
-        for site in progress.established
-        if site in granted and (site in design.evaluators or not stage.held_out)
+        site for site in progress.established if site in granted and (site in design.evaluators or not stage.held_out)
     )
     return _begin(design, members, progress, present, patient, stage.phase)
 

@@ -27,7 +27,7 @@ from privacy.dpsgd.noise import add_gaussian
 from privacy.entropy import Float64, KeyStream
 from privacy.errors import ParameterError
 from privacy.evaluation.histogram import SENSITIVITY, ScoreHistogram, score_histogram
-from privacy.evaluation.metrics import Estimate
+from privacy.evaluation.intervals import Estimate
 from privacy.parameters import require_count, require_probability
 
 LOGIT_REACH = 8.0

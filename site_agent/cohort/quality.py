@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from protocol.dataset import NumberLabel
 from protocol.study import MINIMUM_CELL
 from protocol.table import Table
 from site_agent.cohort.snapshot import Draft
@@ -15,7 +16,8 @@ SMALL = f"1-{MINIMUM_CELL}"
 
 @dataclass(frozen=True)
 class Quality:
-    """The summary of one reading. A count of 1 to 10 records or cells reads "1-10"."""
+    """The summary of one reading. A count of 1 to 10 records or cells reads "1-10". positive_records: None where a
+    number is predicted."""
 
     rows_read: int
     rows_dropped: int
@@ -23,7 +25,7 @@ class Quality:
     records: int
     patients: int
     held_out: int
-    positive_records: int | str
+    positive_records: int | str | None
     imputed: dict[str, int | str]
 
     def to_document(self) -> dict[str, Any]:
@@ -44,7 +46,6 @@ def summarise(table: Table, snapshot: Draft) -> Quality:
     """The summary of a table and the snapshot made of it. Dropped rows are counted exactly: the hospital must judge
     them, and none of them is in the data set.
     """
-    positive = sum(code % 2 for code in table.y)  # a survival code is odd where the event was seen
     return Quality(
         rows_read=table.rows_read,
         rows_dropped=table.dropped.total(),
@@ -52,9 +53,14 @@ def summarise(table: Table, snapshot: Draft) -> Quality:
         records=len(table.y),
         patients=snapshot.patients,
         held_out=snapshot.held_out,
-        positive_records=SMALL if 0 < len(table.y) - positive <= MINIMUM_CELL else at_least_cell(positive),
+        positive_records=None if isinstance(snapshot.schema.label, NumberLabel) else _positive(table),
         imputed=_counts(table.imputed),
     )
+
+
+def _positive(table: Table) -> int | str:
+    positive = sum(int(code) % 2 for code in table.y)  # a survival code is odd where the event was seen
+    return SMALL if 0 < len(table.y) - positive <= MINIMUM_CELL else at_least_cell(positive)
 
 
 def at_least_cell(count: int) -> int | str:

@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.consent import PLAN_TYPE
+from protocol.dataset import NumberLabel
 from protocol.envelope import Envelope, open_json
 from protocol.errors import VerificationFailed
+from protocol.evaluation import EvaluationReport, RegressionReport, kind_of, residual_limit
 from protocol.identifiers import Frozen, Role
 from protocol.merkle import leaf_hash
 from protocol.release import (
@@ -139,9 +141,21 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
         raise VerificationFailed("The release states another privacy loss than the plan that was granted.", _REMEDY)
     if subject.evaluation.outside_guarantee != (subject.evaluation.mode == "exact"):
         raise VerificationFailed("The release hides that its evaluation is outside the guarantee.", _REMEDY)
+    if not _measures_what_was_planned(plan, subject.evaluation):
+        raise VerificationFailed("The release reports another kind of evaluation than the plan has.", _REMEDY)
     if not set(subject.recipients) <= set(plan.spec.recipients):
         raise VerificationFailed("The release names a recipient that the plan does not.", _REMEDY)
     return KeysTrusted(fetched, plan, subject, predicate)
+
+
+def _measures_what_was_planned(plan: StudyPlan, report: EvaluationReport) -> bool:
+    """Whether kind, bins and the constants that stand for the outcome's scale are the plan's."""
+    label = plan.spec.dataset.label
+    if (report.kind, report.bins) != (kind_of(plan.spec.dataset), plan.spec.evaluation.bins):
+        return False
+    if not isinstance(report, RegressionReport) or not isinstance(label, NumberLabel):
+        return True
+    return (report.unit, report.limit, report.spread) == (label.unit, residual_limit(label), label.scale)
 
 
 def check_approvals(trusted: KeysTrusted) -> Approved:

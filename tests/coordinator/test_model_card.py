@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from coordinator.releases.model_card import write
 from protocol.dataset import DatasetSchema, Feature, LabelRule
-from protocol.release import EpsilonStatement, EvaluationReport, ReleaseSubject
+from protocol.evaluation import EvaluationReport
+from protocol.release import EpsilonStatement, ReleaseSubject
 from protocol.study import StudyPlan
 from tests.releases import Maker
 

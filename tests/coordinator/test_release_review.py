@@ -28,9 +28,10 @@ from protocol.consent import PLAN_TYPE
 from protocol.enrolment import witness_name
 from protocol.envelope import seal as sign
 from protocol.errors import CloisterError, Refused
+from protocol.evaluation import ClassificationReport, Interval
 from protocol.identifiers import Role
 from protocol.model import parameter_count
-from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement, EvaluationReport, Interval
+from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement
 from protocol.signing import SigningKey
 from protocol.study import Governance
 from site_agent.releases.trusted_release import TrustRoot, verify
@@ -168,7 +169,7 @@ def federation(local: Made, tmp_path: Path) -> Federation:
         trust="two honest sites",
     )
     figure = Interval(value=0.9, low=0.8, high=1.0)
-    evaluation = EvaluationReport(
+    evaluation = ClassificationReport(
         mode="noised",
         outside_guarantee=False,
         held_out=120,

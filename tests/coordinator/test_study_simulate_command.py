@@ -81,10 +81,10 @@ def test_the_command_writes_picture_and_table(study: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in out.iterdir()) == ["utility.csv", "utility.png"]
     again = run(study, *tables, "--seeds", 2, "--epsilons", "0.5,8", "--json")
     document = json.loads(again.stdout)
-    found = [run["auc"] for point in document["points"] for run in point["runs"]]
-    assert found == [float(row["auc"]) for row in rows]
+    found = [run["measured"] for point in document["points"] for run in point["runs"]]
+    assert found == [float(row["measured"]) for row in rows]
     assert document["note"] == OWN_DATA
-    assert document["points"][-1]["auc_mean"] > 0.9
+    assert document["points"][-1]["mean"] > 0.9
 
 
 def test_noise_costs_utility_and_epsilon_buys_it_back(file: SpecFile) -> None:
@@ -149,8 +149,8 @@ def test_a_survival_study_is_simulated_from_its_own_table(tmp_path: Path, hidden
     result = run(path, "--data", tmp_path / "all.csv", "--epsilons", "20", "--seeds", 2, "--json")
     assert result.exit_code == 0, result.output
     private, plain = json.loads(result.stdout)["points"]
-    assert plain["auc_mean"] > 0.85  # age decides; who dies early is older
-    assert private["auc_mean"] > 0.75
+    assert plain["mean"] > 0.85  # age decides; who dies early is older
+    assert private["mean"] > 0.75
     file = load_spec(path)
     made_up = synthetic(file.spec, 400).sites(0)["berlin"].training.y
     assert set(made_up) <= set(range(7))

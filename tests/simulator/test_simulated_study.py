@@ -14,7 +14,8 @@ from coordinator.rounds.exchange import Answer, Unreached
 from coordinator.studies.policy import active_policy
 from coordinator.studies.states import StudyState
 from protocol.envelope import Envelope, seal
-from protocol.release import EpsilonStatement, EvaluationReport
+from protocol.evaluation import read_report
+from protocol.release import EpsilonStatement
 from protocol.round import CONTRIBUTION_TYPE, Packet
 from protocol.signing import SigningKey
 from tests.simulator import invariants
@@ -47,7 +48,7 @@ def test_a_study_runs_from_proposal_to_candidate(federation: Federation, begin: 
     assert [record["contributed"] for record in federation.records(study)] == [list(federation.sites)] * 4
     candidate = federation.candidate(study)
     assert candidate is not None
-    report = EvaluationReport.model_validate_json(candidate.evaluation)
+    report = read_report(candidate.evaluation)
     assert (report.mode, report.outside_guarantee, report.held_out) == ("noised", False, 80)
     statement, plan = EpsilonStatement.model_validate_json(candidate.epsilon), federation.plan(study)
     assert (statement.epsilon, statement.epsilon_worst_site) == (plan.epsilon, plan.epsilon_worst_site)
@@ -152,7 +153,7 @@ def test_a_missed_evaluation_is_tried_again_on_the_smaller_cohort(federation: Fe
     invariants.check(federation, study)
     candidate = federation.candidate(study)
     assert candidate is not None
-    assert EvaluationReport.model_validate_json(candidate.evaluation).held_out == 60
+    assert read_report(candidate.evaluation).held_out == 60
 
 
 def test_an_evaluation_missed_too_often_fails_the_study(federation: Federation, begin: Begin) -> None:
@@ -169,7 +170,7 @@ def test_the_declared_exception_counts_exactly_and_says_so(federation: Federatio
     invariants.check(federation, study)
     candidate = federation.candidate(study)
     assert candidate is not None
-    report = EvaluationReport.model_validate_json(candidate.evaluation)
+    report = read_report(candidate.evaluation)
     assert (report.mode, report.outside_guarantee) == ("exact", True)
     assert EpsilonStatement.model_validate_json(candidate.epsilon).epsilon_evaluation is None
     evaluated = federation.events(study)[-2]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from protocol.bundle import pack, unpack
 from protocol.errors import CloisterError
+from protocol.evaluation import EvaluationReport
 from protocol.identifiers import Role
-from protocol.release import BUNDLE_FILES, EpsilonStatement, EvaluationReport, ReleaseSubject
+from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
 from site_agent.releases.trusted_release import TrustRoot, verify
 from site_agent.serving.predictor import Predictor
