@@ -26,8 +26,8 @@ _CONFLICT = "one patient has both outcomes"
 @dataclass
 class Table:
     """Encoded records: `x` holds rows * width floats row by row, `y` the label's code (`LabelRule.code`,
-    `NumberLabel.code`) and `patients` a keyed hash per row. Of a manifest `x` is empty (width 0); `files` holds what its column of files says, `rows` the
-    number of each row.
+    `NumberLabel.code`) and `patients` a keyed hash per row. Of a manifest `x` is empty (width 0); `files` holds what
+    its column of files says, `rows` the number of each row.
 
     dropped: rows left out, by (column, reason). imputed: cells filled with the dictionary's constant, by column.
     """

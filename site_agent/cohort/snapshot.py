@@ -107,7 +107,7 @@ def draft(
     place = {patient: index for index, patient in enumerate(hashes)}
     roles = hold_out(secret, hashes, known)
     held_out = np.array([roles[patient] for patient in hashes], dtype=bool)
-    y = np.frombuffer(table.y, dtype=np.int8).astype(np.float64)
+    y = np.array(table.y, dtype=np.float64)
     patient = np.array([place[patient] for patient in table.patients], dtype=np.int64)
     x: NDArray[Any]
     if media is None:

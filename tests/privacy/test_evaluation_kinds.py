@@ -47,7 +47,7 @@ def test_without_anybody_lost_the_three_aucs_are_one() -> None:
     found = evaluate_survival(survival_counts(risks, groups), 0.0, np.random.default_rng(2), draws=300)
     assert found.auc.value == found.auc_if_lost_lived.value == found.auc_if_lost_died.value
     assert found.lost.value == 0
-    assert found.observed_least == found.observed_most
+    assert found.observed_least.value == found.observed_most.value
 
 
 def residual_counts(residuals: np.ndarray, limit: float) -> np.ndarray:
