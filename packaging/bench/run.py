@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "demo")]
 
-import dp_step  # noqa: E402 - the folders above are where it lies
+import accountant  # noqa: E402 - the folders above are where it lies
+import dp_step  # noqa: E402
 import federation_bench  # noqa: E402
 import idle_agent  # noqa: E402
 import log  # noqa: E402
@@ -29,6 +30,7 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "idle agent memory": idle_agent.rows,
     "secagg": secagg.rows,
     "dp step": dp_step.rows,
+    "accountant": accountant.rows,
     "log and policy": log.rows,
 }
 

@@ -18,18 +18,21 @@ from typing import Any
 
 from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant
+from scipy.stats import binom
 
 from privacy.accounting.events import ADJACENCY, training_event
 from privacy.errors import ParameterError
-from privacy.parameters import Mechanism, require_probability
+from privacy.parameters import Mechanism, require_count, require_probability
 
 LEDGER_INTERVAL = 1e-4
 FORECAST_INTERVAL = 1e-3
 COARSEST_INTERVAL = 1e-2
 MOST_CURVE_POINTS = 128
+MOST_SITES = 1000
 LARGEST_LOSS = 400.0
 _REACH_DELTA = 1e-9
-_RENYI_ORDERS = (1.25, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+_RENYI_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+"""Whole ones: the series for others converges slowly, or for some plans not at all."""
 
 
 def _check_interval(interval: float) -> None:
@@ -120,3 +123,29 @@ def composed_epsilon(mechanisms: Iterable[Mechanism], target_delta: float, inter
     """
     require_probability("delta", target_delta, allow_one=False)
     return float(_composed(mechanisms, interval).get_epsilon(target_delta))
+
+
+@lru_cache(maxsize=128)
+def group_epsilon(mechanism: Mechanism, sites: int, interval: float = FORECAST_INTERVAL) -> float:
+    """Epsilon at the mechanism's delta for a patient who is registered at `sites` = m of the sites, an upper bound.
+
+    Each site samples by itself, so the number of clipped contributions in a step is binomial (m, q), and a step is a
+    mixture of Gaussians with sensitivities 0 to m C (Choquette-Choo et al. 2024, Lemma 4.5). Unlike the general bound
+    `privacy.accounting.gaussian.group_privacy`, delta stays as it is. Raises ParameterError for m < 1 or m over 1,000.
+    """
+    require_count("the number of sites", sites, 1)
+    if sites > MOST_SITES:
+        raise ParameterError(f"A patient at {sites} sites is beyond {MOST_SITES}.", "Look for a wrong count.")
+    _check_interval(interval)
+    rate = mechanism.sampling_rate
+    whole = Mechanism(mechanism.noise_multiplier / sites, 1 - (1 - rate) ** sites, mechanism.steps, mechanism.delta)
+    if not isinstance(_composed((whole,), interval), PLDAccountant):
+        # As if everybody who is sampled anywhere were sampled everywhere.
+        return epsilon(whole, interval)
+    step: Any = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+        mechanism.noise_multiplier,
+        sensitivities=list(range(sites + 1)),
+        sampling_probs=[float(chance) for chance in binom.pmf(range(sites + 1), sites, rate)],
+        value_discretization_interval=interval,
+    )
+    return float(step.self_compose(mechanism.steps).get_epsilon_for_delta(mechanism.delta))

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from privacy.accounting.calibration import noise_multiplier_for
-from privacy.accounting.epsilon import composed_epsilon, curve_points, delta, epsilon, epsilon_per_round
+from privacy.accounting.epsilon import composed_epsilon, curve_points, delta, epsilon, epsilon_per_round, group_epsilon
 from privacy.accounting.events import ADJACENCY, gaussian_event
 from privacy.accounting.gaussian import gaussian_epsilon, gaussian_multiplier_for, group_privacy
 from privacy.errors import ParameterError
@@ -134,3 +134,43 @@ def test_group_privacy_refuses_nonsense() -> None:
     for bad in ((-1.0, 1e-6, 2), (1.0, 1e-6, 0), (math.nan, 1e-6, 2)):
         with pytest.raises(ParameterError):
             group_privacy(*bad)
+
+
+def mixture_delta(sigma: float, rate: float, sites: int, eps: float) -> float:
+    """Delta of one step for a patient at several sites, by the hockey-stick integral itself, the worse direction."""
+    grid = np.linspace(-12 * sigma, sites + 12 * sigma, 400_001)
+    chances = stats.binom.pmf(range(sites + 1), sites, rate)
+    there = sum(chance * stats.norm.pdf(grid, number, sigma) for number, chance in enumerate(chances))
+    gone = stats.norm.pdf(grid, 0, sigma)
+    both = [np.trapezoid(np.maximum(a - math.exp(eps) * b, 0), grid) for a, b in ((there, gone), (gone, there))]
+    return float(max(both))
+
+
+@pytest.mark.parametrize(("sites", "rate"), [(2, 0.3), (3, 0.6)])
+def test_a_patient_at_several_sites_is_a_mixture_of_gaussians(sites: int, rate: float) -> None:
+    found = group_epsilon(Mechanism(1.7, rate, 1, 1e-4), sites)
+    assert mixture_delta(1.7, rate, sites, found) <= 1e-4 * (1 + 1e-6)  # the truth, but for the integral
+    assert mixture_delta(1.7, rate, sites, found * 0.995) > 1e-4  # and hardly more
+
+
+def test_a_patient_at_one_site_is_the_mechanism_itself_and_at_more_costs_more() -> None:
+    costs = [group_epsilon(TYPICAL, sites) for sites in (1, 2, 3, 4)]
+    assert costs[0] == pytest.approx(epsilon(TYPICAL, 1e-3), rel=1e-4)
+    assert all(b > a for a, b in itertools.pairwise(costs))
+    everybody = Mechanism(20.0, 1.0, 30, 1e-5)
+    assert group_epsilon(everybody, 4) == pytest.approx(gaussian_epsilon(20.0 / 4 / math.sqrt(30), 1e-5), rel=1e-3)
+
+
+@pytest.mark.parametrize("sites", [2, 3])
+def test_counting_what_is_sampled_never_exceeds_the_general_group_bound(sites: int) -> None:
+    single = epsilon(TYPICAL, 1e-3)
+    eps, dlt = group_privacy(single, TYPICAL.delta, sites)
+    found = group_epsilon(Mechanism(TYPICAL.noise_multiplier, TYPICAL.sampling_rate, TYPICAL.steps, dlt), sites)
+    assert found < eps
+
+
+def test_a_group_without_a_finite_distribution_gets_the_renyi_bound() -> None:
+    assert group_epsilon(Mechanism(0.5, 1.0, 10_000_000, 1e-5), 2) >= gaussian_epsilon(0.25 / math.sqrt(1e7), 1e-5)
+    for sites in (0, 1001):
+        with pytest.raises(ParameterError):
+            group_epsilon(TYPICAL, sites)
