@@ -43,7 +43,7 @@ class DiscreteTimeSurvival(Frozen):
 
 
 TableModel = LogisticRegression | MultilayerPerceptron | DiscreteTimeSurvival
-Model = TableModel
+Model = TableModel | NetworkModel
 
 
 def _refuse_cox(value: Any) -> Any:
@@ -69,7 +69,7 @@ def loss_of(model: Model) -> Literal["logistic", "hazard"]:
     return "hazard" if isinstance(model, DiscreteTimeSurvival) else "logistic"
 
 
-def model_misfit(model: Model | NetworkModel, shape: Shape) -> str | None:
+def model_misfit(model: Model, shape: Shape) -> str | None:
     """Why the model can't take records of this shape, or has more than 50 million parameters; None where it can."""
     if isinstance(model, NETWORKS):
         reason = misfit(model, shape)
@@ -82,7 +82,7 @@ def model_misfit(model: Model | NetworkModel, shape: Shape) -> str | None:
     return reason
 
 
-def parameter_shapes(model: Model | NetworkModel, inputs: int | Shape) -> list[tuple[str, Shape]]:
+def parameter_shapes(model: Model, inputs: int | Shape) -> list[tuple[str, Shape]]:
     """(name, shape) of each tensor in wire order; weights are (out, in) as in torch.nn.Linear.
 
     inputs: the shape of one encoded record; a number D stands for (D,).
@@ -99,6 +99,6 @@ def parameter_shapes(model: Model | NetworkModel, inputs: int | Shape) -> list[t
     return shapes
 
 
-def parameter_count(model: Model | NetworkModel, inputs: int | Shape) -> int:
+def parameter_count(model: Model, inputs: int | Shape) -> int:
     """Length of the flat vector, for records of the shape `inputs`."""
     return sum(math.prod(shape) for _, shape in parameter_shapes(model, inputs))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.client.simulated_media import made_up_media
 from coordinator.client.simulation import SimulationRefused
 from coordinator.client.spec_file import SpecFile, read_limited
 from privacy.entropy import Float64
@@ -73,7 +74,8 @@ def synthetic(spec: StudySpec, patients: int) -> Source:
     """`patients` people made up from the schema, new ones for each seed, dealt over the invited sites.
 
     Numbers are drawn around the dictionary's centre with its scale and kept in range, categories evenly; the outcome
-    follows a made-up rule of them. So the curve tells what noise costs at this size, and nothing about the disease.
+    follows a made-up rule of them. Images and sequences: see `simulated_media`. So the curve tells what noise costs at
+    this size, and nothing about the disease.
     """
     if not 1 <= patients <= MOST_SYNTHETIC:
         raise SimulationRefused(
@@ -91,6 +93,10 @@ def _parted(text: str) -> tuple[Path, Path | None]:
 
 
 def _read(file: SpecFile, path: Path, named: Path | None) -> Group:
+    if file.spec.dataset.media is not None:
+        raise SimulationRefused(
+            "Images and sequences of your own can't be simulated yet: --data takes tables.", "Use --synthetic N."
+        )
     dictionary = _dictionary(file, named)
     if dictionary.schema.digest != file.spec.dataset.digest:
         raise SimulationRefused(
@@ -141,11 +147,16 @@ def _held_out(group: Group, random: np.random.Generator) -> Cohort:
 
 def _made_up(spec: StudySpec, patients: int, seed: int) -> Group:
     random = np.random.default_rng([seed, 2])
+    number = np.arange(patients, dtype=np.int64)
+    if spec.dataset.media is not None:
+        records, strength = made_up_media(spec.dataset.media, patients, random)
+        return Group(records, _outcomes(spec, _SIGNAL * strength, random), number, patients)
     columns = {feature.name: _column(feature, patients, random) for feature in spec.dataset.features}
-    records = ({name: values[row] for name, values in columns.items()} for row in range(patients))
-    x = np.array([spec.dataset.encode(record) for record in records], dtype=np.float64)
-    y = _outcomes(spec, x, random)
-    return Group(x, y, np.arange(patients, dtype=np.int64), patients)
+    rows = ({name: values[row] for name, values in columns.items()} for row in range(patients))
+    x = np.array([spec.dataset.encode(row) for row in rows], dtype=np.float64)
+    odds = x @ np.random.default_rng(_RULE).normal(size=x.shape[1])
+    odds = _SIGNAL * (odds - odds.mean()) / max(float(odds.std()), 1e-12)
+    return Group(x, _outcomes(spec, odds, random), number, patients)
 
 
 def _column(feature: Feature, count: int, random: np.random.Generator) -> list[Value]:
@@ -158,19 +169,17 @@ def _column(feature: Feature, count: int, random: np.random.Generator) -> list[V
     return [float(value) for value in drawn]
 
 
-def _outcomes(spec: StudySpec, x: Float64, random: np.random.Generator) -> Float64:
-    rule = np.random.default_rng(_RULE).normal(size=x.shape[1])
-    odds = x @ rule
-    odds = _SIGNAL * (odds - odds.mean()) / max(float(odds.std()), 1e-12)
+def _outcomes(spec: StudySpec, odds: Float64, random: np.random.Generator) -> Float64:
+    """(N,) log-odds -> (N,) labels."""
     if not isinstance(spec.model, DiscreteTimeSurvival):
-        return (random.random(x.shape[0]) < sigmoid(odds)).astype(np.float64)
+        return (random.random(odds.size) < sigmoid(odds)).astype(np.float64)
     # Half of the people have the event before the horizon, about one in five is lost from sight before.
     intervals = spec.model.intervals
     hazard, loss = 1 - 0.5 ** (1 / intervals), 1 - 0.8 ** (1 / intervals)
     chance = sigmoid(odds + math.log(hazard / (1 - hazard)))
-    y, here = np.full(x.shape[0], 2.0 * intervals), np.ones(x.shape[0], dtype=np.bool_)
+    y, here = np.full(odds.size, 2.0 * intervals), np.ones(odds.size, dtype=np.bool_)
     for interval in range(intervals):
-        event, lost = random.random(x.shape[0]) < chance, random.random(x.shape[0]) < loss
+        event, lost = random.random(odds.size) < chance, random.random(odds.size) < loss
         y[here & event] = 2 * interval + 1
         y[here & ~event & lost] = 2 * interval
         here &= ~(event | lost)

@@ -31,14 +31,17 @@ from coordinator.rounds.states import (
 from coordinator.studies.plan import build_plan, plan_digest
 from privacy.entropy import Entropy, Float64, KeyStream
 from privacy.local.contribution import clipped_gradient_sum, private_gradient_sum, score_histogram
+from privacy.local.model import LocalModel
 from privacy.local.network import Network
 from privacy.local.patients import Cohort
 from privacy.parameters import plan_grid
 from privacy.secagg.field import WIRE
 from privacy.secagg.quantization import quantize
+from protocol.architectures import NETWORKS
 from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
 from protocol.evaluation import EvaluationReport
+from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 from protocol.round import Phase
 from protocol.signing import SigningKey
@@ -69,9 +72,15 @@ class Simulated:
     report: EvaluationReport | None = None
 
 
-def network_of(model: Model, inputs: int) -> Network:
-    """The plan's model over `inputs` encoded inputs."""
-    return Network(layer_widths(model, inputs), loss_of(model))
+def network_of(model: Model, inputs: int | Shape) -> LocalModel:
+    """The plan's model for encoded records of the shape `inputs`; a number D stands for (D,)."""
+    shape = (inputs,) if isinstance(inputs, int) else inputs
+    if isinstance(model, NETWORKS):
+        from privacy.architectures.catalogue import network
+
+        return network(model.architecture, shape, model.model_dump(exclude={"architecture"}))
+    (width,) = shape
+    return Network(layer_widths(model, width), loss_of(model))
 
 
 def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> StudyPlan:
@@ -136,7 +145,7 @@ def site_vector(
     noise False: the comparison without any, which no study runs.
     """
     planned, spec = plan.secure_sum(phase, cohort), plan.spec
-    network = network_of(spec.model, spec.dataset.width)
+    network = network_of(spec.model, spec.dataset.shape)
     std = None
     if noise and planned.noise_multiplier is not None:
         std = plan_grid(
@@ -170,7 +179,7 @@ def simulate(
     committed: called after each round.
     """
     design, progress = Design.of(plan), Progress(established=plan.names)
-    point = initial_point(plan.spec.model, plan.spec.dataset.width, plan_digest(plan))
+    point = initial_point(plan.spec.model, plan.spec.dataset.shape, plan_digest(plan))
     report: EvaluationReport | None = None
     while True:
         action = next_action(design, plan.names, progress, frozenset(plan.names), patient=False)
@@ -215,7 +224,7 @@ def _sum(
 
 def exact_measure(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
     """AUC of the held-out patients of all sites whose outcome is known; None where they have one outcome."""
-    network = network_of(plan.spec.model, plan.spec.dataset.width)
+    network = network_of(plan.spec.model, plan.spec.dataset.shape)
     found = [network.scores(weights, patients.held_out) for patients in sites.values()]
     scores = np.concatenate([site.scores for site in found])
     labels = np.concatenate([site.labels for site in found])

@@ -43,7 +43,7 @@ def model_files(
     """The files of MODEL_FILES. weights: float64 little-endian, the candidate's vector. ValueError if it misfits."""
     vector = np.frombuffer(weights, dtype="<f8").astype(np.float64)
     schema, model = plan.spec.dataset, plan.spec.model
-    named = tensors(model, schema.width, vector)
+    named = tensors(model, schema.shape, vector)
     card = write(plan, epsilon, evaluation, intended_use=intended_use, use_mode=use_mode)
     contents = (save(named), build(model, schema, vector), card.encode())
     return dict(zip(MODEL_FILES, contents, strict=True))

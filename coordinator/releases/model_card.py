@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from protocol.dataset import DatasetSchema, Feature, NumberLabel, SurvivalLabel
 from protocol.evaluation import EvaluationReport, figures
-from protocol.model import LogisticRegression
+from protocol.media import ImageInput, SequenceInput
 from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
 
@@ -18,8 +18,8 @@ def write(
     """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
     spec = plan.spec
     model = spec.model
-    hidden = () if isinstance(model, LogisticRegression) else model.hidden
-    layers = f", hidden layers {list(hidden)}" if hidden else ""
+    sizes = ", ".join(f"{name} {_size(value)}" for name, value in model.model_dump(exclude={"architecture"}).items())
+    layers = f" ({sizes})" if sizes else ""
     sections = [
         f"# {_words(spec.title)}",
         f"Model of study `{spec.study}`. Intended use: `{intended_use}`. Mode: **{use_mode}**.",
@@ -27,8 +27,14 @@ def write(
         f"{_outcome(spec.dataset)} Architecture: {model.architecture}{layers}.",
         "## Inputs",
         _inputs(spec.dataset),
-        "A value outside its range is refused. "
-        "In the ONNX file a category is given as the index of its level and a missing value as NaN.",
+        *(
+            [
+                "A value outside its range is refused. "
+                "In the ONNX file a category is given as the index of its level and a missing value as NaN."
+            ]
+            if spec.dataset.media is None
+            else []
+        ),
         "## Where it comes from",
         f"The plan names {len(plan.sites)} hospitals with {sum(site.patients for site in plan.sites)} patients, "
         f"held-out ones included ({', '.join(site.name for site in plan.sites)}); a hospital that refused took no "
@@ -64,13 +70,45 @@ def _outcome(schema: DatasetSchema) -> str:
     )
 
 
+def _size(value: object) -> str:
+    return "-".join(str(part) for part in value) or "none" if isinstance(value, tuple) else str(value)
+
+
 def _inputs(schema: DatasetSchema) -> str:
+    if schema.image is not None:
+        return _image(schema.image)
+    if schema.sequence is not None:
+        return _sequence(schema.sequence)
     rows = ["| column | kind | unit | allowed | if missing |", "|---|---|---|---|---|"]
     for feature in schema.features:
         rows.append(
             f"| {feature.name} | {feature.kind} | {_words(feature.unit) or '-'} | {_allowed(feature)} | "
             f"{'refused' if feature.impute is None else _words(str(feature.impute))} |"
         )
+    return "\n".join(rows)
+
+
+def _image(image: ImageInput) -> str:
+    modality = f" of modality {image.modality}" if image.modality else ""
+    size = "scaled to that size" if image.fit == "resize" else "of exactly that size"
+    return (
+        f"One image{modality}, {image.channels} x {image.height} x {image.width} (channels, height, width), {size}. "
+        f"Values are clipped to {image.low:g} to {image.high:g}. In the ONNX file they are given before that."
+    )
+
+
+def _sequence(sequence: SequenceInput) -> str:
+    rows = [
+        f"Measurements over {sequence.length} steps of {sequence.interval:g} seconds each. An empty step carries the "
+        "last value forward; in the ONNX file every step has a value.",
+        "",
+        "| channel | unit | allowed | before the first value |",
+        "|---|---|---|---|",
+    ]
+    for channel in sequence.channels:
+        first = "refused" if channel.impute is None else f"{channel.impute:g}"
+        allowed = f"{channel.minimum:g} to {channel.maximum:g}"
+        rows.append(f"| {channel.name} | {_words(channel.unit) or '-'} | {allowed} | {first} |")
     return "\n".join(rows)
 
 

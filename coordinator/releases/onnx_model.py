@@ -1,4 +1,4 @@
-"""The released model as ONNX: raw clinical values in, probability out.
+"""The released model as ONNX: raw clinical values in, probability out. Images and sequences: `onnx_networks`.
 
 The graph contains the whole path (imputation, scaling, clipping, one-hot, layers), so whoever runs it cannot
 prepare the inputs differently from training. Input "features": (N, F) double, one column per feature of the schema
@@ -11,36 +11,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from coordinator.releases.onnx_graph import OUTPUT, Graph
+from coordinator.releases.onnx_networks import build_network
+from protocol.architectures import NETWORKS
 from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature
+from protocol.media import Shape
 from protocol.model import DiscreteTimeSurvival, Model, parameter_count, parameter_shapes
 
-OPSET = 17
-IR_VERSION = 8
 INPUT = "features"
-OUTPUT = "probability"
 
 
-class _Graph:
-    """Collects nodes and constants under unique names."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: NDArray[np.float64] | NDArray[np.int64]) -> str:
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def add(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-
-def tensors(model: Model, inputs: int, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def tensors(model: Model, inputs: int | Shape, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """The flat vector (P,) as named tensors in wire order. ValueError when P does not fit the model."""
     if vector.shape != (parameter_count(model, inputs),) or not np.isfinite(vector).all():
         raise ValueError("the parameter vector does not fit the model or is not finite")
@@ -55,12 +39,14 @@ def tensors(model: Model, inputs: int, vector: NDArray[np.float64]) -> dict[str,
 
 def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> bytes:
     """Serialised ModelProto, checked by onnx's own checker."""
-    graph = _Graph()
+    weights = tensors(model, schema.shape, vector)
+    if isinstance(model, NETWORKS):
+        return build_network(model, schema, weights)
+    graph = Graph()
     encoded = graph.add(
         "Concat", [_encode(graph, i, feature) for i, feature in enumerate(schema.features)], "encoded", axis=1
     )
     current = graph.add("Div", [encoded, graph.constant("root", np.array(math.sqrt(schema.width)))], "inputs")
-    weights = tensors(model, schema.width, vector)
     layers = len(weights) // 2
     for layer in range(layers):
         weight = graph.constant(f"layers.{layer}.weight", weights[f"layers.{layer}.weight"])
@@ -72,25 +58,11 @@ def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> b
         _event_by_horizon(graph, current)
     else:
         graph.add("Sigmoid", [current], OUTPUT)
-    features = len(schema.features)
-    proto = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            schema.name,
-            [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, ["patients", features])],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["patients", 1])],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="cloister",
-    )
-    helper.set_model_props(proto, {"columns": ",".join(feature.name for feature in schema.features)})
-    onnx.checker.check_model(proto, full_check=True)
-    return bytes(proto.SerializeToString(deterministic=True))
+    columns = {"columns": ",".join(schema.columns)}
+    return graph.model(schema.name, INPUT, TensorProto.DOUBLE, (len(schema.features),), columns)
 
 
-def _event_by_horizon(graph: _Graph, logits: str) -> None:
+def _event_by_horizon(graph: Graph, logits: str) -> None:
     """One minus the product of the chances to live through each interval, sigmoid(-z)."""
     lived = graph.add("Sigmoid", [graph.add("Neg", [logits], "negated")], "lived")
     logs = graph.add("Log", [lived], "logs")
@@ -99,7 +71,7 @@ def _event_by_horizon(graph: _Graph, logits: str) -> None:
     graph.add("Sub", [graph.constant("one", np.array(1.0)), survival], OUTPUT)
 
 
-def _encode(graph: _Graph, index: int, feature: Feature) -> str:
+def _encode(graph: Graph, index: int, feature: Feature) -> str:
     """One raw column -> its encoded inputs, before the division by sqrt(D)."""
     where = graph.constant(f"index{index}", np.array([index], dtype=np.int64))
     column = graph.add("Gather", [INPUT, where], f"column{index}", axis=1)

@@ -129,7 +129,7 @@ class RoundDriver:
             self._point = rounds.model(running.study)
             if self._point is None:
                 spec = running.plan.spec
-                self._point = initial_point(spec.model, spec.dataset.width, running.plan_digest)
+                self._point = initial_point(spec.model, spec.dataset.shape, running.plan_digest)
                 rounds.start_model(running.study, self._point)
 
     def _act(self) -> StudyState | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from privacy.entropy import Float64, KeyStream
 from protocol.canonical import sha256_hex
+from protocol.media import Shape
 from protocol.model import ModelSpec, parameter_count, parameter_shapes
 from protocol.study import StudyPlan, Training
 
@@ -51,18 +52,21 @@ def from_bytes(data: bytes) -> Float64:
     return np.frombuffer(data, dtype=WIRE).astype(np.float64)
 
 
-def initial_point(model: ModelSpec, inputs: int, plan_digest: str) -> ModelPoint:
-    """The first model, the same for everybody who knows the plan: zeros for a linear model; hidden layers begin
-    uniform within sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010), biases at 0."""
+def initial_point(model: ModelSpec, inputs: int | Shape, plan_digest: str) -> ModelPoint:
+    """The first model, the same for everybody who knows the plan: zeros for a linear model; matrices of others
+    begin uniform within sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010), convolutions within sqrt(6 / fan in)
+    (He et al. 2015), a normalisation's scales at 1, biases at 0. inputs: the shape of one encoded record."""
     shapes = parameter_shapes(model, inputs)
     weights = np.zeros(parameter_count(model, inputs))
     if len(shapes) > 2:
         stream = KeyStream(hashlib.sha256(_INITIAL_LABEL + plan_digest.encode()).digest())
         start = 0
-        for _, shape in shapes:
+        for name, shape in shapes:
             size = math.prod(shape)
-            if len(shape) == 2:
-                bound = math.sqrt(6.0 / sum(shape))
+            if len(shape) == 1:
+                weights[start : start + size] = 1.0 if name.endswith(".weight") else 0.0
+            else:
+                bound = math.sqrt(6.0 / (sum(shape) if len(shape) == 2 else math.prod(shape[1:])))
                 weights[start : start + size] = (2.0 * stream.uniform53(size) - 1.0) * bound
             start += size
     zeros = np.zeros_like(weights)

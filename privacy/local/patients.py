@@ -16,20 +16,23 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Group:
-    """The records of one group of patients, numbered 0..patients-1. x: (R, ...) float64, an encoded record in each row.
-    y: (R, ...) float64, the labels (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
+    """The records of one group of patients, numbered 0..patients-1. x: (R, ...) float64 or float32, an encoded record
+    in each row. y: (R, ...) float64, the labels (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
 
-    x: Float64
+    x: Array
     y: Float64
     patient: npt.NDArray[np.int64]
     patients: int
 
     def select(self, chosen: npt.NDArray[np.bool_]) -> Group:
-        """The records of the patients chosen by a (patients,) mask, renumbered, in the patients' order."""
+        """The records of the patients chosen by a (patients,) mask, renumbered, in the patients' order. Those that lie
+        together in that order are not copied: images may fill half of the memory."""
         number = np.cumsum(chosen) - 1
         rows = np.flatnonzero(chosen[self.patient])
         rows = rows[np.argsort(self.patient[rows], kind="stable")]
-        return Group(self.x[rows], self.y[rows], number[self.patient[rows]], int(chosen.sum()))
+        together = rows.size > 0 and bool((np.diff(rows) == 1).all())
+        where = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        return Group(self.x[where], self.y[where], number[self.patient[where]], int(chosen.sum()))
 
     def block(self, start: int, count: int) -> Group:
         """The patients start..start+count-1, or as many of them as there are."""
@@ -55,7 +58,7 @@ class Cohort:
     held_out: Group
 
 
-def part(x: Float64, y: Float64, patient: npt.NDArray[np.int64], held_out: npt.NDArray[np.bool_]) -> Cohort:
-    """x: (R, D), y: (R,), patient: (R,) index into held_out: (patients,) bool."""
+def part(x: Array, y: Float64, patient: npt.NDArray[np.int64], held_out: npt.NDArray[np.bool_]) -> Cohort:
+    """x: (R, ...), y: (R,), patient: (R,) index into held_out: (patients,) bool."""
     everybody = Group(x, y, patient, held_out.size)
     return Cohort(everybody.select(~held_out), everybody.select(held_out))

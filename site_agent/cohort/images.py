@@ -23,7 +23,13 @@ _MODES = {"L": 1, "I;16": 1, "I": 1, "RGB": 3}
 
 
 def encode_image(data: bytes, image: ImageInput) -> NDArray[np.float32]:
-    """(channels, height, width) float32. Raises BadFile."""
+    """(channels, height, width) float32, encoded. Raises BadFile."""
+    return ((read_image(data, image) - image.center) / image.scale).astype(np.float32)
+
+
+def read_image(data: bytes, image: ImageInput) -> Pixels:
+    """(channels, height, width): (clip(v, low, high) - low) / (high - low), in 0..1, at the schema's size. Raises
+    BadFile."""
     inverted = False
     if data.startswith(MAGIC):
         pixels = read_npy(data, (2, 3) if image.channels == 1 else (3,))
@@ -38,19 +44,8 @@ def encode_image(data: bytes, image: ImageInput) -> NDArray[np.float32]:
         raise BadFile("another number of channels than the dictionary says")
     if not bool(np.isfinite(pixels).all()):
         raise BadFile("a pixel is no finite number")
-    return normalise(_fitted(windowed(pixels, image, inverted=inverted), image), image)
-
-
-def windowed(pixels: Pixels, image: ImageInput, *, inverted: bool = False) -> Pixels:
-    """(clip(v, low, high) - low) / (high - low), in 0..1; inverted: 1 minus that (a film whose low values are
-    bright)."""
     part: Pixels = (np.clip(pixels, image.low, image.high) - image.low) / (image.high - image.low)
-    return 1.0 - part if inverted else part
-
-
-def normalise(part: Pixels, image: ImageInput) -> NDArray[np.float32]:
-    """(value in the window - center) / scale."""
-    return ((part - image.center) / image.scale).astype(np.float32)
+    return _fitted(1.0 - part if inverted else part, image)
 
 
 def _fitted(part: Pixels, image: ImageInput) -> Pixels:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from protocol.dataset import CLIP_DEVIATIONS
 from protocol.dictionary import parse_number
-from protocol.media import SequenceChannel, SequenceInput
+from protocol.media import SequenceInput
 from site_agent.cohort.npy import MAGIC, read_npy
 from site_agent.cohort.record_files import BadFile
 
@@ -24,16 +24,32 @@ Steps = NDArray[np.float64]
 
 def encode_sequence(data: bytes, sequence: SequenceInput) -> tuple[NDArray[np.float32], list[str]]:
     """((channels, length) float32, the channels in which nothing was measured). Raises BadFile."""
+    steps = read_sequence(data, sequence)
+    absent = [channel.name for channel, row in zip(sequence.channels, steps, strict=True) if np.isnan(row).all()]
+    return normalise(filled(steps, sequence), sequence), absent
+
+
+def read_sequence(data: bytes, sequence: SequenceInput) -> Steps:
+    """(channels, length) in the channels' units, NaN where nothing was measured. Raises BadFile."""
     if data.startswith(MAGIC):
         steps = read_npy(data, (2,))
         if steps.shape != sequence.shape:
             raise BadFile("another number of channels or steps than the dictionary says")
     else:
         steps = _gridded(data, sequence)
+    check_ranges(steps, sequence)
+    return steps
+
+
+def check_ranges(steps: Steps, sequence: SequenceInput) -> None:
+    """Values out of range become missing, in place, where the schema says so. Infinity is out of every range. Raises
+    BadFile naming the channel otherwise."""
     for row, channel in zip(steps, sequence.channels, strict=True):
-        _check(row, channel)
-    absent = [channel.name for row, channel in zip(steps, sequence.channels, strict=True) if bool(np.isnan(row).all())]
-    return normalise(filled(steps, sequence), sequence), absent
+        with np.errstate(invalid="ignore"):
+            outside = ~np.isnan(row) & ~((row >= channel.minimum) & (row <= channel.maximum))
+        if bool(outside.any()) and channel.outside == "refuse":
+            raise BadFile(f"channel {channel.name} has a value outside its range")
+        row[outside] = np.nan
 
 
 def filled(steps: Steps, sequence: SequenceInput) -> Steps:
@@ -56,15 +72,6 @@ def normalise(steps: Steps, sequence: SequenceInput) -> NDArray[np.float32]:
     scale = np.array([channel.scale for channel in sequence.channels])[:, np.newaxis]
     scaled: Steps = np.clip((steps - center) / scale, -CLIP_DEVIATIONS, CLIP_DEVIATIONS)
     return scaled.astype(np.float32)
-
-
-def _check(row: Steps, channel: SequenceChannel) -> None:
-    """Values out of range become missing where the schema says so. Infinity is out of every range."""
-    with np.errstate(invalid="ignore"):
-        outside = ~np.isnan(row) & ~((row >= channel.minimum) & (row <= channel.maximum))
-    if bool(outside.any()) and channel.outside == "refuse":
-        raise BadFile(f"channel {channel.name} has a value outside its range")
-    row[outside] = np.nan
 
 
 def _gridded(data: bytes, sequence: SequenceInput) -> Steps:

@@ -22,7 +22,7 @@ def read_weights(subject: ReleaseSubject, safetensors: bytes) -> dict[str, NDArr
         found = load(safetensors)
     except SafetensorError as error:
         raise VerificationFailed("model.safetensors can't be read.", REMEDY) from error
-    shapes = parameter_shapes(subject.model, subject.dataset.width)
+    shapes = parameter_shapes(subject.model, subject.dataset.shape)
     if {name: tensor.shape for name, tensor in found.items()} != dict(shapes):
         raise VerificationFailed("model.safetensors holds other tensors than the approved model has.", REMEDY)
     if not all(tensor.dtype == np.float64 and np.isfinite(tensor).all() for tensor in found.values()):

@@ -6,18 +6,20 @@ Source: the Open Inference Protocol (KServe v2 REST). Nothing of a request is lo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import Body, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from protocol.dataset import DatasetSchema
 from protocol.errors import CloisterError, Malformed
 from site_agent.serving.predictor import Predictor
 
 MAX_BODY = 8 << 20
+MAX_MEDIA_BODY = 64 << 20
 LIVE = "/v2/health/live"
 
 
@@ -52,6 +54,8 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
     app = FastAPI(title="Cloister predictions", docs_url=None, redoc_url=None, openapi_url=None)
     subject = predictor.subject
     name, version = subject.study, subject.release
+    given, datatype, shape = predictor.input
+    most = MAX_BODY if predictor.schema.media is None else MAX_MEDIA_BODY
 
     @app.exception_handler(CloisterError)
     async def refuse(_: Request, error: CloisterError) -> JSONResponse:
@@ -61,7 +65,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
 
     @app.middleware("http")
     async def cap(request: Request, call_next: Any) -> Any:
-        if int(request.headers.get("content-length") or 0) > MAX_BODY:
+        if int(request.headers.get("content-length") or 0) > most:
             return JSONResponse({"error": "The request is too large.", "remedy": "Send fewer records."}, 413)
         if request.url.path != LIVE and (why := await run_in_threadpool(trouble)) is not None:
             return JSONResponse({"error": why.message, "code": why.code, "remedy": why.remedy}, 503)
@@ -84,10 +88,10 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
             "name": name,
             "versions": [version],
             "platform": "onnx",
-            "inputs": [{"name": "features", "datatype": "FP64", "shape": [-1, len(predictor.schema.features)]}],
+            "inputs": [{"name": given, "datatype": datatype, "shape": [-1, *shape]}],
             "outputs": [{"name": "probability", "datatype": "FP64", "shape": [-1, 1]}],
             "parameters": {
-                "columns": [feature.model_dump(mode="json") for feature in predictor.schema.features],
+                **_described(predictor.schema),
                 "release_digest": subject.digest,
                 "intended_use": subject.intended_use,
                 "use_mode": subject.use_mode,
@@ -102,7 +106,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
     @app.post("/v2/models/{model}/infer")
     def infer(model: str, body: InferenceRequest) -> dict[str, Any]:
         _known(model, name)
-        rows = _rows(body)
+        rows = _rows(body, given, len(shape) + 1)
         result = predictor.run(rows)
         reply: dict[str, Any] = {
             "model_name": name,
@@ -123,7 +127,23 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
             "probabilities": predictor.predict(body.records),
         }
 
+    @app.post("/v1/predict-file")
+    def predict_file(data: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
+        return {
+            "release": version,
+            "release_digest": subject.digest,
+            "label": predictor.schema.label.name,
+            "use_mode": subject.use_mode,
+            "probability": predictor.predict_file(data),
+        }
+
     return app
+
+
+def _described(schema: DatasetSchema) -> dict[str, Any]:
+    if schema.media is not None:
+        return {"input": schema.media.model_dump(mode="json")}
+    return {"columns": [feature.model_dump(mode="json") for feature in schema.features]}
 
 
 def _known(model: str, name: str) -> None:
@@ -133,16 +153,16 @@ def _known(model: str, name: str) -> None:
         raise error
 
 
-def _rows(body: InferenceRequest) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The one input tensor as (N, F) float64. Raises Malformed."""
-    remedy = "Send one FP64 tensor named features of shape [rows, columns]."
-    if len(body.inputs) != 1 or body.inputs[0].name != "features":
-        raise Malformed("The request does not hold exactly the input named features.", remedy)
+def _rows(body: InferenceRequest, name: str, axes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The one input tensor as float64, of so many axes. Raises Malformed."""
+    remedy = f"Send one tensor named {name} with {axes} axes; GET /v2/models/NAME tells its shape."
+    if len(body.inputs) != 1 or body.inputs[0].name != name:
+        raise Malformed(f"The request does not hold exactly the input named {name}.", remedy)
     tensor = body.inputs[0]
-    if tensor.datatype not in {"FP64", "FP32", "INT64"} or len(tensor.shape) != 2 or min(tensor.shape) < 1:
+    if tensor.datatype not in {"FP64", "FP32", "INT64"} or len(tensor.shape) != axes or min(tensor.shape) < 1:
         raise Malformed("The input's datatype or shape is not accepted.", remedy)
     try:
         flat = np.array(tensor.data, dtype=np.float64).reshape(-1)
-        return flat.reshape(tensor.shape[0], tensor.shape[1])
+        return flat.reshape(tensor.shape)
     except (ValueError, TypeError) as error:
         raise Malformed("The input's data does not fit its shape.", remedy) from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from protocol.dataset import DatasetSchema, Feature
 from protocol.errors import Malformed
 from protocol.release import ReleaseSubject
+from site_agent.serving.media_inputs import file_record, model_input, named_record, tensor_name
 
 MAX_ROWS = 10_000
 
@@ -49,12 +50,32 @@ class Predictor:
         """
         if not 1 <= len(records) <= MAX_ROWS:
             raise Malformed(f"A request holds 1 to {MAX_ROWS} records.", "Send fewer, or at least one.")
+        media = self.schema.media
+        if media is not None:
+            return self.run(np.stack([named_record(number, media, record) for number, record in enumerate(records, 1)]))
         rows = [self._row(number, record) for number, record in enumerate(records, start=1)]
         return self.run(np.array(rows, dtype=np.float64))
 
+    def predict_file(self, data: bytes) -> float:
+        """The probability for one image or sequence as a file holds it. Raises Malformed."""
+        if self.schema.media is None:
+            raise Malformed("The model takes no file.", "Send named values to /v1/predict.")
+        return self.run(file_record(self.schema.media, data)[np.newaxis])[0]
+
+    @property
+    def input(self) -> tuple[str, str, tuple[int, ...]]:
+        """The ONNX file's input: name, the protocol's datatype, shape of one record."""
+        if self.schema.media is not None:
+            return tensor_name(self.schema.media), "FP32", self.schema.shape
+        return "features", "FP64", (len(self.schema.features),)
+
     def run(self, rows: NDArray[np.float64]) -> list[float]:
-        """rows (N, F) as in the ONNX file's input -> N probabilities. Raises Malformed for another shape or a value
-        that the schema does not admit."""
+        """rows (N, F) or (N, *shape) as in the ONNX file's input -> N probabilities. Raises Malformed for another shape
+        or a value that the schema does not admit."""
+        if self.schema.media is not None:
+            given = model_input(self.schema.media, rows)
+            (output,) = self._session.run(None, {tensor_name(self.schema.media): given})
+            return [float(value) for value in np.asarray(output)[:, 0]]
         if rows.ndim != 2 or rows.shape[1] != len(self.schema.features) or not 1 <= rows.shape[0] <= MAX_ROWS:
             raise Malformed(
                 f"The input is not a table of {len(self.schema.features)} columns and 1 to {MAX_ROWS} rows.",

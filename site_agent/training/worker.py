@@ -69,7 +69,7 @@ class WorkerState:
             from site_agent.training.architectures.catalogue import local_model
 
             spec = TypeAdapter(ModelSpec).validate_python(document)
-            self._model, self._document = local_model(spec, self._cohort.training.x.shape[1]), document
+            self._model, self._document = local_model(spec, self._cohort.training.x.shape[1:]), document
             if self._model.uses_torch:
                 keep_freed_memory()
                 import torch

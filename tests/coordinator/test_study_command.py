@@ -88,7 +88,7 @@ def test_every_problem_is_named_at_once_with_line_field_and_remedy(tmp_path: Pat
         ({"privacy": {"epsilon": 1, "delta": 1e-4, "colluders": 2}}, "", "two honest sites"),
         ({"recipients": ["aachen", "aachen"]}, "", "names a site twice"),
         ({"minimum_sites": 9}, "", "larger than the number"),
-        ({"model": {"architecture": "transformer"}}, "model", "logistic_regression"),
+        ({"model": {"architecture": "forest"}}, "model", "logistic_regression"),
         ({"dataset": {"dictionary": "hearts.yaml", "more": 1}}, "dataset", "more besides"),
         ({"dataset": {"dictionary": "."}}, "dataset.dictionary", "not a plain file"),
         ({"legal_basis": {"../x": {"jurisdiction": "EU"}}}, "legal_basis.../x", "pattern"),

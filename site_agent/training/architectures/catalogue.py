@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from privacy.local.model import LocalModel
 from privacy.local.network import Network
+from protocol.architectures import NETWORKS
+from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 
 
-def local_model(model: Model, inputs: int) -> LocalModel:
-    """The plan's model over `inputs` encoded inputs. Keep it from round to round: its engine is warm then."""
-    return Network(layer_widths(model, inputs), loss_of(model))
+def local_model(model: Model, inputs: int | Shape) -> LocalModel:
+    """The plan's model for encoded records of the shape `inputs`; a number D stands for (D,). Keep it from round to
+    round: its engine is warm then."""
+    shape = (inputs,) if isinstance(inputs, int) else inputs
+    if isinstance(model, NETWORKS):
+        from privacy.architectures.catalogue import network
+
+        return network(model.architecture, shape, model.model_dump(exclude={"architecture"}))
+    (width,) = shape
+    return Network(layer_widths(model, width), loss_of(model))
