@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from protocol.canonical import canonical, parse
 from protocol.errors import Malformed
 from protocol.identifiers import Digest, Frozen, KeyText, SiteName, Timestamp
-from protocol.study import MINIMUM_CELL
+from protocol.proposal import MINIMUM_CELL
 
 TOKEN_SECRET_BYTES = 32
 TOKEN_HOURS = 24

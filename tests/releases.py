@@ -19,6 +19,8 @@ from protocol.identifiers import Role
 from protocol.merkle import Tree, inclusion_proof, leaf_hash
 from protocol.model import LogisticRegression, parameter_count
 from protocol.note import KeyType, VerifierKey
+from protocol.plan import PlannedApprover, PlannedSite
+from protocol.proposal import LegalBasis, Privacy, Purpose
 from protocol.release import (
     APPROVAL_TYPE,
     STATEMENT_TYPE,
@@ -26,17 +28,7 @@ from protocol.release import (
     EpsilonStatement,
 )
 from protocol.signing import SigningKey
-from protocol.study import (
-    Evaluation,
-    LegalBasis,
-    PlannedApprover,
-    PlannedSite,
-    Privacy,
-    Purpose,
-    StudyPlan,
-    StudySpec,
-    Training,
-)
+from protocol.study import Evaluation, StudyPlan, StudySpec, Training
 from protocol.tlog_proof import TlogProof
 from protocol.witness_policy import WitnessPolicy
 

@@ -13,7 +13,8 @@ from privacy.accounting.epsilon import FORECAST_INTERVAL, epsilon
 from privacy.errors import PrivacyError
 from privacy.evaluation.histogram import check_bins
 from privacy.parameters import site_noise_multiplier
-from protocol.study import MINIMUM_TRAINS_ALONE, StudySpec
+from protocol.proposal import MINIMUM_TRAINS_ALONE
+from protocol.study import StudySpec
 
 SECONDS_A_ROUND = 0.8
 SECONDS_FOR_KEYS = 5.0

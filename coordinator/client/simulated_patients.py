@@ -19,7 +19,8 @@ from privacy.local.patients import Cohort, Group, part
 from protocol.dataset import Feature, Value
 from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.model import DiscreteTimeSurvival
-from protocol.study import StudySpec, held_out_count
+from protocol.proposal import held_out_count
+from protocol.study import StudySpec
 from protocol.table import read_table
 
 MOST_SYNTHETIC = 1_000_000

@@ -43,9 +43,11 @@ from protocol.errors import CloisterError
 from protocol.evaluation import EvaluationReport
 from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
+from protocol.plan import PlannedSite
+from protocol.proposal import MINIMUM_CELL
 from protocol.round import Phase
 from protocol.signing import SigningKey
-from protocol.study import MINIMUM_CELL, PlannedSite, StudyPlan, StudySpec
+from protocol.study import StudyPlan, StudySpec
 
 _NO_TIME = "1970-01-01T00:00:00Z"
 

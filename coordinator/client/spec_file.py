@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from protocol import proposal as proposal_documents
 from protocol import study as study_documents
 from protocol.dataset import DatasetSchema
 from protocol.dictionary import parse_dictionary
@@ -181,7 +182,7 @@ def _remedy(item: ErrorDetails, place: tuple[str | int, ...]) -> str:
 
 def _field_names() -> list[str]:
     names: set[str] = set()
-    for value in vars(study_documents).values():
+    for value in (*vars(proposal_documents).values(), *vars(study_documents).values()):
         if isinstance(value, type) and issubclass(value, BaseModel):
             names |= set(value.model_fields)
     return sorted(names)

@@ -17,9 +17,9 @@ from privacy.parameters import Grid, plan_grid
 from privacy.secagg.server import SecureSum
 from protocol.canonical import digest, parse, sha256_hex
 from protocol.envelope import Envelope, seal
+from protocol.plan import SecureSum as PlannedSum
 from protocol.round import ROUND_REQUEST_TYPE, Packet, RoundRequest
 from protocol.signing import SigningKey, VerifyingKey
-from protocol.study import SecureSum as PlannedSum
 from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
+from protocol.plan import Stage
 from protocol.round import Phase
-from protocol.study import Stage, StudyPlan
+from protocol.study import StudyPlan
 
 TRAIN: Phase = "train"
 EVALUATE: Phase = "evaluate"

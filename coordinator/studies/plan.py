@@ -15,7 +15,9 @@ from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
 from protocol.dataset import DatasetSchema
 from protocol.errors import CloisterError
-from protocol.study import MINIMUM_CELL, PlannedApprover, PlannedSite, StudyPlan, StudySpec
+from protocol.plan import PlannedApprover, PlannedSite
+from protocol.proposal import MINIMUM_CELL
+from protocol.study import StudyPlan, StudySpec
 
 APPROVER_ROLES = ("compliance_officer", "clinical_lead")
 

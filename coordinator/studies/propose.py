@@ -43,8 +43,9 @@ from protocol.envelope import Envelope, open_json
 from protocol.envelope import seal as sign
 from protocol.errors import Malformed, Refused
 from protocol.identifiers import Role
+from protocol.plan import PlannedApprover
 from protocol.signing import VerifyingKey
-from protocol.study import PlannedApprover, StudyPlan, StudySpec
+from protocol.study import StudyPlan, StudySpec
 from protocol.timestamp import timestamp
 
 

@@ -22,7 +22,8 @@ from sklearn.metrics import roc_auc_score
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.dpsgd.noise import standard_gaussian
 from privacy.entropy import KeyStream
-from protocol.study import MINIMUM_TRAINS_ALONE, StudySpec
+from protocol.proposal import MINIMUM_TRAINS_ALONE
+from protocol.study import StudySpec
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # the accountant's numerical notes are not for people
 Matrix = NDArray[np.float64]

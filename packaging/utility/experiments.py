@@ -17,7 +17,7 @@ from privacy.accounting.epsilon import epsilon as epsilon_of
 from privacy.entropy import Float64
 from privacy.local.network import Network
 from privacy.parameters import Mechanism, site_noise_multiplier
-from protocol.study import MINIMUM_TRAINS_ALONE
+from protocol.proposal import MINIMUM_TRAINS_ALONE
 
 EPSILONS = (0.5, 1.0, 2.0, 3.0, 8.0)
 TOLERATED = (0, 1, 2)

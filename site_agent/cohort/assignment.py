@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Collection, Mapping
 
-from protocol.study import held_out_count
+from protocol.proposal import held_out_count
 
 
 def hash_patient(secret: bytes, identity: str) -> bytes:

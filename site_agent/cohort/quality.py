@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.dataset import NumberLabel
-from protocol.study import MINIMUM_CELL
+from protocol.proposal import MINIMUM_CELL
 from protocol.table import Table
 from site_agent.cohort.snapshot import Draft
 

@@ -22,7 +22,7 @@ from protocol.canonical import canonical
 from protocol.dataset import DatasetSchema
 from protocol.delimited import DatasetRefused
 from protocol.errors import CloisterError
-from protocol.study import MINIMUM_CELL
+from protocol.proposal import MINIMUM_CELL
 from protocol.timestamp import timestamp
 from site_agent.cohort.assignment import hold_out
 from site_agent.cohort.tables import Snapshot, SnapshotPatient

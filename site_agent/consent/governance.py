@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from policies.packs import Policy, builtin_packs, policy_from
 from protocol.errors import CloisterError
 from protocol.identifiers import ColumnName, Frozen, Label
-from protocol.study import Jurisdiction
+from protocol.proposal import Jurisdiction
 from site_agent.durable_files import write_durably
 from site_agent.settings import SiteHome
 

@@ -12,7 +12,8 @@ from privacy.errors import PrivacyError
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
 from protocol.errors import Malformed
-from protocol.study import MINIMUM_CELL, StudyPlan
+from protocol.proposal import MINIMUM_CELL
+from protocol.study import StudyPlan
 from protocol.witness_policy import WitnessPolicy
 from site_agent.consent.facts import Epsilons, LocalData
 from site_agent.training.states import Charge

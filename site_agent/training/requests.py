@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from protocol.canonical import sha256_hex
 from protocol.envelope import Envelope, open_json
 from protocol.errors import BadSignature, Malformed
+from protocol.proposal import MINIMUM_CELL
 from protocol.round import (
     KEY_ADVERT_TYPE,
     KEY_ENCAPSULATION_TYPE,
@@ -26,7 +27,7 @@ from protocol.round import (
     envelopes_from_body,
 )
 from protocol.signing import VerifyingKey
-from protocol.study import MINIMUM_CELL, StudyPlan
+from protocol.study import StudyPlan
 from site_agent.training.states import AttemptRefused
 
 KEY_STEPS = {"query.keys": "advertise", "query.encapsulate": "encapsulate", "query.establish": "establish"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from privacy.parameters import CLIP_STEPS, MODULUS, Grid, plan_grid
-from protocol.study import SecureSum, StudyPlan
+from protocol.plan import SecureSum
+from protocol.study import StudyPlan
 
 LARGEST_INITIAL = math.sqrt(3.0)
 """No first weight is beyond sqrt(6 / (fan in + fan out)), and the two are at least 1 each."""

@@ -14,9 +14,10 @@ from coordinator.rounds.exchange import Unreached
 from privacy.errors import MissingContributors
 from protocol.canonical import sha256_hex
 from protocol.envelope import seal
+from protocol.plan import PlannedSite
 from protocol.round import CONTRIBUTION_TYPE, Contribution, Packet, RoundRequest
 from protocol.signing import SigningKey
-from protocol.study import PlannedSite, StudyPlan
+from protocol.study import StudyPlan
 from tests.site_agent.federation_of_sites import federation, mlp
 
 DIGEST = "sha256:" + "1" * 64

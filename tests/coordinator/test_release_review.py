@@ -31,9 +31,9 @@ from protocol.errors import CloisterError, Refused
 from protocol.evaluation import ClassificationReport, Interval
 from protocol.identifiers import Role
 from protocol.model import parameter_count
+from protocol.proposal import Governance
 from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement
 from protocol.signing import SigningKey
-from protocol.study import Governance
 from site_agent.releases.trusted_release import TrustRoot, verify
 from tests.coordinator.appliances import Made, TestSite
 from tests.releases import SCHEMA, SITES, Maker

@@ -27,7 +27,7 @@ from coordinator.rounds.states import (
     next_action,
     replay,
 )
-from protocol.study import Stage
+from protocol.plan import Stage
 
 SITES = ("a", "b", "c", "d")
 EVERYBODY = frozenset(SITES)

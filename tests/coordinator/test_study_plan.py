@@ -27,8 +27,9 @@ from privacy.accounting.gaussian import gaussian_epsilon
 from privacy.parameters import Mechanism
 from protocol.canonical import sha256_hex
 from protocol.identifiers import Role
+from protocol.plan import PlannedApprover
 from protocol.signing import SigningKey
-from protocol.study import PlannedApprover, StudyPlan, StudySpec
+from protocol.study import StudyPlan, StudySpec
 from tests.simulator.federation import NAMES, SCHEMA, study_spec
 
 KEYS = {name: SigningKey.generate().public.text for name in (*NAMES, "carl", "lena", "mona", "coordinator")}

@@ -27,6 +27,8 @@ from protocol.dataset import DatasetSchema, Feature, LabelRule
 from protocol.envelope import Envelope, open_json, seal
 from protocol.model import LogisticRegression, MultilayerPerceptron
 from protocol.note import KeyType, VerifierKey
+from protocol.plan import PlannedApprover, PlannedSite
+from protocol.proposal import Governance, LegalBasis, Privacy, Purpose
 from protocol.round import (
     CONTRIBUTION_TYPE,
     KEY_REQUEST_TYPE,
@@ -39,18 +41,7 @@ from protocol.round import (
     envelopes_to_body,
 )
 from protocol.signing import SigningKey
-from protocol.study import (
-    Evaluation,
-    Governance,
-    LegalBasis,
-    PlannedApprover,
-    PlannedSite,
-    Privacy,
-    Purpose,
-    StudyPlan,
-    StudySpec,
-    Training,
-)
+from protocol.study import Evaluation, StudyPlan, StudySpec, Training
 from protocol.timestamp import timestamp
 from protocol.witness_policy import WitnessPolicy, required_quorum
 from site_agent.cohort import snapshot as snapshots

@@ -15,8 +15,9 @@ from protocol.consent import CONSENT_TYPE, PLAN_TYPE, Consent
 from protocol.envelope import Envelope, open_json, seal
 from protocol.errors import BadSignature, Malformed
 from protocol.note import KeyType, VerifierKey
+from protocol.proposal import LegalBasis
 from protocol.signing import SigningKey, VerifyingKey
-from protocol.study import Evaluation, LegalBasis, StudyPlan
+from protocol.study import Evaluation, StudyPlan
 from protocol.witness_policy import WitnessPolicy
 from site_agent.consent import governance
 from site_agent.consent.delivery import deliver
