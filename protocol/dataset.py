@@ -188,6 +188,9 @@ class NumberLabel(Frozen):
         return (float(value) - self.center) / self.scale
 
 
+Outcome = SurvivalLabel | LabelRule | NumberLabel
+
+
 def _present(record: Mapping[str, Value], column: str) -> float | int | str:
     value = record.get(column)
     if value is None:
@@ -204,7 +207,7 @@ class DatasetSchema(Frozen):
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_FEATURES)] = ()
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
-    label: SurvivalLabel | LabelRule | NumberLabel
+    label: Outcome
 
     @model_validator(mode="after")
     def _distinct(self) -> DatasetSchema:

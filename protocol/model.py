@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from protocol.architectures import NETWORKS, NetworkModel, misfit
+from protocol.dataset import NumberLabel, Outcome, SurvivalLabel
 from protocol.identifiers import Frozen
 from protocol.media import Shape
 
@@ -42,7 +43,13 @@ class DiscreteTimeSurvival(Frozen):
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=4)] = ()
 
 
-TableModel = LogisticRegression | MultilayerPerceptron | DiscreteTimeSurvival
+class LinearRegression(Frozen):
+    """w . x + b for a label of kind number, in units of its scale; half the squared error."""
+
+    architecture: Literal["linear_regression"]
+
+
+TableModel = LogisticRegression | LinearRegression | MultilayerPerceptron | DiscreteTimeSurvival
 Model = TableModel | NetworkModel
 
 
@@ -60,13 +67,35 @@ ModelSpec = Annotated[Annotated[Model, Field(discriminator="architecture")], Bef
 
 def layer_widths(model: TableModel, inputs: int) -> tuple[int, ...]:
     """(inputs, hidden ..., outputs)."""
-    hidden = () if isinstance(model, LogisticRegression) else model.hidden
+    hidden = () if isinstance(model, LogisticRegression | LinearRegression) else model.hidden
     return (inputs, *hidden, model.intervals if isinstance(model, DiscreteTimeSurvival) else 1)
 
 
-def loss_of(model: Model) -> Literal["logistic", "hazard"]:
-    """What is minimised, by the name that `privacy.local.network` gives it."""
-    return "hazard" if isinstance(model, DiscreteTimeSurvival) else "logistic"
+Loss = Literal["logistic", "hazard", "squared"]
+
+
+def loss_of(model: Model) -> Loss:
+    """What is minimised, by the name that `privacy.local.outcome` gives it."""
+    if isinstance(model, DiscreteTimeSurvival):
+        return "hazard"
+    return "squared" if isinstance(model, LinearRegression) else "logistic"
+
+
+def label_misfit(model: Model, label: Outcome) -> str | None:
+    """Why the model can't learn this outcome; None where it can."""
+    edges = len(label.edges) if isinstance(label, SurvivalLabel) else None
+    intervals = model.intervals if isinstance(model, DiscreteTimeSurvival) else None
+    if intervals != edges:
+        return (
+            f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
+            f"{edges or 'none'}: discrete_time_survival needs a label with as many edges, other models one without"
+        )
+    if (loss_of(model) == "squared") != isinstance(label, NumberLabel):
+        return (
+            f"{model.architecture} and the data set's label do not fit: linear_regression needs a label of kind "
+            "number, other models one with an operator and a value"
+        )
+    return None
 
 
 def model_misfit(model: Model, shape: Shape) -> str | None:

@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.dataset import NumberLabel, SurvivalLabel
 from protocol.evaluation import cells, kind_of
 from protocol.identifiers import Frozen, SiteName
-from protocol.model import DiscreteTimeSurvival, ModelSpec, model_misfit, parameter_count
+from protocol.model import ModelSpec, label_misfit, model_misfit, parameter_count
 from protocol.plan import Plan, SecureSum, Stage
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Proposal
 from protocol.round import Phase
@@ -53,16 +52,8 @@ class StudySpec(Proposal):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
-        label = self.dataset.label
-        if isinstance(label, NumberLabel):
-            raise ValueError("no model here predicts a number yet")
-        edges = len(label.edges) if isinstance(label, SurvivalLabel) else None
-        intervals = self.model.intervals if isinstance(self.model, DiscreteTimeSurvival) else None
-        if intervals != edges:
-            raise ValueError(
-                f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
-                f"{edges or 'none'}: discrete_time_survival needs a label with as many edges, other models one without"
-            )
+        if (unlearnable := label_misfit(self.model, self.dataset.label)) is not None:
+            raise ValueError(unlearnable)
         if (reason := model_misfit(self.model, self.dataset.shape)) is not None:
             raise ValueError(reason)
         if len(set(self.recipients)) != len(self.recipients):

@@ -14,9 +14,9 @@ from coordinator.client.simulated_media import made_up_media
 from coordinator.client.simulation import SimulationRefused
 from coordinator.client.spec_file import SpecFile, read_limited
 from privacy.entropy import Float64
-from privacy.local.network import sigmoid
+from privacy.local.outcome import sigmoid
 from privacy.local.patients import Cohort, Group, part
-from protocol.dataset import Feature, Value
+from protocol.dataset import Feature, NumberLabel, Value
 from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.model import DiscreteTimeSurvival
 from protocol.proposal import held_out_count
@@ -172,6 +172,9 @@ def _column(feature: Feature, count: int, random: np.random.Generator) -> list[V
 
 def _outcomes(spec: StudySpec, odds: Float64, random: np.random.Generator) -> Float64:
     """(N,) log-odds -> (N,) labels."""
+    if isinstance(spec.dataset.label, NumberLabel):
+        # Two thirds of the variance follow the rule.
+        return np.asarray((odds / _SIGNAL) * math.sqrt(2 / 3) + random.normal(0.0, math.sqrt(1 / 3), odds.size))
     if not isinstance(spec.model, DiscreteTimeSurvival):
         return (random.random(odds.size) < sigmoid(odds)).astype(np.float64)
     # Half of the people have the event before the horizon, about one in five is lost from sight before.

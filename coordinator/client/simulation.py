@@ -39,8 +39,9 @@ from privacy.secagg.field import WIRE
 from privacy.secagg.quantization import quantize
 from protocol.architectures import NETWORKS
 from protocol.canonical import sha256_hex
+from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
-from protocol.evaluation import EvaluationReport
+from protocol.evaluation import EvaluationReport, residual_limit
 from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 from protocol.plan import PlannedSite
@@ -154,8 +155,8 @@ def site_vector(
             planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
         ).site_std
     if phase != TRAIN:
-        bins = spec.evaluation.bins
-        return score_histogram(patients.held_out, network, parameters, bins=bins, noise_std=std, entropy=entropy)
+        cells = planned.length
+        return score_histogram(patients.held_out, network, parameters, cells=cells, noise_std=std, entropy=entropy)
     clip, rate = spec.training.clip, spec.training.sampling_rate
     if std is None:
         return clipped_gradient_sum(
@@ -225,12 +226,20 @@ def _sum(
 
 
 def exact_measure(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
-    """AUC of the held-out patients of all sites whose outcome is known; None where they have one outcome."""
+    """Over the held-out patients of all sites: the AUC of those whose outcome is known, None where they have one; the
+    RMSE for a number, in its unit, of residuals cut to the limit; the mean of what is measured otherwise."""
     network = network_of(plan.spec.model, plan.spec.dataset.shape)
     found = [network.scores(weights, patients.held_out) for patients in sites.values()]
     scores = np.concatenate([site.scores for site in found])
     labels = np.concatenate([site.labels for site in found])
-    return float(roc_auc_score(labels, scores)) if np.unique(labels).size == 2 else None
+    label = plan.spec.dataset.label
+    if isinstance(label, NumberLabel):
+        residuals = (2.0 * scores - 1.0) * residual_limit(label)
+        return float(np.sqrt(np.mean(residuals**2))) if residuals.size else None
+    if found[0].groups == 1:
+        return float(scores.mean()) if scores.size else None
+    known = labels < 2
+    return float(roc_auc_score(labels[known], scores[known])) if np.unique(labels[known]).size == 2 else None
 
 
 def seeded_entropy(*numbers: int) -> Entropy:

@@ -10,6 +10,7 @@ import numpy as np
 from privacy.dpsgd.noise import add_gaussian
 from privacy.dpsgd.sampling import poisson_sample
 from privacy.entropy import Entropy, Float64, KeyStream
+from privacy.errors import ParameterError
 from privacy.local.model import CPU, Hardware, LocalModel
 from privacy.local.patients import Group
 
@@ -60,17 +61,21 @@ def score_histogram(
     model: LocalModel,
     parameters: Float64,
     *,
-    bins: int,
+    cells: int,
     noise_std: float | None,
     entropy: Entropy,
     hardware: Hardware = CPU,
 ) -> Float64:
-    """(2 bins,) float64: how many held-out patients score in each of `bins` equal parts of [0, 1], those of label 0
-    first; at most one count per patient, so the L2 sensitivity is 1. noise_std: this site's share; None: exact.
+    """(cells,) float64: how many held-out patients score in each of cells / groups equal parts of [0, 1], one group of
+    them after another; at most one count per patient, so the L2 sensitivity is 1. noise_std: this site's share; None:
+    exact. Raises ParameterError for cells that the model's groups do not divide.
     """
     found = model.scores(parameters, group, hardware)
+    bins, rest = divmod(cells, found.groups)
+    if rest or bins < 1:
+        raise ParameterError(f"{cells} cells hold no {found.groups} groups.", "Take the cells from the plan.")
     place = np.minimum((found.scores * bins).astype(np.int64), bins - 1) + bins * found.labels.astype(np.int64)
-    histogram = np.bincount(place, minlength=2 * bins).astype(np.float64)
+    histogram = np.bincount(place, minlength=cells).astype(np.float64)
     if noise_std is not None:
         add_gaussian(histogram, noise_std, KeyStream.fresh(entropy))
     return histogram

@@ -33,10 +33,15 @@ CPU = Hardware()
 
 @dataclass(frozen=True)
 class PatientScores:
-    """One entry per patient whose outcome is known. scores: (n,) float64 in [0, 1]. labels: (n,) of 0 and 1."""
+    """One entry per patient who is counted. scores: (n,) float64 in [0, 1]. labels: (n,) of 0 .. groups - 1.
+
+    groups 2: the outcome, 0 or 1. groups 3: 2 is an outcome that nobody knows. groups 1: the score itself says how well
+    the patient was predicted.
+    """
 
     scores: Float64
     labels: Float64
+    groups: int = 2
 
 
 class LocalModel(Protocol):
@@ -62,15 +67,18 @@ class LocalModel(Protocol):
         """A score per patient; one that is no number counts as 0.5. Raises ParameterError as above."""
 
 
-def scores_by_patient(scores: Float64, outcomes: Float64, group: Group) -> PatientScores:
+def scores_by_patient(scores: Float64, outcomes: Float64, group: Group, groups: int = 2) -> PatientScores:
     """(R,) scores in [0, 1] and (R,) outcomes, 0, 1 or NaN for unknown -> the mean score over a patient's records, and
-    the label of at least half of them.
+    the label of at least half of them. A patient with a record of unknown outcome is unknown: of 3 groups in the
+    third, of 2 left out.
 
     A score that is no number (the parameters overflow) counts as 0.5: an error would tell, without noise, that there
     is such a record.
     """
-    known = ~np.isnan(outcomes)
-    rows = np.stack([np.nan_to_num(scores, nan=0.5).clip(0.0, 1.0)[known], outcomes[known]], axis=1)
-    means = average_by_patient(rows, group.patient[known], group.patients)
-    seen = np.bincount(group.patient[known], minlength=group.patients) > 0
-    return PatientScores(means[seen, 0], (means[seen, 1] >= 0.5).astype(np.float64))
+    unknown = np.isnan(outcomes)
+    rows = np.stack([np.nan_to_num(scores, nan=0.5).clip(0.0, 1.0), np.where(unknown, 0.0, outcomes)], axis=1)
+    means = average_by_patient(rows, group.patient, group.patients)
+    lost = np.bincount(group.patient[unknown], minlength=group.patients) > 0
+    labels = np.where(lost, 2.0, (means[:, 1] >= 0.5).astype(np.float64)) if groups > 1 else np.zeros(group.patients)
+    kept = (np.bincount(group.patient, minlength=group.patients) > 0) & (labels < groups)
+    return PatientScores(means[kept, 0], labels[kept], groups)

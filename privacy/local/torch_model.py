@@ -39,12 +39,16 @@ class TorchModel:
         inputs: Callable[[Array], Tensor] | None = None,
         targets: Callable[[Array], Tensor] | None = None,
         outcomes: Callable[[Array], Float64] | None = None,
+        groups: int = 2,
+        fit: Callable[[Tensor, Tensor], Tensor] | None = None,
         engine: Engine = "auto",
     ) -> None:
         """build: the module, all of whose parameters train; called once. loss: (outputs, targets) of r records -> (r,).
         score: outputs -> (r,) in [0, 1]. inputs, targets: what the module and the loss take for a group's x and y (r,
         ...); by default the same numbers in the parameters' precision. outcomes: y -> (r,) what the score predicts, 0,
-        1, or NaN for unknown; by default y itself. engine: "vmap" for a module that takes one record at a time.
+        1, or NaN for unknown; by default y itself. groups: 3 where unknown outcomes are counted apart. fit: (outputs,
+        targets) -> (r,) in [0, 1], how well each record was predicted, counted in place of a score. engine: "vmap" for
+        a module that takes one record at a time.
 
         Raises ParameterError for layers that cannot be private.
         """
@@ -56,6 +60,7 @@ class TorchModel:
         self._inputs = inputs or self._same
         self._targets = targets or self._same
         self._outcomes = outcomes or (lambda y: np.asarray(y, dtype=np.float64))
+        self._fit, self._groups = fit, groups
         self._flat = torch.cat([p.detach().flatten() for p in self._trained])
         self._gradients: dict[tuple[float, int, Hardware], PrivateGradients] = {}
         self._at_once: dict[tuple[tuple[int, ...], int], int] = {}
@@ -97,8 +102,13 @@ class TorchModel:
             for start in range(0, found.size, size):
                 rows = slice(start, start + size)
                 outputs = self._forward(self._inputs(group.x[rows]).to(hardware.device))
-                found[rows] = self._score(outputs).double().cpu().numpy()
-        return scores_by_patient(found, self._outcomes(group.y), group)
+                found[rows] = self._judged(outputs, group.y[rows]).double().cpu().numpy()
+        if self._fit is not None:
+            return scores_by_patient(found, np.zeros(found.size), group, 1)
+        return scores_by_patient(found, self._outcomes(group.y), group, self._groups)
+
+    def _judged(self, outputs: Tensor, y: Array) -> Tensor:
+        return self._score(outputs) if self._fit is None else self._fit(outputs, self._targets(y).to(outputs.device))
 
     def _forward(self, inputs: Tensor) -> Tensor:
         if self._engine != "vmap":

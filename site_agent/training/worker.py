@@ -100,7 +100,7 @@ class WorkerState:
             self._cohort.held_out,
             self._ready(header["model"]),
             _vector(body),
-            bins=int(header["bins"]),
+            cells=int(header["cells"]),
             noise_std=None if std is None else float(std),
             entropy=os.urandom,
             hardware=self._hardware(),

@@ -153,7 +153,7 @@ def _step(plan: StudyPlan, phase: Phase) -> dict[str, Any]:
         case "train":
             return {"clip": plan.spec.training.clip, "sampling_rate": plan.spec.training.sampling_rate}
         case "evaluate":
-            return {"bins": plan.spec.evaluation.bins}
+            return {"cells": plan.secure_sum(phase, plan.names).length}
 
 
 def _failed(reason: str) -> WorkerFailed:

@@ -11,7 +11,8 @@ import torch
 
 from privacy.errors import ParameterError
 from privacy.local.contribution import private_gradient_sum, score_histogram
-from privacy.local.network import Network, hazard_targets
+from privacy.local.network import Network
+from privacy.local.outcome import hazard_targets
 from privacy.local.patients import Group
 
 INTERVALS = 3
@@ -106,13 +107,67 @@ def test_the_score_is_the_chance_of_the_event_before_the_last_interval_ends() ->
     assert np.isnan(network.outcomes(np.array([0.0, 2.0]))).all()  # lost from sight before the end
 
 
-def test_a_patient_lost_from_sight_is_counted_in_no_bin() -> None:
+def test_a_patient_lost_from_sight_is_counted_apart() -> None:
     network = Network((1, 2), "hazard")
     people = Group(np.zeros((4, 1)), np.array([1.0, 2.0, 0.0, 4.0]), np.array([0, 1, 1, 2]), 3)
     found = network.scores(np.zeros(4), people)
-    assert (found.scores.tolist(), found.labels.tolist()) == ([0.75, 0.75], [1.0, 0.0])
-    counts = score_histogram(people, network, np.zeros(4), bins=4, noise_std=None, entropy=entropy_of(1))
-    assert counts.tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert (found.scores.tolist(), found.labels.tolist(), found.groups) == ([0.75] * 3, [1.0, 2.0, 0.0], 3)
+    counts = score_histogram(people, network, np.zeros(4), cells=12, noise_std=None, entropy=entropy_of(1))
+    assert counts.tolist() == [0, 0, 0, 1] * 3
+
+
+def test_a_number_is_learned_by_squared_error_and_judged_by_its_residual() -> None:
+    network = Network((2, 1), "squared")
+    x, y = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), np.array([2.0, 0.0, 9.0])
+    people = Group(x, y, np.array([0, 0, 1]), 2)
+    parameters = np.array([0.5, -0.5, 1.0])
+    rows = ((x @ parameters[:2] + 1.0 - y)[:, None]) * np.c_[x, np.ones(3)]
+    each = [rows[:2].mean(axis=0), rows[2]]
+    clipped = sum(row * min(1.0, 0.25 / np.linalg.norm(row)) for row in each)
+    np.testing.assert_allclose(network.gradient_sum(parameters, people, 0.25), clipped, rtol=1e-6)
+    # The first patient's residuals are -0.5 and 0.5, the second's -8, which counts as -3.
+    found = network.scores(parameters, people)
+    assert (found.scores.tolist(), found.groups) == ([0.5, 0.0], 1)
+    counts = score_histogram(people, network, parameters, cells=6, noise_std=None, entropy=entropy_of(1))
+    assert counts.tolist() == [1, 0, 0, 1, 0, 0]
+    with pytest.raises(ParameterError, match="hold no 3 groups"):
+        score_histogram(people, Network((2, 1), "hazard"), parameters, cells=8, noise_std=None, entropy=entropy_of(1))
+    with pytest.raises(ParameterError):
+        network.chances(parameters, x)
+
+
+def test_torch_judges_every_outcome_as_numpy_does() -> None:
+    random = np.random.default_rng(1)
+    for loss, outputs, y in (
+        ("logistic", 1, np.array([0.0, 1.0, 1.0, 0.0])),
+        ("hazard", 2, np.array([0.0, 1.0, 3.0, 4.0])),
+        ("squared", 1, np.array([-9.0, 0.2, 0.4, 9.0])),
+    ):
+        flat, deep = Network((3, outputs), loss), Network((3, 4, outputs), loss)
+        for network in (flat, deep):
+            parameters = random.normal(size=network.parameters)
+            people = Group(random.normal(size=(4, 3)), y, np.arange(4), 4)
+            here, there = network.scores(parameters, people), network._in_torch.scores(parameters, people)
+            np.testing.assert_allclose(here.scores, there.scores, atol=1e-6)
+            assert (here.labels.tolist(), here.groups) == (there.labels.tolist(), there.groups)
+            np.testing.assert_allclose(
+                network.gradient_sum(parameters, people, 0.5),
+                network._in_torch.gradient_sum(parameters, people, 0.5),
+                atol=1e-5,
+            )
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_nobody_moves_a_sum_of_squared_errors_by_more_than_the_clip(size: int) -> None:
+    """However far a label lies: the L2 distance of the sums with and without a patient is at most the clip."""
+    network, random = Network((3, 1), "squared"), np.random.default_rng(size)
+    parameters = random.normal(size=4)
+    x, y = random.normal(size=(6 * size, 3)), random.normal(size=6 * size)
+    y[:size] = 1e9
+    people = Group(x, y, np.repeat(np.arange(6), size), 6)
+    rest = Group(x[size:], y[size:], np.repeat(np.arange(5), size), 5)
+    difference = network.gradient_sum(parameters, people, 0.25) - network.gradient_sum(parameters, rest, 0.25)
+    assert np.linalg.norm(difference) <= 0.25 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("widths", [(4,), (4, 0), (4, 2, 2)])

@@ -14,15 +14,11 @@ from coordinator.client.simulation import network_of, seeded_entropy, simulate, 
 from coordinator.releases.onnx_model import build
 from coordinator.rounds.optimiser import from_bytes
 from coordinator.studies.states import StudyState
-from privacy.entropy import Entropy
 from privacy.local.contribution import private_gradient_sum, score_histogram
-from privacy.local.model import LocalModel
 from privacy.local.patients import Cohort, Group, part
 from protocol.evaluation import read_report
-from protocol.round import Phase
-from protocol.study import StudyPlan
-from site_agent.training.architectures.catalogue import local_model
 from site_agent.training.sums import sum_parameters
+from tests.simulator.computing_worker import ComputingWorker, planned_model
 from tests.simulator.federation import NAMES, SCHEMA, Federation, study_spec
 
 Begin = Callable[..., str]
@@ -45,54 +41,6 @@ def cohort_of(site: str) -> Cohort:
 
 
 COHORTS = {name: cohort_of(name) for name in NAMES}
-
-
-def _local_model(plan: StudyPlan) -> LocalModel:
-    return local_model(plan.spec.model, plan.spec.dataset.width)
-
-
-class ComputingWorker:
-    """The site's own step on known patients, with the bytes that the simulation draws, in the same order."""
-
-    def __init__(self, cohort: Cohort, entropy: Entropy) -> None:
-        self._cohort = cohort
-        self._entropy = entropy
-        self.noisy_steps = 0
-
-    def open(self, plan: StudyPlan, snapshot: str) -> None:
-        del plan, snapshot
-
-    def reset(self) -> None:
-        """Nothing is kept."""
-
-    def compute(
-        self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
-    ) -> bytes:
-        del round_number
-        if phase == "evaluate":
-            return self._evaluate(plan, body, noise_std)
-        assert noise_std is not None
-        return self._train(plan, body, noise_std)
-
-    def _train(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
-        training = plan.spec.training
-        total = private_gradient_sum(
-            self._cohort.training, _local_model(plan), from_bytes(parameters), clip=training.clip,
-            sampling_rate=training.sampling_rate, noise_std=noise_std, entropy=self._entropy,
-        )  # fmt: skip
-        return self._give(total)
-
-    def _evaluate(self, plan: StudyPlan, parameters: bytes, noise_std: float | None) -> bytes:
-        counts = score_histogram(
-            self._cohort.held_out, _local_model(plan), from_bytes(parameters), bins=plan.spec.evaluation.bins,
-            noise_std=noise_std, entropy=self._entropy,
-        )  # fmt: skip
-        return self._give(counts)
-
-    def _give(self, vector: np.ndarray) -> bytes:
-        self.noisy_steps += 1
-        self._entropy(32)  # the simulation rounds onto the grid here; a site does so with bytes of its own
-        return vector.astype("<f8").tobytes()
 
 
 @pytest.mark.parametrize("model", MODELS, ids=IDS)
@@ -141,7 +89,7 @@ def test_a_simulated_site_computes_the_site_s_own_step_bit_for_bit(
     _, std = sum_parameters(plan.secure_sum("train", NAMES))
     assert std is not None
     own = private_gradient_sum(
-        patients.training, _local_model(plan), parameters, clip=spec.training.clip,
+        patients.training, planned_model(plan), parameters, clip=spec.training.clip,
         sampling_rate=spec.training.sampling_rate, noise_std=std, entropy=seeded_entropy(1),
     )  # fmt: skip
     assert site_vector(plan, "train", NAMES, patients, parameters, seeded_entropy(1)).tobytes() == own.tobytes()
@@ -149,9 +97,9 @@ def test_a_simulated_site_computes_the_site_s_own_step_bit_for_bit(
     _, std = sum_parameters(plan.secure_sum("evaluate", NAMES))
     counts = score_histogram(
         patients.held_out,
-        _local_model(plan),
+        planned_model(plan),
         parameters,
-        bins=spec.evaluation.bins,
+        cells=2 * spec.evaluation.bins,
         noise_std=std,
         entropy=seeded_entropy(4),
     )
@@ -172,7 +120,7 @@ def test_a_simulated_site_computes_the_site_s_own_survival_step(hidden: list[int
     _, std = sum_parameters(plan.secure_sum("train", NAMES))
     assert std is not None
     own = private_gradient_sum(
-        group, _local_model(plan), parameters, clip=spec.training.clip, sampling_rate=spec.training.sampling_rate,
+        group, planned_model(plan), parameters, clip=spec.training.clip, sampling_rate=spec.training.sampling_rate,
         noise_std=std, entropy=seeded_entropy(1),
     )  # fmt: skip
     cohort = Cohort(group, COHORTS["berlin"].held_out)

@@ -186,7 +186,7 @@ def test_the_histogram_counts_each_held_out_patient_once(model: LogisticRegressi
         part(x, y, patient, held_out).held_out,
         local_model(model, 4),
         parameters,
-        bins=10,
+        cells=20,
         noise_std=None,
         entropy=entropy_of(11),
     )
@@ -201,7 +201,7 @@ def test_the_histogram_counts_each_held_out_patient_once(model: LogisticRegressi
         part(x, y, patient, held_out).held_out,
         local_model(model, 4),
         parameters,
-        bins=10,
+        cells=20,
         noise_std=3.0,
         entropy=entropy_of(12),
     )
@@ -211,7 +211,7 @@ def test_the_histogram_counts_each_held_out_patient_once(model: LogisticRegressi
 def test_a_certain_score_falls_into_the_last_bin() -> None:
     parameters = np.array([0.0, 0.0, 0.0, 0.0, 800.0])
     histogram = score_histogram(
-        part(*data(13)).held_out, local_model(LOGISTIC, 4), parameters, bins=4, noise_std=None, entropy=entropy_of(14)
+        part(*data(13)).held_out, local_model(LOGISTIC, 4), parameters, cells=8, noise_std=None, entropy=entropy_of(14)
     )
     assert histogram[3] + histogram[7] == histogram.sum() > 0
 
@@ -223,7 +223,7 @@ def test_parameters_that_do_not_fit_are_refused(parameters: np.ndarray) -> None:
             part(*data(15)).held_out,
             local_model(LOGISTIC, 4),
             parameters,
-            bins=4,
+            cells=8,
             noise_std=None,
             entropy=entropy_of(16),
         )
@@ -246,7 +246,7 @@ def test_a_hostile_model_never_makes_the_answer_fail_by_what_a_patient_holds(
         assert not np.isfinite(x[0] * hostile[:8]).all()
         held_out = part(x, y, patient, np.ones(3, dtype=bool)).held_out
         counts = score_histogram(
-            held_out, local_model(model, 8), hostile, bins=4, noise_std=None, entropy=entropy_of(seed)
+            held_out, local_model(model, 8), hostile, cells=8, noise_std=None, entropy=entropy_of(seed)
         )
         training = part(x, y, patient, np.zeros(3, dtype=bool)).training
         total = private_gradient_sum(

@@ -1,0 +1,142 @@
+"""Studies of other outcomes than yes or no, over the real driver, participation and secure sum: what they report."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from coordinator.client.simulation import exact_measure
+from coordinator.database import transaction
+from coordinator.releases.model_card import write
+from coordinator.rounds.optimiser import from_bytes
+from coordinator.sites.repository import SiteRepository
+from coordinator.sites.tables import SiteDataset
+from coordinator.studies.plan import schema_digest
+from coordinator.studies.states import StudyState
+from privacy.local.patients import Cohort, part
+from protocol.dataset import DatasetSchema, NumberLabel, SurvivalLabel
+from protocol.evaluation import EvaluationReport, RegressionReport, SurvivalReport, read_report
+from protocol.release import EpsilonStatement
+from protocol.timestamp import timestamp
+from tests.simulator.computing_worker import ComputingWorker
+from tests.simulator.federation import NAMES, SCHEMA, Federation, study_spec
+
+PATIENTS, HELD_OUT = 300, 75
+PRESSURE = NumberLabel(
+    kind="number", name="pressure", column="mmhg", unit="mmHg", minimum=60, maximum=260, center=120, scale=20
+)
+DEATH = SurvivalLabel(name="death", column="dead", operator="==", value=1, time="months", edges=(6.0, 12.0, 24.0))
+
+
+def schema_of(label: NumberLabel | SurvivalLabel) -> DatasetSchema:
+    return DatasetSchema(name="hearts", features=SCHEMA.features, label=label)
+
+
+def cohort_of(site: str, schema: DatasetSchema) -> Cohort:
+    """Age decides: pressure rises by 1 mmHg a year, the hazard with age."""
+    random = np.random.default_rng(int.from_bytes(hashlib.sha256(site.encode()).digest()[:4], "big"))
+    ages = np.clip(random.normal(54, 9, PATIENTS), 20, 100)
+    x = np.array([schema.encode({"age": float(age), "sex": int(random.integers(0, 2))}) for age in ages])
+    if isinstance(schema.label, NumberLabel):
+        values = np.clip(120 + 2 * (ages - 54) + random.normal(0, 6, PATIENTS), 60, 260)
+        codes = [schema.label.code({"mmhg": float(value)}) for value in values]
+    else:
+        times = np.minimum(random.exponential(30 * np.exp(-(ages - 54) / 6)) + 0.01, 100)
+        ends = random.exponential(60, PATIENTS) + 0.01
+        records = [
+            {"dead": int(time <= end), "months": float(min(time, end))} for time, end in zip(times, ends, strict=True)
+        ]
+        codes = [float(schema.label.code(record)) for record in records]
+    return part(x, np.array(codes), np.arange(PATIENTS), np.arange(PATIENTS) < HELD_OUT)
+
+
+def run(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, study: str, schema: DatasetSchema, **changes: object
+) -> tuple[EvaluationReport, dict[str, Cohort], np.ndarray]:
+    """Propose, consent, train, evaluate; (report, the sites' patients, the candidate's weights)."""
+    entropy_source = np.random.default_rng(11)
+    cohorts = {name: cohort_of(name, schema) for name in NAMES}
+    federation.reset()
+    with transaction(federation.appliance.engine) as session:
+        for name, site in federation.sites.items():
+            row = SiteDataset(
+                site=name, name="other", schema_digest=schema_digest(schema), snapshot=site.snapshot,
+                patients=PATIENTS, held_out=HELD_OUT, registered_at=timestamp(federation.clock.now()),
+            )  # fmt: skip
+            SiteRepository(session).put_dataset(row)
+    for name, site in federation.sites.items():
+        monkeypatch.setattr(site, "worker", ComputingWorker(cohorts[name], entropy_source.bytes))
+        site.restart()
+    document: dict[str, object] = {
+        "dataset": schema.model_dump(mode="json"),
+        "justified_columns": ["age", "sex", *schema.label.columns],
+        "privacy": {"epsilon": 1.0, "delta": 1e-4, "retries": 1},
+        "training": {"rounds": 15, "sampling_rate": 0.5, "clip": 0.25, "learning_rate": 4.0},
+        "evaluation": {"mode": "exact", "bins": 10},
+    }
+    federation.ready(study_spec(study, **{**document, **changes}))
+    assert federation.driver(study).run() is StudyState.CANDIDATE, federation.row(study).detail
+    candidate = federation.candidate(study)
+    assert candidate is not None
+    report = read_report(candidate.evaluation)
+    evaluated = next(event for event in federation.events(study) if event.event == "candidate.evaluated")
+    assert evaluated.labels["measure"] == report.kind
+    card = write(
+        federation.plan(study), EpsilonStatement.model_validate_json(candidate.epsilon), report,
+        intended_use="research.heart", use_mode="research",
+    )  # fmt: skip
+    assert schema.label.name in card
+    return report, cohorts, from_bytes(candidate.weights)
+
+
+def test_linear_regression_learns_a_number_and_says_how_well(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, cohorts, weights = run(
+        federation, monkeypatch, "pressure-1", schema_of(PRESSURE), model={"architecture": "linear_regression"}
+    )
+    assert isinstance(report, RegressionReport)
+    assert (report.unit, report.limit, report.spread, report.held_out) == ("mmHg", 60.0, 20.0, 4 * HELD_OUT)
+    measured = exact_measure(federation.plan("pressure-1"), cohorts, weights)
+    assert measured is not None
+    assert report.rmse.value == pytest.approx(measured, abs=1.5)  # known to the width of a bin, 6 mmHg
+    spread = np.std(np.concatenate([cohort.held_out.y for cohort in cohorts.values()])) * 20
+    assert measured < 0.7 * spread  # the standard deviation of the values: what knowing nothing would give
+    assert report.skill.value is not None
+    assert report.skill.value > 0.5
+
+
+def test_survival_reports_those_who_were_lost(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, cohorts, weights = run(
+        federation, monkeypatch, "death-1", schema_of(DEATH),
+        model={"architecture": "discrete_time_survival", "intervals": 3},
+    )  # fmt: skip
+    assert isinstance(report, SurvivalReport)
+    codes = np.concatenate([cohort.held_out.y for cohort in cohorts.values()])
+    died, lost = codes % 2 == 1, (codes % 2 == 0) & (codes < 6)
+    assert report.lost.value == pytest.approx(lost.mean())
+    assert report.observed_least.value == pytest.approx(died.mean())
+    assert report.observed_most.value == pytest.approx((died | lost).mean())
+    measured = exact_measure(federation.plan("death-1"), cohorts, weights)
+    assert measured is not None
+    assert report.auc.value == pytest.approx(measured, abs=0.05)
+    assert measured > 0.7
+
+
+def test_a_noised_evaluation_of_a_number_carries_its_interval(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, cohorts, weights = run(
+        federation, monkeypatch, "pressure-2", schema_of(PRESSURE), model={"architecture": "linear_regression"},
+        evaluation={"mode": "noised", "epsilon": 3.0, "attempts": 1, "bins": 10},
+    )  # fmt: skip
+    assert isinstance(report, RegressionReport)
+    measured = exact_measure(federation.plan("pressure-2"), cohorts, weights)
+    low, high = report.rmse.low, report.rmse.high
+    assert measured is not None
+    assert low is not None
+    assert high is not None
+    assert low < measured < high
+    assert high - low > 2.0
