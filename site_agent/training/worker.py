@@ -55,10 +55,10 @@ class WorkerState:
             from site_agent.cohort.snapshot import load
             from site_agent.settings import SiteHome
 
+            self._cohort = self._model = None  # two snapshots need not fit into memory at once
             arrays = load(SiteHome(self._home), digest)
             self._cohort = part(arrays.x, arrays.y, arrays.patient, arrays.held_out)
             self._digest = digest
-            self._model = None
 
     def _ready(self, document: dict[str, Any]) -> Any:
         """The model of the document, the one of last time where it is the same: its engine keeps memory and proof."""
