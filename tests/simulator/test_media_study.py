@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -91,11 +92,14 @@ class WorkerHere(WorkerClient):
         super().__init__(home, gpu=False)
         self._state = WorkerState(home.path, gpu=False)
         self.noisy_steps = 0
+        self.returned: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def _ask(self, header: dict[str, Any], body: bytes, *, length: int, seconds: float) -> bytearray:
         result = bytearray(self._state.answer(header, bytearray(body)))
         assert len(result) == 8 * length
-        self.noisy_steps += header["op"] != "open"
+        if header["op"] != "open":
+            self.noisy_steps += 1
+            self.returned[sha256_hex(body)].append(np.frombuffer(result, dtype="<f8").copy())
         return result
 
 
@@ -181,17 +185,17 @@ def test_a_study_runs_from_files_to_a_prediction(
         justified_columns=[*schema.columns, "finding"],
         model=model,
         privacy={"epsilon": 8.0, "delta": 1e-4, "retries": 1},
-        training={"rounds": 25, "sampling_rate": 0.5, "clip": 1.0, "learning_rate": learning_rate, "momentum": 0.8},
+        training={"rounds": 15, "sampling_rate": 0.5, "clip": 1.0, "learning_rate": learning_rate, "momentum": 0.8},
     )
     begin(federation, spec)
     assert federation.driver(spec.study).run() is StudyState.CANDIDATE
-    invariants.check(federation, spec.study)
+    invariants.check(federation, spec.study, rounding=1e-5)
     candidate, plan = federation.candidate(spec.study), federation.plan(spec.study)
     assert candidate is not None
     report = read_report(candidate.evaluation)
     assert isinstance(report, ClassificationReport)
     assert report.held_out == sum(site.held_out for site in plan.sites) == 4 * 30
-    assert federation.charged(spec.study, NAMES[0]) == {False: 25, True: 1}
+    assert federation.charged(spec.study, NAMES[0]) == {False: 15, True: 1}
 
     statement = EpsilonStatement.model_validate_json(candidate.epsilon)
     files = model_files(plan, candidate.weights, statement, report, intended_use="test", use_mode="research")
