@@ -116,6 +116,7 @@ class Journal:
                 "model_before": committed.model_before,
                 "model": row.model_digest,
                 "contributions": committed.outcome.digest,
+                "engines": digest(committed.outcome.engines),
                 "decision": digest(committed.decision.to_dict()),
             },
             numbers={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
 from protocol.round import Phase
 from protocol.study import StudyPlan
@@ -78,6 +80,15 @@ class WorkerClient:
         header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase)}
         length = plan.secure_sum(phase, plan.names).length
         return self._ask(header, body, length=length, seconds=self._step_seconds)
+
+    def self_test(self) -> tuple[Check, ...]:
+        """What the engine's self-test finds, on made-up patients. Raises WorkerFailed."""
+        words = 3 * len(CHECKS)
+        answer = struct.unpack(f"<{words}d", self._ask({"op": "self-test"}, b"", length=words, seconds=START_SECONDS))
+        return tuple(
+            Check(name, passed == 1.0, measured, limit)
+            for name, passed, measured, limit in zip(CHECKS, answer[::3], answer[1::3], answer[2::3], strict=True)
+        )
 
     def close_if_idle(self) -> None:
         """End the child when it has had nothing to do for a minute."""

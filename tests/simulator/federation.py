@@ -62,6 +62,7 @@ from site_agent.training.budget_store import BudgetStore, ledger, reserve
 from site_agent.training.participate import Participant
 from site_agent.training.states import Budget
 from site_agent.training.worker_client import WorkerFailed
+from tests.tested_engine import mark_tested
 
 NAMES = ("aachen", "berlin", "cologne", "dresden")
 EPOCH = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -503,6 +504,7 @@ def _site(folder: Path, name: str, appliance: Appliance, clock: SimulatedClock) 
     folder.mkdir()
     (folder / "keys").mkdir()
     engine = create_database(folder / "site.db")
+    mark_tested(engine)
     snapshot = sha256_hex(name.encode())
     with site_transaction(engine) as session:
         session.add(
