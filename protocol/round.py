@@ -99,6 +99,8 @@ class RefusalCode(StrEnum):
     KEYS_DAMAGED = "keys-damaged"
     PARAMETERS_UNFIT = "parameters-unfit"
     MISSING_CONTRIBUTORS = "missing-contributors"
+    SELF_TEST_MISSING = "self-test-missing"
+    SELF_TEST_FAILED = "self-test-failed"
     INTERNAL = "internal"
 
 
@@ -137,7 +139,9 @@ class RoundRequest(Frozen):
 
 
 class Contribution(Frozen):
-    """Site -> coordinator: signs the masked vector (uint32 LE, `length` coordinates) for exactly one attempt."""
+    """Site -> coordinator: signs the masked vector (uint32 LE, `length` coordinates) for exactly one attempt.
+
+    engine: digest of the code that computed it, which passed the self-test at the site."""
 
     study: StudyId
     plan_digest: Digest
@@ -149,6 +153,7 @@ class Contribution(Frozen):
     model: Digest
     length: Annotated[int, Field(ge=1)]
     body: Digest
+    engine: Digest
 
 
 class RoundRefusal(Frozen):

@@ -26,13 +26,15 @@ from site_agent.clock import Clock, system_clock
 from site_agent.cohort.add import register_pending
 from site_agent.consent.delivery import deliver
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
-from site_agent.database import open_database
+from site_agent.database import open_database, transaction
 from site_agent.durable_files import write_durably
 from site_agent.keystore import SiteKeys, load_keys
 from site_agent.renewal import renew_if_due
 from site_agent.settings import SiteHome, SiteSettings, load_settings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.participate import Participant
+from site_agent.training.self_test import known
+from site_agent.training.self_test import run as run_self_test
 from site_agent.training.states import AttemptRefused
 from site_agent.training.worker_client import WorkerClient
 from site_agent.witness.cycle import LogMisbehaved, Witness
@@ -135,6 +137,7 @@ class Agent:
         _log.info("agent-started", site=self._settings.site)
         try:
             self._check_ledger()
+            self._check_engine()
             while not self._stop.is_set():
                 try:
                     with self._open_client() as client:
@@ -158,6 +161,19 @@ class Agent:
             _log.error("ledger-not-sound", code=refused.code.value)
         except CloisterError as error:
             _log.error("ledger-not-sound", code=error.code)
+
+    def _check_engine(self) -> None:
+        """Test the engine where this one has not passed here yet; every round is refused until it has."""
+        try:
+            with transaction(self._engine) as session:
+                found = known(session)
+            if found is None or not found.passed:
+                found = run_self_test(self._engine, self._worker, self._clock)
+                self._worker.close()
+                log = _log.info if found.passed else _log.error
+                log("self-test", engine=found.engine.digest, version=found.engine.version, passed=found.passed)
+        except CloisterError as error:
+            _log.error("self-test-not-kept", code=error.code)
 
     def _ask_for_work(self, client: CoordinatorClient, backoff: Backoff) -> None:
         """Poll until stopped or for as long as one connection is kept (its certificate may have been renewed)."""
@@ -283,7 +299,7 @@ def run(home: SiteHome, *, gpu: bool = True) -> None:
             stop=stop,
             client=lambda: CoordinatorClient(settings, keys),
             link=lambda: _fleet_connection(settings, keys),
-            worker=WorkerClient(home, gpu=gpu, site=settings.site),
+            worker=WorkerClient(home, gpu=gpu),
         ).run()
 
 

@@ -81,6 +81,39 @@ def agent(
     run(SiteHome.resolve(home), gpu=gpu)
 
 
+@app.command("self-test")
+def self_test(
+    gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="As for the agent.")] = True,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Audit the training engine on made-up patients, in seconds. Exit code 1: it failed, and no round is answered."""
+    from dataclasses import asdict
+
+    from site_agent.clock import system_clock
+    from site_agent.database import open_database
+    from site_agent.training.self_test import run
+    from site_agent.training.worker_client import WorkerClient
+
+    settings = load_settings(SiteHome.resolve(home))
+    worker = WorkerClient(settings.home, gpu=gpu)
+    try:
+        found = run(open_database(settings.home), worker, system_clock)
+    finally:
+        worker.close()
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        typer.echo(f"engine {found.engine.version} ({found.engine.digest}): {'passed' if found.passed else 'FAILED'}")
+        for check in found.checks:
+            word = "passed" if check["passed"] else "FAILED"
+            typer.echo(f"  {check['name']:<16} {word}  {check['measured']:.4g} (limit {check['limit']:.4g})")
+        if not found.passed:
+            typer.echo("  every round is refused. Install a sound release of Cloister and run this again.")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 @app.command("status")
 def status(as_json: Json = False, home: Home = None) -> None:
     """Show what this site holds and trusts. Exit code 2: the log has contradicted itself, or the ledger is behind."""
@@ -105,6 +138,8 @@ def status(as_json: Json = False, home: Home = None) -> None:
         typer.echo(f"  {snapshots['stored']} snapshots, {snapshots['waiting_for_registration']} not registered yet")
         for item in document["refused"]:
             typer.echo(f"  refused {item['at']} {item['study']} {item['phase']} round {item['round']}: {item['code']}")
+        engine = document["engine"]
+        typer.echo(f"  engine {engine['version']}: self-test {engine['self_test']}")
         if document["ledger"]["behind"]:
             typer.echo(
                 "  LEDGER BEHIND: site.db was put back from a backup; every round is refused. "

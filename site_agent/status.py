@@ -16,7 +16,9 @@ from site_agent.keystore import SiteKeys
 from site_agent.renewal import current
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
+from site_agent.training.engine import engine_version
 from site_agent.training.generation import REMEDY, standing
+from site_agent.training.self_test import known
 from site_agent.witness import repository
 
 
@@ -30,6 +32,7 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
         latest = repository.cosigned(session, held.head.size) if held else None
         snapshots = session.exec(select(func.count()).select_from(Snapshot)).one()
         ledger = standing(session)
+        tested = known(session)
         waiting = session.exec(
             select(func.count()).select_from(Snapshot).where(col(Snapshot.registered_at).is_(None))
         ).one()
@@ -61,6 +64,12 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
                 }
                 for a in alarms
             ],
+        },
+        "engine": {
+            "version": engine_version().version,
+            "digest": engine_version().digest,
+            "self_test": "not run yet" if tested is None else "passed" if tested.passed else "FAILED",
+            "tested_at": None if tested is None else tested.at,
         },
         "ledger": {"behind": ledger.behind, "remedy": REMEDY if ledger.behind else ""},
         "snapshots": {"stored": snapshots, "waiting_for_registration": waiting},

@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 17
 IR_VERSION = 8
 OUTPUT = "probability"
+VALUE = "value"
+"""The output of a model that predicts a number, in its unit."""
 
 
 class Graph:
@@ -45,16 +47,22 @@ class Graph:
         return names
 
     def model(
-        self, name: str, given: str, kind: int, shape: Sequence[int], properties: Mapping[str, str] | None = None
+        self,
+        name: str,
+        given: str,
+        kind: int,
+        shape: Sequence[int],
+        properties: Mapping[str, str] | None = None,
+        output: str = OUTPUT,
     ) -> bytes:
         """Serialised ModelProto, checked by onnx's own checker. given: the input's name; kind: its TensorProto type;
-        shape: one record's. The output is `probability`, (patients, 1) double."""
+        shape: one record's. The output is `probability` or `value`, (patients, 1) double."""
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes,
                 name,
                 [helper.make_tensor_value_info(given, kind, ["patients", *shape])],
-                [helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["patients", 1])],
+                [helper.make_tensor_value_info(output, TensorProto.DOUBLE, ["patients", 1])],
                 self.constants,
             ),
             opset_imports=[helper.make_opsetid("", OPSET)],

@@ -1,8 +1,9 @@
-"""The released model as ONNX: raw clinical values in, probability out. Images and sequences: `onnx_networks`.
+"""The released model as ONNX: raw clinical values in, a prediction out. Images, sequences: `onnx_networks`.
 
 The graph contains the whole path (imputation, scaling, clipping, one-hot, layers), so whoever runs it cannot
 prepare the inputs differently from training. Input "features": (N, F) double, one column per feature of the schema
-in order; a category is given as the index of its level; NaN is a missing value. Output "probability": (N, 1) double.
+in order; a category is given as the index of its level; NaN is a missing value. Output "probability": (N, 1) double;
+of a model that predicts a number, "value" in the label's unit.
 Source: ONNX operators, opset 17.
 """
 
@@ -14,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from coordinator.releases.onnx_graph import OUTPUT, Graph
+from coordinator.releases.onnx_graph import OUTPUT, VALUE, Graph
 from coordinator.releases.onnx_networks import build_network
 from protocol.architectures import NETWORKS
-from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature
+from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature, NumberLabel
 from protocol.media import Shape
-from protocol.model import DiscreteTimeSurvival, Model, parameter_count, parameter_shapes
+from protocol.model import Model, loss_of, parameter_count, parameter_shapes
 
 INPUT = "features"
 
@@ -54,12 +55,22 @@ def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> b
         current = graph.add("Gemm", [current, weight, bias], f"layer{layer}", transB=1)
         if layer < layers - 1:
             current = graph.add("Tanh", [current], f"hidden{layer}")
-    if isinstance(model, DiscreteTimeSurvival):
-        _event_by_horizon(graph, current)
-    else:
-        graph.add("Sigmoid", [current], OUTPUT)
+    output = predicted(graph, model, schema, current)
     columns = {"columns": ",".join(schema.columns)}
-    return graph.model(schema.name, INPUT, TensorProto.DOUBLE, (len(schema.features),), columns)
+    return graph.model(schema.name, INPUT, TensorProto.DOUBLE, (len(schema.features),), columns, output)
+
+
+def predicted(graph: Graph, model: Model, schema: DatasetSchema, outputs: str) -> str:
+    """(N, J) double, what the network gives -> the model's output, by its name."""
+    match loss_of(model), schema.label:
+        case "hazard", _:
+            _event_by_horizon(graph, outputs)
+        case "squared", NumberLabel() as label:
+            scaled = graph.add("Mul", [outputs, graph.constant("label_scale", np.array(label.scale))], "scaled_value")
+            return graph.add("Add", [scaled, graph.constant("label_center", np.array(label.center))], VALUE)
+        case _:
+            graph.add("Sigmoid", [outputs], OUTPUT)
+    return OUTPUT
 
 
 def _event_by_horizon(graph: Graph, logits: str) -> None:

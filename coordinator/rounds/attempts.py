@@ -29,11 +29,13 @@ CLOCK_SKEW_SECONDS = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who contributed and who did not, with a closed code each. digests: of the contributions, by site."""
+    """Who contributed and who did not, with a closed code each. digests: of the contributions, by site; engines: of
+    the code that computed them."""
 
     contributed: tuple[str, ...]
     excluded: dict[str, str]
     digests: dict[str, str]
+    engines: dict[str, str]
 
     @property
     def complete(self) -> bool:
@@ -57,6 +59,7 @@ class Intake:
         self._planned = plan.secure_sum(request.phase, request.cohort)
         self._sum: SecureSum | None = SecureSum(request.cohort, self._planned.length)
         self._digests: dict[str, str] = {}
+        self._engines: dict[str, str] = {}
         self._excluded: dict[str, str] = {}
 
     def take(self, site: str, answer: Answer) -> None:
@@ -74,7 +77,7 @@ class Intake:
         cohort = self._request.cohort
         excluded = {site: self._excluded.get(site, "no-answer") for site in cohort if site not in self._digests}
         digests = {site: self._digests[site] for site in cohort if site in self._digests}
-        return Outcome(tuple(digests), excluded, digests)
+        return Outcome(tuple(digests), excluded, digests, {site: self._engines[site] for site in digests})
 
     def unmasked(self) -> Float64:
         """(length,) float64: the sum of the whole cohort's vectors, masks cancelled. The running sum is given up.
@@ -90,9 +93,10 @@ class Intake:
         if isinstance(answer, Unreached):
             raise Excluded(answer.code)
         key = VerifyingKey.from_text(self._plan.site(site).identity)
-        body = masked_vector(answer, self._request, site=site, key=key, length=self._planned.length)
+        body, engine = masked_vector(answer, self._request, site=site, key=key, length=self._planned.length)
         if self._sum is not None:
             self._sum.add(site, body)
+        self._engines[site] = engine
         return sha256_hex(body)
 
 

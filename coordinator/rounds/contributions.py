@@ -33,8 +33,11 @@ class Excluded(Exception):
         self.code = code
 
 
-def masked_vector(data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int) -> bytes:
-    """The body of a contribution that answers exactly `request`: 4 `length` bytes.
+def masked_vector(
+    data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int
+) -> tuple[bytes, str]:
+    """The body of a contribution that answers exactly `request`, 4 `length` bytes, and the digest of the engine that
+    computed it.
 
     Raises Excluded: malformed, bad-signature, refused:<code>, wrong-site, wrong-study, wrong-plan, wrong-phase,
     wrong-round, wrong-attempt, wrong-cohort, wrong-model, wrong-length, wrong-body.
@@ -52,7 +55,7 @@ def masked_vector(data: bytes, request: RoundRequest, *, site: str, key: Verifyi
         raise Excluded("wrong-length")
     if sha256_hex(packet.body) != contribution.body:
         raise Excluded("wrong-body")
-    return packet.body
+    return packet.body, contribution.engine
 
 
 def _open(envelope: Envelope, key: VerifyingKey) -> Contribution:

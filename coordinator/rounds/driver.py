@@ -12,29 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
-from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.gates import LogWatch, RoundGates
 from coordinator.rounds.journal import Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
-from coordinator.rounds.optimiser import (
-    ModelPoint,
-    candidate_weights,
-    divisor,
-    initial_point,
-    next_point,
-    to_bytes,
-)
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
 from coordinator.rounds.states import (
-    TRAIN,
     Attempt,
     AttemptStatus,
     Await,
@@ -48,8 +37,10 @@ from coordinator.rounds.states import (
     Resend,
     next_action,
 )
+from coordinator.rounds.training_work import TrainingWork
+from coordinator.rounds.work import Work
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
-from coordinator.studies.states import ACTIVE, StudyState, cohort
+from coordinator.studies.states import ACTIVE, ENDED, StudyState, cohort
 from policies.findings import Decision, reasons
 from policies.packs import Policy
 from privacy.errors import PrivacyError
@@ -88,7 +79,7 @@ class RoundDriver:
         self._gates = RoundGates.of(self._running.plan, self._running.plan_digest, policy)
         self._journal = Journal(appliance, self._running)
         self._progress = Progress()
-        self._point: ModelPoint | None = None
+        self._work: Work = work_of(self._running, self._journal, self._now)
         self._round_began: float | None = None
 
     def run(self) -> StudyState:
@@ -121,16 +112,10 @@ class RoundDriver:
             )
 
     def _resume(self) -> None:
-        running = self._running
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
-            rounds = RoundRepository(session)
-            self._progress = rounds.progress(running.study)
-            self._point = rounds.model(running.study)
-            if self._point is None:
-                spec = running.plan.spec
-                self._point = initial_point(spec.model, spec.dataset.shape, running.plan_digest)
-                rounds.start_model(running.study, self._point)
+            self._progress = RoundRepository(session).progress(self._running.study)
+            self._work.resume(session)
 
     def _act(self) -> StudyState | None:
         waited_until = self._monotonic() + self._appliance.settings.key_deadline
@@ -207,7 +192,7 @@ class RoundDriver:
             begin,
             study=running.study,
             plan_digest=running.plan_digest,
-            model_digest=sha256_hex(self._model(begin.phase == TRAIN)),
+            model_digest=sha256_hex(self._work.body(begin.phase)),
             signer=self._appliance.keys.coordinator,
             now=self._appliance.clock(),
             deadline_seconds=self._appliance.settings.round_deadline,
@@ -238,7 +223,7 @@ class RoundDriver:
 
     def _send(self, recorded: RecordedAttempt) -> StudyState | None:
         attempt = recorded.attempt
-        packet = packet_of(recorded, self._model(attempt.phase == TRAIN))
+        packet = packet_of(recorded, self._work.body(attempt.phase))
         intake = Intake(request_of(recorded), self._running.plan)
         self._exchange.request(
             ROUND_KINDS[attempt.phase],
@@ -256,9 +241,7 @@ class RoundDriver:
             self._abandon(attempt, outcome)
             return self._deny(decision)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
-        if attempt.phase == TRAIN:
-            return self._commit_round(closed, outcome, decision, intake)
-        return self._commit_evaluation(closed, outcome, decision, intake)
+        return self._commit(closed, outcome, decision, intake)
 
     def _abandon(self, attempt: Attempt, outcome: Outcome) -> None:
         closed = replace(
@@ -268,66 +251,25 @@ class RoundDriver:
             RoundRepository(session).close_attempt(self._running.study, closed, self._now())
         self._progress = self._progress.after(closed)
 
-    def _commit_round(self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake) -> StudyState | None:
-        running = self._running
-        assert self._point is not None
+    def _commit(self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake) -> StudyState | None:
+        after = self._progress.after(closed)
         try:
-            noisy_sum = intake.unmasked()
-            point = next_point(running.plan, self._point, noisy_sum, closed.cohort)
+            taken = self._work.take(closed, intake.unmasked(), after)
         except (PrivacyError, ValueError) as error:
             self._abandon(closed, outcome)
             return self._fail(FailureCode.SUM_REFUSED, f"the sum was refused ({type(error).__name__})")
-        after = self._progress.after(closed)
-        norm = float(np.linalg.norm(noisy_sum)) / divisor(running.plan, closed.cohort)
-        last = after.done(TRAIN) == running.design.rounds(TRAIN)
+        ended = taken.becomes in ENDED
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
-            rounds = RoundRepository(session)
-            rounds.close_attempt(running.study, closed, self._now())
-            rounds.advance_model(running.study, point)
-            committed = Committed(closed, outcome, decision, norm, self._point.digest, point.digest, self._seconds)
+            RoundRepository(session).close_attempt(self._running.study, closed, self._now())
+            committed = Committed(closed, outcome, decision, taken.norm, taken.before, taken.after, self._seconds)
             self._journal.committed(session, committed, after)
-            if last:
-                self._become(session, StudyState.EVALUATING)
-        self._progress, self._point = after, point
-        return None
-
-    def _commit_evaluation(
-        self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake
-    ) -> StudyState | None:
-        running = self._running
-        assert self._point is not None
-        try:
-            histogram = intake.unmasked()
-            report = evaluate_histogram(running.plan, closed.cohort, histogram)
-        except (PrivacyError, ValueError) as error:
-            self._abandon(closed, outcome)
-            return self._fail(FailureCode.SUM_REFUSED, f"the histogram was refused ({type(error).__name__})")
-        after = self._progress.after(closed)
-        weights = candidate_weights(self._point)
-        with transaction(self._appliance.engine) as session:
-            self._require_active(session)
-            rounds = RoundRepository(session)
-            rounds.close_attempt(running.study, closed, self._now())
-            model = sha256_hex(to_bytes(weights))
-            committed = Committed(closed, outcome, decision, None, self._point.digest, model, self._seconds)
-            self._journal.committed(session, committed, after)
-            evidence = Evidence(
-                plan=running.plan,
-                rounds_executed=after.done(TRAIN),
-                attempts=after.steps(TRAIN),
-                rounds_digest=rounds.rounds_digest(running.study),
-                report=report,
-                histogram=histogram,
-                earlier=rounds.other_trained_plans(running.study),
-                created_at=self._now(),
-            )
-            row = candidate_row(evidence, weights)
-            rounds.add_candidate(row)
-            self._become(session, StudyState.CANDIDATE, ended=True)
-            self._journal.evaluated(session, row, report, after)
+            taken.keep(session)
+            if taken.becomes is not None:
+                self._become(session, taken.becomes, ended=ended)
         self._progress = after
-        return StudyState.CANDIDATE
+        taken.adopt()
+        return taken.becomes if ended else None
 
     # Ends
 
@@ -367,10 +309,10 @@ class RoundDriver:
         """Since the round's first attempt; None in a driver that resumed in the middle of one."""
         return None if self._round_began is None else self._monotonic() - self._round_began
 
-    def _model(self, training: bool) -> bytes:
-        """What sites are sent: the weights of the round, or the candidate's."""
-        assert self._point is not None
-        return self._point.vector() if training else to_bytes(candidate_weights(self._point))
-
     def _now(self) -> str:
         return timestamp(self._appliance.clock())
+
+
+def work_of(running: Running, journal: Journal, now: Callable[[], str]) -> Work:
+    """What this kind of study does with its rounds."""
+    return TrainingWork(running.plan, running.plan_digest, journal, now)

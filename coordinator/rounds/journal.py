@@ -104,7 +104,7 @@ class Journal:
             excluded=json.dumps(excluded),
             norm=committed.norm,
             model_digest=committed.model_after,
-            epsilon=self._epsilon(after),
+            epsilon=spent(self._running.curve, after.steps(TRAIN)),
             seconds=max(0.0, seconds if committed.seconds is None else committed.seconds),
             committed_at=timestamp(now),
         )
@@ -116,6 +116,7 @@ class Journal:
                 "model_before": committed.model_before,
                 "model": row.model_digest,
                 "contributions": committed.outcome.digest,
+                "engines": digest(committed.outcome.engines),
                 "decision": digest(committed.decision.to_dict()),
             },
             numbers={
@@ -161,17 +162,13 @@ class Journal:
             session,
             EventType.STUDY_STOPPED,
             numbers={
-                "epsilon": self._epsilon(progress),
+                "epsilon": spent(self._running.curve, progress.steps(TRAIN)),
                 "rounds": progress.done(TRAIN),
                 "attempts": progress.steps(TRAIN),
             },
             labels={"state": StudyState.FAILED.value, "reason": code.value},
             groups={"excluded": _with_codes(excluded)},
         )
-
-    def _epsilon(self, progress: Progress) -> float:
-        """What the attempts so far have cost: each is all its noisy steps."""
-        return spent(self._running.curve, progress.steps(TRAIN) * self._running.plan.steps_of(TRAIN))
 
     def _append(
         self,

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.architectures import NETWORKS
-from protocol.dataset import DatasetSchema, Feature, Value
+from protocol.dataset import DatasetSchema, Feature, NumberLabel, Value
 from protocol.errors import VerificationFailed
 from protocol.media import ImageInput
+from protocol.model import Loss, loss_of
 from protocol.release import ReleaseSubject
 from site_agent.cohort.sequences import normalise
 from site_agent.releases.weights import REMEDY, read_weights
@@ -23,7 +24,8 @@ NETWORK_TOLERANCE = 1e-4
 
 
 def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
-    """The largest difference between both files' probabilities on made-up records; at most 1e-9, of a network 1e-4.
+    """The largest difference between both files' probabilities, or values in units of the label's scale, on made-up
+    records; at most 1e-9, of a network 1e-4.
 
     Raises VerificationFailed when a file can't be read, has other tensors than the model, or they disagree.
     """
@@ -39,21 +41,29 @@ def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
     else:
         records = probes(subject.dataset)
         served = np.array(predictor.predict(records))
-        wanted = np.array([forward(weights, np.array(subject.dataset.encode(record))) for record in records])
+        loss = loss_of(subject.model)
+        wanted = np.array([forward(weights, np.array(subject.dataset.encode(record)), loss) for record in records])
         most = TOLERANCE
+    label = subject.dataset.label
+    if isinstance(label, NumberLabel):
+        served = (served - label.center) / label.scale
+        most *= max(1.0, float(np.max(np.abs(wanted))))
     worst = float(np.max(np.abs(served - wanted)))
     if not worst <= most:
-        raise VerificationFailed("model.onnx and model.safetensors give different probabilities.", REMEDY)
+        raise VerificationFailed("model.onnx and model.safetensors give different predictions.", REMEDY)
     return worst
 
 
-def forward(weights: dict[str, NDArray[np.float64]], inputs: NDArray[np.float64]) -> float:
-    """inputs (D,) encoded -> the probability that the safetensors parameters give."""
+def forward(weights: dict[str, NDArray[np.float64]], inputs: NDArray[np.float64], loss: Loss) -> float:
+    """inputs (D,) encoded -> the probability that the safetensors parameters give, or the value in units of the
+    label's scale."""
     current, layers = inputs, len(weights) // 2
     for layer in range(layers):
         current = weights[f"layers.{layer}.weight"] @ current + weights[f"layers.{layer}.bias"]
         if layer < layers - 1:
             current = np.tanh(current)
+    if loss == "squared":
+        return float(current[0])
     # One output: the chance itself. A survival model: one minus the chance to live through every interval.
     return float(1.0 - np.prod(1.0 - 1.0 / (1.0 + np.exp(-current))))
 

@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from protocol.dataset import DatasetSchema
+from protocol.dataset import DatasetSchema, NumberLabel
 from protocol.errors import CloisterError, Malformed
 from site_agent.serving.predictor import Predictor
 
@@ -89,7 +89,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
             "versions": [version],
             "platform": "onnx",
             "inputs": [{"name": given, "datatype": datatype, "shape": [-1, *shape]}],
-            "outputs": [{"name": "probability", "datatype": "FP64", "shape": [-1, 1]}],
+            "outputs": [{"name": predictor.output, "datatype": "FP64", "shape": [-1, 1]}],
             "parameters": {
                 **_described(predictor.schema),
                 "release_digest": subject.digest,
@@ -111,7 +111,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
         reply: dict[str, Any] = {
             "model_name": name,
             "model_version": version,
-            "outputs": [{"name": "probability", "datatype": "FP64", "shape": [len(result), 1], "data": result}],
+            "outputs": [{"name": predictor.output, "datatype": "FP64", "shape": [len(result), 1], "data": result}],
         }
         if body.id is not None:
             reply["id"] = body.id
@@ -124,7 +124,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
             "release_digest": subject.digest,
             "label": predictor.schema.label.name,
             "use_mode": subject.use_mode,
-            "probabilities": predictor.predict(body.records),
+            **_told(predictor, body.records),
         }
 
     @app.post("/v1/predict-file")
@@ -138,6 +138,11 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
         }
 
     return app
+
+
+def _told(predictor: Predictor, records: list[dict[str, Any]]) -> dict[str, Any]:
+    found, label = predictor.predict(records), predictor.schema.label
+    return {"values": found, "unit": label.unit} if isinstance(label, NumberLabel) else {"probabilities": found}
 
 
 def _described(schema: DatasetSchema) -> dict[str, Any]:

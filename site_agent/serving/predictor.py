@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from protocol.dataset import DatasetSchema, Feature
+from protocol.dataset import DatasetSchema, Feature, NumberLabel
 from protocol.errors import Malformed
 from protocol.release import ReleaseSubject
 from site_agent.serving.media_inputs import file_record, model_input, named_record, tensor_name
@@ -44,7 +44,7 @@ class Predictor:
         return self.subject.dataset
 
     def predict(self, records: Sequence[Mapping[str, object]]) -> list[float]:
-        """One probability in [0, 1] per record of named values.
+        """One probability in [0, 1] per record of named values, or one number in the label's unit.
 
         Raises Malformed naming the record's number and the column, never the value.
         """
@@ -63,6 +63,11 @@ class Predictor:
         return self.run(file_record(self.schema.media, data)[np.newaxis])[0]
 
     @property
+    def output(self) -> str:
+        """The ONNX file's output: probability or value."""
+        return "value" if isinstance(self.schema.label, NumberLabel) else "probability"
+
+    @property
     def input(self) -> tuple[str, str, tuple[int, ...]]:
         """The ONNX file's input: name, the protocol's datatype, shape of one record."""
         if self.schema.media is not None:
@@ -70,7 +75,7 @@ class Predictor:
         return "features", "FP64", (len(self.schema.features),)
 
     def run(self, rows: NDArray[np.float64]) -> list[float]:
-        """rows (N, F) or (N, *shape) as in the ONNX file's input -> N probabilities. Raises Malformed for another shape
+        """rows (N, F) or (N, *shape) as in the ONNX file's input -> N predictions. Raises Malformed for another shape
         or a value that the schema does not admit."""
         if self.schema.media is not None:
             given = model_input(self.schema.media, rows)

@@ -21,6 +21,7 @@ from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
 from site_agent.training.generation import advance, require_newest, standing
+from site_agent.training.self_test import require_passed
 from site_agent.training.states import (
     AttemptKey,
     AttemptRefused,
@@ -176,13 +177,13 @@ class BudgetStore:
         model: str,
         expired: bool,
         at: str,
-        steps: int = 1,
     ) -> bytes | None:
-        """None: the attempt is consumed and its `steps` noisy steps charged, durably; compute it now, once. bytes: the
-        answer that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
+        """None: the attempt is consumed and one step charged, durably; compute it now, once. bytes: the answer
+        that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
         self._reached("before-charge")
         with transaction(self._engine) as session:
             _refuse_unsound(session)
+            require_passed(session)
             grant = session.get(StudyGrant, plan_digest)
             if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
@@ -203,7 +204,6 @@ class BudgetStore:
                     evaluated=next(iter(evaluated_models(session, plan_digest, key.round)), None),
                     steps_left=min(charge.steps_allowed - charge.steps_charged for charge in charges),
                 ),
-                steps=steps,
             )
             if verdict is Verdict.RESEND:
                 assert row is not None
@@ -222,7 +222,7 @@ class BudgetStore:
                 )
             )
             for charge in charges:
-                charge.steps_charged += steps
+                charge.steps_charged += 1
                 session.add(charge)
             session.flush()
             advance(session)
@@ -241,6 +241,11 @@ class BudgetStore:
             session.exec(delete(KeyStepReply))
         self.erase_traces()
         raise AttemptRefused(RefusalCode.LEDGER_BEHIND)
+
+    def require_tested(self) -> None:
+        """Raises AttemptRefused: SELF_TEST_MISSING, SELF_TEST_FAILED, of the engine that runs now."""
+        with transaction(self._engine) as session:
+            require_passed(session)
 
     def stored(self, key: AttemptKey, *, plan_digest: str, request_digest: str) -> bytes | None:
         """The answer on disk for this very request, while its plan is granted; None where there is none."""

@@ -42,6 +42,7 @@ from site_agent.database import DatabaseUnusable
 from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
+from site_agent.training.engine import engine_version
 from site_agent.training.refusals import code_of
 from site_agent.training.requests import Asked, check_cohort, check_round, open_request, peer_messages
 from site_agent.training.states import AttemptKey, AttemptRefused
@@ -110,6 +111,7 @@ class Participant:
 
     def _answer(self, asked: Asked) -> bytes:
         self._store.require_sound()
+        self._store.require_tested()
         grant, plan = self._granted(asked)
         check_cohort(asked.document.cohort, plan, self._settings.site)
         if isinstance(asked.document, KeyRequest):
@@ -224,7 +226,6 @@ class Participant:
             model=request.model,
             expired=now > moment(request.expires_at),
             at=timestamp(now),
-            steps=plan.steps_of(request.phase),
         )
         if stored is not None:
             return stored
@@ -255,6 +256,7 @@ class Participant:
             model=request.model,
             length=len(body) // 4,
             body=sha256_hex(body),
+            engine=engine_version().digest,
         )
         packet = self._sealed(CONTRIBUTION_TYPE, contribution, body)
         self._store.keep(key, packet, machine.export_state())

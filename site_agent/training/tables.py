@@ -94,6 +94,18 @@ class KeyStepReply(SQLModel, table=True):
     packet: bytes = Field(sa_type=LargeBinary)
 
 
+class SelfTestRecord(SQLModel, table=True):
+    """What the self-test found of one engine at this site: synthetic figures only. checks: JSON."""
+
+    __tablename__ = "self_test"
+
+    engine: str = Field(primary_key=True)
+    version: str
+    passed: bool
+    checks: str
+    at: str
+
+
 class RefusalRecord(SQLModel, table=True):
     """A request that this site did not answer: closed codes and numbers only."""
 

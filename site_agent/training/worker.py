@@ -43,11 +43,29 @@ class WorkerState:
                 self._open(str(header["snapshot"]))
                 self._ready(header["model"])
                 return b""
+            case "self-test":
+                return self._self_test()
             case "train":
                 return self._train(header, body)
             case "evaluate":
                 return self._evaluate(header, body)
         raise ValueError("unknown operation")
+
+    def _self_test(self) -> bytes:
+        """(passed, measured, limit) of each check, on made-up patients; see privacy.auditing.self_test."""
+        import numpy as np
+
+        from privacy.auditing.self_test import self_test
+        from protocol.model import LogisticRegression, MultilayerPerceptron
+        from site_agent.training.architectures.catalogue import local_model
+
+        linear = LogisticRegression(architecture="logistic_regression")
+        network = MultilayerPerceptron(architecture="mlp", hidden=(8,))
+        checks = self_test(
+            lambda width: local_model(linear, width), lambda width: local_model(network, width), os.urandom
+        )
+        rows = [(float(check.passed), check.measured, check.limit) for check in checks]
+        return np.array(rows).astype("<f8").tobytes()
 
     def _open(self, digest: str) -> None:
         if digest != self._digest:
@@ -55,10 +73,10 @@ class WorkerState:
             from site_agent.cohort.snapshot import load
             from site_agent.settings import SiteHome
 
+            self._cohort = self._model = None  # two snapshots need not fit into memory at once
             arrays = load(SiteHome(self._home), digest)
             self._cohort = part(arrays.x, arrays.y, arrays.patient, arrays.held_out)
             self._digest = digest
-            self._model = None
 
     def _ready(self, document: dict[str, Any]) -> Any:
         """The model of the document, the one of last time where it is the same: its engine keeps memory and proof."""
@@ -78,8 +96,6 @@ class WorkerState:
         return self._model
 
     def _train(self, header: dict[str, Any], body: bytearray) -> bytes:
-        if "local" in header:
-            return self._train_locally(header, header["local"], body)
         from privacy.local.contribution import private_gradient_sum
 
         result = private_gradient_sum(
@@ -93,26 +109,6 @@ class WorkerState:
             hardware=self._hardware(),
         )
         return result.astype("<f8", copy=False).tobytes()
-
-    def _train_locally(self, header: dict[str, Any], local: dict[str, Any], body: bytearray) -> bytes:
-        from privacy.federated.local_training import LocalTraining, local_delta
-
-        clip = float(header["clip"])
-        training = LocalTraining(
-            steps=int(local["steps"]),
-            learning_rate=float(local["learning_rate"]),
-            clip=clip,
-            sampling_rate=float(header["sampling_rate"]),
-            noise_multiplier=float(header["noise_std"]) / clip,
-            expected_batch=float(local["expected_batch"]),
-            momentum=float(local["momentum"]),
-            largest_delta=float(local["largest_delta"]),
-        )
-        model = self._ready(header["model"])
-        delta = local_delta(
-            self._cohort.training, model, _vector(body), training, entropy=os.urandom, hardware=self._hardware()
-        )
-        return (delta * float(local["share"])).astype("<f8", copy=False).tobytes()
 
     def _evaluate(self, header: dict[str, Any], body: bytearray) -> bytes:
         from privacy.local.contribution import score_histogram

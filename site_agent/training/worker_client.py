@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
 from protocol.round import Phase
 from protocol.study import StudyPlan
@@ -33,8 +35,7 @@ class WorkerFailed(CloisterError):
 class WorkerClient:
     """One child process at a time. Not for use from several threads at once.
 
-    step_seconds: how long one private step may take. gpu: whether an mlp may use CUDA. site: whose worker it is, by its
-    name in plans; local mode needs it. clock: monotonic seconds.
+    step_seconds: how long one computation may take. gpu: whether an mlp may use CUDA. clock: monotonic seconds.
     """
 
     def __init__(
@@ -43,14 +44,12 @@ class WorkerClient:
         *,
         step_seconds: float = 300.0,
         gpu: bool = True,
-        site: str = "",
         clock: Callable[[], float] = time.monotonic,
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "site_agent.training.worker"),
     ) -> None:
         self._home = home
         self._step_seconds = step_seconds
         self._gpu = gpu
-        self._site = site
         self._clock = clock
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,9 +77,18 @@ class WorkerClient:
 
         body: the request's floats. noise_std: None where the plan asks for an exact sum. Raises WorkerFailed.
         """
-        header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase, self._site)}
+        header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase)}
         length = plan.secure_sum(phase, plan.names).length
-        return self._ask(header, body, length=length, seconds=self._step_seconds * plan.steps_of(phase))
+        return self._ask(header, body, length=length, seconds=self._step_seconds)
+
+    def self_test(self) -> tuple[Check, ...]:
+        """What the engine's self-test finds, on made-up patients. Raises WorkerFailed."""
+        words = 3 * len(CHECKS)
+        answer = struct.unpack(f"<{words}d", self._ask({"op": "self-test"}, b"", length=words, seconds=START_SECONDS))
+        return tuple(
+            Check(name, passed == 1.0, measured, limit)
+            for name, passed, measured, limit in zip(CHECKS, answer[::3], answer[1::3], answer[2::3], strict=True)
+        )
 
     def close_if_idle(self) -> None:
         """End the child when it has had nothing to do for a minute."""
@@ -150,23 +158,11 @@ def _model(plan: StudyPlan) -> dict[str, Any]:
     return plan.spec.model.model_dump(mode="json")
 
 
-def _step(plan: StudyPlan, phase: Phase, site: str) -> dict[str, Any]:
+def _step(plan: StudyPlan, phase: Phase) -> dict[str, Any]:
     """What the worker must know of the plan for a step of this phase."""
     match phase:
         case "train":
-            training = plan.spec.training
-            step: dict[str, Any] = {"clip": training.clip, "sampling_rate": training.sampling_rate}
-            if plan.spec.privacy.mode == "local":
-                here = plan.site(site)
-                step["local"] = {
-                    "steps": training.local_steps,
-                    "learning_rate": training.learning_rate,
-                    "momentum": training.momentum,
-                    "largest_delta": training.largest_delta,
-                    "expected_batch": training.sampling_rate * (here.patients - here.held_out),
-                    "share": plan.patients_share((site,)),
-                }
-            return step
+            return {"clip": plan.spec.training.clip, "sampling_rate": plan.spec.training.sampling_rate}
         case "evaluate":
             return {"cells": plan.secure_sum(phase, plan.names).length}
 

@@ -57,7 +57,11 @@ def contribution(
 ) -> bytes:
     body = words.astype("<u4").tobytes()
     document = Contribution(
-        **request.model_dump(exclude={"issued_at", "expires_at"}), site=site, length=words.size, body=sha256_hex(body)
+        **request.model_dump(exclude={"issued_at", "expires_at"}),
+        site=site,
+        length=words.size,
+        body=sha256_hex(body),
+        engine=DIGEST,
     )
     envelope = seal(CONTRIBUTION_TYPE, {**document.model_dump(mode="json"), **(changes or {})}, KEYS[site])
     return Packet(envelope, body).to_bytes()

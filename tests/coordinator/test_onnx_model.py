@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from coordinator.releases.onnx_model import build, tensors
 from protocol.dataset import DatasetSchema, Feature, LabelRule
-from protocol.model import DiscreteTimeSurvival, LogisticRegression, Model, MultilayerPerceptron, parameter_count
+from protocol.model import (
+    DiscreteTimeSurvival,
+    LogisticRegression,
+    Model,
+    MultilayerPerceptron,
+    loss_of,
+    parameter_count,
+)
 from site_agent.releases.self_check import forward
 
 SCHEMA = DatasetSchema(
@@ -72,7 +79,9 @@ def test_raw_values_give_the_encoded_prediction(
     (output,) = session.run(None, {"features": raw})
     inputs = np.array(SCHEMA.encode(record))
     assert output[0, 0] == pytest.approx(reference(model, vector, inputs), abs=1e-12)
-    assert forward(tensors(model, SCHEMA.width, vector), inputs) == pytest.approx(output[0, 0], abs=1e-12)
+    assert forward(tensors(model, SCHEMA.width, vector), inputs, loss_of(model)) == pytest.approx(
+        output[0, 0], abs=1e-12
+    )
 
 
 def test_the_file_is_reproducible_and_holds_no_weights_of_another_shape() -> None:

@@ -126,7 +126,7 @@ def test_the_self_check_accepts_the_pair_and_no_other(fields, schema):
     assert check(about, weights, build(spec(fields), schema, parameters)) <= 1e-5
     changed = parameters.copy()
     changed[-1] += 0.5
-    with pytest.raises(VerificationFailed, match="different probabilities"):
+    with pytest.raises(VerificationFailed, match="different predictions"):
         check(about, weights, build(spec(fields), schema, changed))
 
 

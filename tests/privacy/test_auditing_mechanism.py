@@ -29,6 +29,7 @@ from site_agent.training.architectures.catalogue import local_model
 from site_agent.training.budget_store import BudgetStore
 from tests.simulator.federation import study_spec
 from tests.site_agent.test_budget_store import add_snapshot, charged, consume, grant, train
+from tests.tested_engine import mark_tested
 
 LOGISTIC = LogisticRegression(architecture="logistic_regression")
 CLIP = 0.25
@@ -184,6 +185,7 @@ def test_the_ledger_counts_every_noisy_step() -> None:
     """Steps that were computed against steps that are charged, counted apart."""
     with tempfile.TemporaryDirectory() as folder:
         engine = create_database(Path(folder) / "site.db")
+        mark_tested(engine)
         plan = grant(engine, "study-a", add_snapshot(engine, "one", range(30)), (train(steps=7),))
         store, computed = BudgetStore(engine), 0
         for number in range(1, 6):

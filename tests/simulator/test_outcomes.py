@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from coordinator.client.simulation import exact_measure
 from coordinator.database import transaction
+from coordinator.releases.build import model_files, subject_of
 from coordinator.releases.model_card import write
 from coordinator.rounds.optimiser import from_bytes
 from coordinator.sites.repository import SiteRepository
@@ -18,8 +22,11 @@ from coordinator.studies.states import StudyState
 from privacy.local.patients import Cohort, part
 from protocol.dataset import DatasetSchema, NumberLabel, SurvivalLabel
 from protocol.evaluation import EvaluationReport, RegressionReport, SurvivalReport, read_report
-from protocol.release import EpsilonStatement
+from protocol.release import EpsilonStatement, ReleaseSubject
 from protocol.timestamp import timestamp
+from site_agent.releases.self_check import check
+from site_agent.serving.app import create_app
+from site_agent.serving.predictor import Predictor
 from tests.simulator.computing_worker import ComputingWorker
 from tests.simulator.federation import NAMES, SCHEMA, Federation, study_spec
 
@@ -91,6 +98,30 @@ def run(
     return report, cohorts, from_bytes(candidate.weights)
 
 
+def released(federation: Federation, study: str) -> Predictor:
+    """The candidate's release as a site takes it: its files built, checked against each other, loaded."""
+    candidate, plan = federation.candidate(study), federation.plan(study)
+    assert candidate is not None
+    epsilon = EpsilonStatement.model_validate_json(candidate.epsilon)
+    report, use = read_report(candidate.evaluation), "research.heart"
+    files = model_files(plan, candidate.weights, epsilon, report, intended_use=use, use_mode="research")
+    row = federation.row(study)
+    subject = subject_of(
+        f"{study}-r1", plan, row.plan_digest or "", files, epsilon, report, intended_use=use, use_mode="research"
+    )
+    assert ReleaseSubject.model_validate_json(subject.model_dump_json()) == subject
+    check(subject, files["model.safetensors"], files["model.onnx"])
+    return Predictor(files["model.onnx"], subject)
+
+
+async def asked(predictor: Predictor, study: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the loopback application answers to one record, and how it describes the model."""
+    transport = httpx.ASGITransport(app=create_app(predictor, lambda: None))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        answer = await client.post("/v1/predict", json={"records": [{"age": 70, "sex": 0}]})
+        return answer.json(), (await client.get(f"/v2/models/{study}")).json()
+
+
 def test_linear_regression_learns_a_number_and_says_how_well(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +137,13 @@ def test_linear_regression_learns_a_number_and_says_how_well(
     assert measured < 0.7 * spread  # the standard deviation of the values: what knowing nothing would give
     assert report.skill.value is not None
     assert report.skill.value > 0.5
+    predictor = released(federation, "pressure-1")
+    young, old = predictor.predict([{"age": 40, "sex": 0}, {"age": 70, "sex": 0}])
+    assert 60 < young < 115
+    assert 125 < old < 200
+    answer, described = asyncio.run(asked(predictor, "pressure-1"))
+    assert (answer["values"], answer["unit"], "probabilities" in answer) == ([old], "mmHg", False)
+    assert described["outputs"][0]["name"] == "value"
 
 
 def test_survival_reports_those_who_were_lost(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +161,8 @@ def test_survival_reports_those_who_were_lost(federation: Federation, monkeypatc
     assert measured is not None
     assert report.auc.value == pytest.approx(measured, abs=0.05)
     assert measured > 0.7
+    young, old = released(federation, "death-1").predict([{"age": 40, "sex": 0}, {"age": 70, "sex": 0}])
+    assert 0 < young < old < 1
 
 
 def test_a_noised_evaluation_of_a_number_carries_its_interval(

@@ -60,6 +60,7 @@ from site_agent.training.sums import sum_parameters
 from site_agent.training.worker import WorkerState
 from site_agent.training.worker_client import WorkerClient, WorkerFailed
 from site_agent.witness.names import own_witness
+from tests.tested_engine import mark_tested
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 NAMES = ("aarhus", "bergen", "cork", "delft")
@@ -147,6 +148,7 @@ def hospital(
     home.settings.write_text(document.to_toml())
     keys = SiteKeys.generate(home.keys)
     engine = create_database(home.database)
+    mark_tested(engine)
     random = np.random.default_rng([seed, *name.encode()])
     y = random.integers(0, 2, 100).astype(np.float64)
     x = (random.normal(size=(100, 2)) + y[:, None]) / np.sqrt(2)

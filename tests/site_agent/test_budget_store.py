@@ -25,6 +25,7 @@ from site_agent.training.budget_store import (
 )
 from site_agent.training.states import AttemptKey, AttemptRefused, Budget, Charge
 from site_agent.training.tables import CohortCharge, ConsumedAttempt, SecureSumKeys
+from tests.tested_engine import mark_tested
 
 AT = "2026-03-01T12:00:00Z"
 CAP = Budget(8.0, 1e-3)
@@ -108,7 +109,9 @@ def code_of(call: object, *arguments: object, **named: object) -> str:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    return create_database(tmp_path / "site.db")
+    made = create_database(tmp_path / "site.db")
+    mark_tested(made)
+    return made
 
 
 @pytest.fixture

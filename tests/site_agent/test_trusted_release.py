@@ -197,7 +197,7 @@ def test_an_onnx_file_that_disagrees_with_the_weights_is_refused() -> None:
             finally:
                 build.build = honest
 
-    with pytest.raises(CloisterError, match="different probabilities"):
+    with pytest.raises(CloisterError, match="different predictions"):
         verify_bundle(pack(Careless().files(), BUNDLE_FILES), root())
 
 

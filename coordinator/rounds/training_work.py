@@ -1,0 +1,108 @@
+"""The rounds of a study that trains: a step of the model each, and at last the candidate with what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from sqlmodel import Session
+
+from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
+from coordinator.rounds.journal import Journal
+from coordinator.rounds.optimiser import (
+    ModelPoint,
+    candidate_weights,
+    expected_batch,
+    initial_point,
+    step,
+    to_bytes,
+)
+from coordinator.rounds.repository import RoundRepository
+from coordinator.rounds.states import TRAIN, Attempt, Progress
+from coordinator.rounds.work import Taken
+from coordinator.studies.states import StudyState
+from privacy.entropy import Float64
+from protocol.canonical import sha256_hex
+from protocol.round import Phase
+from protocol.study import StudyPlan
+
+
+class TrainingWork:
+    """The model between two rounds. now: the time as the records have it."""
+
+    def __init__(self, plan: StudyPlan, plan_digest: str, journal: Journal, now: Callable[[], str]) -> None:
+        self._plan = plan
+        self._plan_digest = plan_digest
+        self._journal = journal
+        self._now = now
+        self._point: ModelPoint | None = None
+
+    def resume(self, session: Session) -> None:
+        """The model after the last committed round, or the plan's first one."""
+        rounds, spec = RoundRepository(session), self._plan.spec
+        self._point = rounds.model(spec.study)
+        if self._point is None:
+            self._point = initial_point(spec.model, spec.dataset.shape, self._plan_digest)
+            rounds.start_model(spec.study, self._point)
+
+    def body(self, phase: Phase) -> bytes:
+        """The weights of the round, or the candidate's."""
+        return self._at.vector() if phase == TRAIN else to_bytes(candidate_weights(self._at))
+
+    def take(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
+        """The next model, or the candidate with what the histogram says of it."""
+        return self._step(closed, total, after) if closed.phase == TRAIN else self._judge(closed, total, after)
+
+    @property
+    def _at(self) -> ModelPoint:
+        assert self._point is not None, "resume comes first"
+        return self._point
+
+    def _step(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
+        spec = self._plan.spec
+        batch = expected_batch(self._plan, closed.cohort)
+        point = step(self._at, total, batch, spec.training)
+
+        def keep(session: Session) -> None:
+            RoundRepository(session).advance_model(spec.study, point)
+
+        def adopt() -> None:
+            self._point = point
+
+        return Taken(
+            norm=float(np.linalg.norm(total)) / batch,
+            before=self._at.digest,
+            after=point.digest,
+            becomes=StudyState.EVALUATING if after.done(TRAIN) == spec.training.rounds else None,
+            keep=keep,
+            adopt=adopt,
+        )
+
+    def _judge(self, closed: Attempt, histogram: Float64, after: Progress) -> Taken:
+        study = self._plan.spec.study
+        report = evaluate_histogram(self._plan, closed.cohort, histogram)
+        weights = candidate_weights(self._at)
+
+        def keep(session: Session) -> None:
+            rounds = RoundRepository(session)
+            evidence = Evidence(
+                plan=self._plan,
+                rounds_executed=after.done(TRAIN),
+                attempts=after.steps(TRAIN),
+                rounds_digest=rounds.rounds_digest(study),
+                report=report,
+                histogram=histogram,
+                earlier=rounds.other_trained_plans(study),
+                created_at=self._now(),
+            )
+            row = candidate_row(evidence, weights)
+            rounds.add_candidate(row)
+            self._journal.evaluated(session, row, report, after)
+
+        return Taken(
+            norm=None,
+            before=self._at.digest,
+            after=sha256_hex(to_bytes(weights)),
+            becomes=StudyState.CANDIDATE,
+            keep=keep,
+        )
