@@ -133,6 +133,36 @@ def parse(data: bytes, *, limit: int = 1 << 20) -> JsonValue:
     return value
 
 
+def parse_canonical(data: bytes, *, limit: int = 1 << 20) -> JsonValue:
+    """The value whose canonical bytes `data` is. Raises Malformed as `parse` does, and for any other byte form."""
+    if len(data) <= limit and data.isascii() and b"\\" not in data and data.count(b"{") + data.count(b"[") < MAX_DEPTH:
+        try:
+            value: JsonValue = _PLAIN_DECODER.decode(data.decode("ascii"))
+        except (_NotPlain, json.JSONDecodeError):
+            pass
+        else:
+            if _ENCODER.encode(value).encode("utf-8") == data:  # so no name is twice there, and no white space
+                return value
+    value = parse(data, limit=limit)
+    if canonical(value) != data:
+        raise Malformed("The JSON document is not in its canonical form.", "Send its RFC 8785 bytes.")
+    return value
+
+
+def _plain_integer(text: str) -> int:
+    if len(text) > _SURELY_SAFE_DIGITS:
+        raise _NotPlain
+    return int(text)
+
+
+def _not_plain(_: str) -> NoReturn:
+    raise _NotPlain
+
+
+_SURELY_SAFE_DIGITS = 15
+_PLAIN_DECODER = json.JSONDecoder(parse_int=_plain_integer, parse_float=_not_plain, parse_constant=_not_plain)
+
+
 def _object(pairs: Sequence[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -17,6 +17,7 @@ from protocol.errors import VerificationFailed
 HASH_BYTES = 32
 _PAIR = 2 * HASH_BYTES
 MAX_SIZE = 2**63 - 1
+_SUBTREE = 256  # leaves that RootHasher folds at once
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 HashReader = Callable[[int, int], bytes]
@@ -79,6 +80,37 @@ class Frontier:
     def root(self) -> bytes:
         """The Merkle tree hash; SHA-256 of nothing for an empty tree."""
         return _fold(self.peaks)
+
+
+class RootHasher:
+    """The root of leaves that come one after the other, in memory that grows with the tree's height alone."""
+
+    def __init__(self) -> None:
+        self._row: list[bytes] = []  # of the subtree that is being filled
+        self._subtrees = Frontier()  # its leaves are the roots of those that are full
+
+    @property
+    def size(self) -> int:
+        """The number of leaves."""
+        return self._subtrees.size * _SUBTREE + len(self._row)
+
+    def add(self, leaf_hash: bytes) -> bytes | None:
+        """Append a leaf hash; the root of the subtree of 256 leaves that it completes, if it completes one."""
+        self._row.append(leaf_hash)
+        if len(self._row) < _SUBTREE:
+            return None
+        row = b"".join(self._row)
+        while len(row) > HASH_BYTES:
+            row = level_above(row)
+        self._row.clear()
+        self._subtrees, _ = self._subtrees.extend((row,))
+        return row
+
+    @property
+    def root(self) -> bytes:
+        """The Merkle tree hash of the leaves so far; SHA-256 of nothing for none."""
+        last, _ = Frontier().extend(self._row)
+        return _fold((*self._subtrees.peaks, *last.peaks))
 
 
 class Tree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import bindparam, func, update
 from sqlmodel import Session, col, select
@@ -11,6 +12,8 @@ from sqlmodel import Session, col, select
 from coordinator.audit.tables import LogCheckpoint, LogCosignature, LogEntry, LogHead, LogPolicy
 from coordinator.database import one_row
 from coordinator.errors import Conflict
+
+PAGE = 2048  # entries that are read at once
 
 
 class CheckpointConflict(Conflict):
@@ -82,18 +85,20 @@ class LogRepository:
         self._session.add(LogCheckpoint(size=size, note=note, signed_at=signed_at))
 
     def leaves(self, start: int, end: int) -> Iterator[bytes]:
-        """The leaves with indices start to end - 1, in order."""
-        query = (
-            select(LogEntry.leaf)
-            .where(col(LogEntry.log_index) >= start, col(LogEntry.log_index) < end)
-            .order_by(col(LogEntry.log_index))
-        )
-        yield from self._session.exec(query)
+        """The leaves with indices start to end - 1, in order; a page of them in memory at once."""
+        for row in self._pages(select(LogEntry.leaf), start, end):
+            yield row[0]
 
-    def entries(self, end: int) -> Iterator[LogEntry]:
-        """The entries with indices 0 to end - 1, in order."""
-        query = select(LogEntry).where(col(LogEntry.log_index) < end).order_by(col(LogEntry.log_index))
-        yield from self._session.exec(query)
+    def entries(self, end: int) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+        """(leaf, payload, salt) of the entries with indices 0 to end - 1, as `leaves`; None where erased."""
+        yield from self._pages(select(LogEntry.leaf, LogEntry.payload, LogEntry.salt), 0, end)
+
+    def _pages(self, columns: Any, start: int, end: int) -> Iterator[Any]:
+        index = col(LogEntry.log_index)
+        connection = self._session.connection()
+        for first in range(start, end, PAGE):
+            query = columns.where(index >= first, index < min(end, first + PAGE)).order_by(index)
+            yield from connection.execute(query)
 
     def index_of(self, entry: int) -> int | None:
         return self._session.exec(select(LogEntry.log_index).where(LogEntry.id == entry)).one_or_none()

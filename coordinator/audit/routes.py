@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from coordinator import problems
 from coordinator.audit.append import append, person_label
-from coordinator.audit.export import bundle_archive
+from coordinator.audit.export import write_export
 from coordinator.audit.repository import LogRepository
 from coordinator.audit.sequencer import tile_store
 from coordinator.audit.tile_store import LogDamaged
@@ -18,7 +19,6 @@ from coordinator.errors import NotFound
 from coordinator.identity import ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
 from protocol.audit_event import EventType
-from protocol.canonical import sha256_hex
 from protocol.errors import Malformed
 from protocol.identifiers import Role
 from protocol.tiles import TILE_HEIGHT, Tile
@@ -85,13 +85,17 @@ def export(
     person: _Auditor, appliance: ApplianceOf, minimum_size: Annotated[int, Query(ge=1, le=2**53)] = 1
 ) -> Response:
     with reading(appliance.engine) as session:
-        archive = bundle_archive(session, appliance, minimum_size=minimum_size)
-    with transaction(appliance.engine) as session:
-        append(
-            session, appliance, EventType.AUDIT_EXPORTED, actor=person_label(appliance, person.name),
-            subject=appliance.settings.name, digests={"bundle": sha256_hex(archive)},
-        )  # fmt: skip
-    return Response(archive, media_type="application/x-tar")
+        made = write_export(session, appliance, minimum_size=minimum_size)
+    try:
+        with transaction(appliance.engine) as session:
+            append(
+                session, appliance, EventType.AUDIT_EXPORTED, actor=person_label(appliance, person.name),
+                subject=appliance.settings.name, digests={"bundle": made.digest}, numbers={"entries": made.entries},
+            )  # fmt: skip
+    except BaseException:
+        made.file.close()
+        raise
+    return StreamingResponse(made.chunks(), media_type="application/x-tar", headers={"content-length": str(made.size)})
 
 
 def _no_tile() -> NotFound:

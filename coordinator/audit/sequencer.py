@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import lru_cache
+from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -19,7 +21,7 @@ from coordinator.database import reading, transaction
 from coordinator.errors import place_of
 from protocol.checkpoint import TreeHead, open_checkpoint, sign_checkpoint
 from protocol.errors import CloisterError, VerificationFailed
-from protocol.merkle import EMPTY_ROOT, Frontier, leaf_hash
+from protocol.merkle import EMPTY_ROOT, Frontier, RootHasher, leaf_hash
 from protocol.note import KeyType, VerifierKey
 from protocol.timestamp import timestamp
 
@@ -39,8 +41,13 @@ def log_key(appliance: Appliance) -> VerifierKey:
 
 
 def tile_store(appliance: Appliance) -> TileStore:
-    """The log's tiles."""
-    return TileStore(appliance.settings.log_folder)
+    """The log's tiles; one store for a folder, which keeps what nearly every proof reads."""
+    return _store(appliance.settings.log_folder)
+
+
+@lru_cache(maxsize=16)
+def _store(folder: Path) -> TileStore:
+    return TileStore(folder)
 
 
 def integrate_once(appliance: Appliance) -> int:
@@ -89,7 +96,9 @@ def verify_log(appliance: Appliance) -> int:
     with reading(appliance.engine) as session:
         repository = LogRepository(session, appliance.settings.origin)
         head, checkpoint = repository.head(), repository.latest_checkpoint()
-        from_leaves, _ = Frontier().extend(_hashes(repository, head.size))
+        from_leaves = RootHasher()
+        for leaf in repository.leaves(0, head.size):
+            from_leaves.add(leaf_hash(leaf))
     if checkpoint is None:
         agreed = head.size == 0 and head.root == EMPTY_ROOT
     else:
@@ -119,10 +128,6 @@ def _rebuild(appliance: Appliance, store: TileStore) -> None:
         while frontier.size < size:
             frontier = store.extend(frontier, list(repository.leaves(frontier.size, min(size, frontier.size + BATCH))))
     _log.warning("the log's tiles were rebuilt from the database")
-
-
-def _hashes(repository: LogRepository, size: int) -> list[bytes]:
-    return [leaf_hash(leaf) for leaf in repository.leaves(0, size)]
 
 
 class SequencerThread:

@@ -11,7 +11,7 @@ from coordinator.audit.tables import LogCheckpoint
 from coordinator.errors import Conflict, NotFound, Unavailable
 from protocol.checkpoint import TreeHead, verify_cosignature
 from protocol.errors import BadSignature
-from protocol.merkle import inclusion_proof
+from protocol.merkle import inclusion_proof, verify_inclusion
 from protocol.note import Note, NoteSignature, VerifierKey, parse_signatures
 from protocol.tlog_proof import TlogProof
 from protocol.witness_policy import WitnessPolicy, required_quorum
@@ -134,8 +134,10 @@ def proof_for(session: Session, appliance: Appliance, entry: int, *, extra: byte
             "The entry is not yet in a checkpoint that a quorum of sites has cosigned.",
             "Wait for the sites' agents to cosign, then retry.",
         )
-    size = TreeHead.parse(Note.parse(note).text).size
-    hashes = inclusion_proof(index, size, tile_store(appliance).reader(size))
+    head = TreeHead.parse(Note.parse(note).text)
+    reader = tile_store(appliance).reader(head.size)
+    hashes = inclusion_proof(index, head.size, reader)
+    verify_inclusion(reader(0, index), index, head.size, hashes, head.root)  # damaged tiles prove nothing to anyone
     return TlogProof(index, hashes, note, extra).to_bytes()
 
 

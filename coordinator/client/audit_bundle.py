@@ -7,27 +7,31 @@ logged. Without a pin the keys are the bundle's own word, and the report says so
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterator, Mapping
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from pydantic import ValidationError
-
-from protocol.audit_event import SALT_BYTES, AuditEvent, payload_hash
-from protocol.bundle import unpack
-from protocol.canonical import canonical, parse
+from protocol.audit_line import MAX_LINE, read_line
+from protocol.bundle import layout, unpack
+from protocol.canonical import parse
 from protocol.checkpoint import Checkpoint
 from protocol.errors import CloisterError, Malformed, VerificationFailed
-from protocol.merkle import Frontier, leaf_hash, verify_inclusion
-from protocol.note import Note, VerifierKey, strict_base64
+from protocol.merkle import RootHasher, leaf_hash
+from protocol.note import MAX_NOTE_BYTES, Note, VerifierKey
 from protocol.witness_policy import WitnessPolicy
 
-AUDIT_FILES = ("entries.jsonl", "checkpoint", "witness_policy.json", "log.vkey")
-POLICY_FIELD = "witness_policy"
+ENTRIES = "entries.jsonl"
+AUDIT_FILES = (ENTRIES, "checkpoint", "witness_policy.json", "log.vkey")
 MAX_PROBLEMS = 50
-_LINE_LIMIT = 4 << 20
+MAX_SMALL = MAX_NOTE_BYTES  # bytes, of each file but the entries
+
+_NEWLINE = 0x0A
+_EXPORT_AGAIN = "Export the bundle again."
 
 
 @dataclass
@@ -80,28 +84,50 @@ class AuditReport:
             self.problems.append(problem)
 
 
-def read_bundle(path: Path) -> dict[str, bytes]:
-    """The files of a bundle on disk: a tar, or a folder that holds exactly those files. Raises Malformed."""
-    if not path.is_dir():
+@dataclass(frozen=True)
+class AuditBundle:
+    """A bundle's files. `small`: all but the entries; `entries` reads those once more each time, line by line.
+
+    Only the entries grow with the log, so only they are never in memory as a whole.
+    """
+
+    small: Mapping[str, bytes]
+    entries: Callable[[], Iterator[bytes]]
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> AuditBundle:
+        """A bundle whose files are in memory. Raises Malformed unless it has exactly the agreed files."""
+        if set(files) != set(AUDIT_FILES):
+            raise Malformed(f"The bundle must hold exactly {', '.join(AUDIT_FILES)}.", _EXPORT_AGAIN)
+        data = files[ENTRIES]
+        return cls(_without_entries(files), lambda: _lines(io.BytesIO(data), len(data)))
+
+
+@contextmanager
+def open_bundle(path: Path) -> Iterator[AuditBundle]:
+    """The bundle at `path`, for the block: a tar, or a folder that holds exactly its files. Raises Malformed."""
+    with ExitStack() as stack:
+        if path.is_dir():
+            yield _folder(path, stack)
+            return
         try:
-            return read_archive(path.read_bytes())
+            file = stack.enter_context(path.open("rb"))
         except FileNotFoundError:
             raise Malformed(f"There is no bundle at {path}.", "Name the .tar or folder that was exported.") from None
-    found = sorted(entry.name for entry in path.iterdir())
-    if found != sorted(AUDIT_FILES) or not all((path / name).is_file() for name in AUDIT_FILES):
-        raise Malformed(f"{path} does not hold exactly {', '.join(AUDIT_FILES)}.", "Export the bundle again.")
-    return {name: (path / name).read_bytes() for name in AUDIT_FILES}
+        places = layout(partial(_read_at, file), file.seek(0, os.SEEK_END), AUDIT_FILES)
+        small = {name: _read_small(file, name, *places[name]) for name in AUDIT_FILES if name != ENTRIES}
+        yield AuditBundle(small, partial(_lines_at, file, *places[ENTRIES]))
 
 
 def verify_path(path: Path, *, policy: WitnessPolicy | None = None, log: VerifierKey | None = None) -> AuditReport:
     """`verify_bundle` for what lies at `path`. Raises Malformed only when nothing is there."""
     try:
-        files = read_bundle(path)
+        with open_bundle(path) as bundle:
+            return verify_bundle(bundle, policy=policy, log=log)
     except CloisterError as error:
         if not path.exists():
             raise
         return AuditReport(problems=[error.message])
-    return verify_bundle(files, policy=policy, log=log)
 
 
 def read_policy(path: Path) -> WitnessPolicy:
@@ -121,17 +147,23 @@ def read_archive(data: bytes) -> dict[str, bytes]:
 
 
 def verify_bundle(
-    files: Mapping[str, bytes], *, policy: WitnessPolicy | None = None, log: VerifierKey | None = None
+    bundle: AuditBundle | Mapping[str, bytes],
+    *,
+    policy: WitnessPolicy | None = None,
+    log: VerifierKey | None = None,
+    entry: Callable[[int, bytes], None] | None = None,
 ) -> AuditReport:
-    """Check everything and report all that is wrong; never raises for a bad bundle.
+    """Check everything in one pass over the entries, and report what is wrong; never raises for a bad bundle.
 
     policy, log: pins from elsewhere (a hospital's enrolment, the coordinator's operator). A quorum of the pinned
-    witnesses must have cosigned, and the log's key must be the pinned one.
+    witnesses must have cosigned, and the log's key must be the pinned one. entry: is told each entry's index and leaf
+    hash as they come, before anything is known of the whole.
     """
     report = AuditReport()
     try:
-        checkpoint, used = _checkpoint(files, report, policy, log)
-        _entries(files["entries.jsonl"], checkpoint, used, report)
+        opened = bundle if isinstance(bundle, AuditBundle) else AuditBundle.of(bundle)
+        checkpoint, used = _checkpoint(opened.small, report, policy, log)
+        _entries(opened.entries(), checkpoint, used, report, entry)
     except CloisterError as error:
         report.complain(error.message)
     return report
@@ -140,8 +172,6 @@ def verify_bundle(
 def _checkpoint(
     files: Mapping[str, bytes], report: AuditReport, pin: WitnessPolicy | None, log_pin: VerifierKey | None
 ) -> tuple[Checkpoint, WitnessPolicy]:
-    if set(files) != set(AUDIT_FILES):
-        raise Malformed(f"The bundle must hold exactly {', '.join(AUDIT_FILES)}.", "Export it again.")
     policy = WitnessPolicy.from_bytes(files["witness_policy.json"])
     if files["log.vkey"] != policy.log.text.encode() + b"\n":
         raise VerificationFailed("log.vkey is not the key in the witness policy.", "Export the bundle again.")
@@ -163,71 +193,76 @@ def _checkpoint(
     return checkpoint, policy
 
 
-def _entries(data: bytes, checkpoint: Checkpoint, policy: WitnessPolicy, report: AuditReport) -> None:
-    frontier, told_policy = Frontier(), ""
-    for number, line in enumerate(_lines(data)):
+def _entries(
+    lines: Iterator[bytes], checkpoint: Checkpoint, policy: WitnessPolicy, report: AuditReport,
+    entry: Callable[[int, bytes], None] | None,
+) -> None:  # fmt: skip
+    tree, told_policy, events = RootHasher(), "", report.events
+    for number, line in enumerate(lines):
         report.entries = number + 1
         try:
-            hashed, event = _entry(line, number, checkpoint, report)
+            leaf, event, policy_digest, payload = read_line(line, number)
         except CloisterError as error:
             report.complain(f"Entry {number}: {error.message}")
+            if len(report.problems) == MAX_PROBLEMS:
+                return
             continue
-        frontier, _ = frontier.extend([hashed])
-        report.events[event.event.value] = report.events.get(event.event.value, 0) + 1
-        told_policy = event.digests.get(POLICY_FIELD, told_policy)
+        hashed = leaf_hash(leaf)
+        tree.add(hashed)
+        if entry is not None:
+            entry(number, hashed)
+        events[event] = events.get(event, 0) + 1
+        if payload is not None:
+            report.payloads += 1
+        if policy_digest:
+            told_policy = policy_digest
     if report.entries != checkpoint.size:
         report.complain(f"There are {report.entries} entries; the checkpoint says {checkpoint.size}.")
-    elif not report.problems and frontier.root != checkpoint.root:
+    elif not report.problems and tree.root != checkpoint.root:
         report.complain("The entries do not give the checkpoint's root.")
     if not report.problems and told_policy != policy.digest:
         report.complain("The witness policy is not the one that the log last put in force.")
 
 
-def _lines(data: bytes) -> Iterator[bytes]:
-    if not data.endswith(b"\n"):
-        raise Malformed("entries.jsonl does not end in a newline.", "Export the bundle again.")
-    start = 0
-    while start < len(data):  # one line at a time: to split it all would hold the export twice more
-        end = data.index(b"\n", start)
-        yield data[start:end]
-        start = end + 1
+def _folder(path: Path, stack: ExitStack) -> AuditBundle:
+    found = sorted(entry.name for entry in path.iterdir())
+    if found != sorted(AUDIT_FILES) or not all((path / name).is_file() for name in AUDIT_FILES):
+        raise Malformed(f"{path} does not hold exactly {', '.join(AUDIT_FILES)}.", _EXPORT_AGAIN)
+    files = {name: stack.enter_context((path / name).open("rb")) for name in AUDIT_FILES}
+    sizes = {name: file.seek(0, os.SEEK_END) for name, file in files.items()}
+    small = {name: _read_small(files[name], name, 0, sizes[name]) for name in AUDIT_FILES if name != ENTRIES}
+    return AuditBundle(small, partial(_lines_at, files[ENTRIES], 0, sizes[ENTRIES]))
 
 
-def _entry(line: bytes, number: int, checkpoint: Checkpoint, report: AuditReport) -> tuple[bytes, AuditEvent]:
-    document = parse(line, limit=_LINE_LIMIT)
-    if not isinstance(document, dict) or canonical(document) != line:
-        raise Malformed("the line is not a canonical JSON object.", "Export the bundle again.")
-    if document.keys() - {"index", "leaf", "proof", "payload", "salt"} or document.get("index") != number:
-        raise Malformed("the line has other fields, or another index.", "Export the bundle again.")
-    try:
-        event = AuditEvent.model_validate(document.get("leaf"))
-    except ValidationError:
-        raise Malformed("the leaf is not an audit event.", "Export the bundle again.") from None
-    leaf = event.leaf()
-    if leaf != canonical(document["leaf"]):
-        raise Malformed("the leaf is not in its one form.", "Export the bundle again.")
-    proof = document.get("proof")
-    if not isinstance(proof, list) or not all(isinstance(item, str) for item in proof):
-        raise Malformed("the proof is not a list of hashes.", "Export the bundle again.")
-    hashed = leaf_hash(leaf)
-    verify_inclusion(
-        hashed, number, checkpoint.size, [strict_base64(str(item), "proof hash") for item in proof], checkpoint.root
-    )
-    _payload(document, event, report)
-    return hashed, event
+def _without_entries(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name != ENTRIES}
 
 
-def _payload(document: Mapping[str, object], event: AuditEvent, report: AuditReport) -> None:
-    salt = document.get("salt")
-    if ("payload" in document) != isinstance(salt, str):
-        raise Malformed("a payload stands without its salt.", "Export the bundle again.")
-    if not isinstance(salt, str):
-        return  # the event had none, or it was erased, as the law may ask; the leaf's hash stays
-    try:
-        raw = base64.b64decode(salt, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    body = canonical(document["payload"])
-    if len(raw) != SALT_BYTES or base64.b64encode(raw).decode() != salt or payload_hash(raw, body) != event.payload:
-        raise VerificationFailed("the payload is not the one that was logged.", "Find out who changed it.")
-    report.payloads += 1
+def _read_small(file: BinaryIO, name: str, at: int, size: int) -> bytes:
+    if size > MAX_SMALL:
+        raise Malformed(f"The bundle's {name} has {size} bytes.", _EXPORT_AGAIN)
+    return _read_at(file, at, size)
+
+
+def _read_at(file: BinaryIO, at: int, length: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
+
+
+def _lines_at(file: BinaryIO, at: int, size: int) -> Iterator[bytes]:
+    file.seek(at)
+    yield from _lines(file, size)
+
+
+def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The lines, without their newlines, of the next `size` bytes."""
+    left = size
+    for line in iter(partial(file.readline, MAX_LINE + 1), b""):
+        left -= len(line)
+        if left < 0 or line[-1] != _NEWLINE:
+            break
+        yield line[:-1]
+        if not left:
+            return
+    if size:
+        raise Malformed(f"{ENTRIES} does not end in a newline, or a line is too long.", _EXPORT_AGAIN)

@@ -1,21 +1,30 @@
-"""Fetch an audit bundle from the coordinator, once a quorum of sites has cosigned what was logged so far."""
+"""Fetch an audit bundle from the coordinator, once a quorum of sites has cosigned what was logged so far.
+
+The bundle goes to disk as it comes: a log of any length is exported in the same memory.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from coordinator.client.account import AccountError
-from coordinator.client.audit_bundle import read_archive
+from coordinator.client.audit_bundle import AUDIT_FILES
 from coordinator.client.connection import Connection, CoordinatorRefused
+from protocol.bundle import MAX_FILE, layout
 from protocol.checkpoint import TreeHead
 from protocol.note import MAX_NOTE_BYTES, Note
 
+WRITING_SECONDS = 600.0  # that the coordinator may take to write the bundle before it sends it
+_CHUNK = 1 << 20
 
-def fetch_bundle(connection: Connection, *, wait_seconds: float, pause_seconds: float) -> bytes:
-    """The bundle's tar, covering at least the log as it is now; waits that long for cosignatures.
+
+def fetch_bundle(connection: Connection, file: BinaryIO, *, wait_seconds: float, pause_seconds: float) -> None:
+    """Write the bundle's tar to `file`, covering at least the log as it is now; waits that long for cosignatures.
 
     Raises CoordinatorRefused (unavailable) when too few sites cosign in time.
     """
@@ -24,35 +33,59 @@ def fetch_bundle(connection: Connection, *, wait_seconds: float, pause_seconds: 
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
-            return connection.download("/v1/audit/export", minimum_size=size)
+            connection.download_to(
+                file, "/v1/audit/export", limit=MAX_FILE, timeout_seconds=WRITING_SECONDS, minimum_size=size
+            )
         except CoordinatorRefused as error:
             if error.code != "unavailable" or time.monotonic() >= deadline:
                 raise
+        else:
+            return
         time.sleep(pause_seconds)
 
 
-def write_bundle(archive: bytes, out: Path) -> None:
-    """Write a bundle: the tar as it is, or its files in a new folder. Whole or not at all; never over another."""
+def write_bundle(out: Path, fill: Callable[[BinaryIO], object]) -> int:
+    """Let `fill` write a bundle's tar, and keep it at `out`: as it is for a name in .tar, else its files in a folder.
+
+    Whole or not at all, and never over another. The archive's bytes. Raises AccountError when `out` exists, Malformed
+    for a folder of what is no bundle.
+    """
     if out.exists():
         raise AccountError(f"{out} exists already.", "Name another place, or remove it first.")
-    fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
+    archive = out.with_name(f".{out.name}.{os.getpid()}.new")
+    folder = archive.with_suffix(".files")
     try:
-        if out.suffix == ".tar":
-            _write(fresh, archive)
-        else:
-            files = read_archive(archive)
-            fresh.mkdir(parents=True)
-            for name, data in files.items():
-                _write(fresh / name, data)
-        fresh.rename(out)
+        with archive.open("x+b") as file:
+            fill(file)
+            size = file.seek(0, os.SEEK_END)
+            if out.suffix == ".tar":
+                _sync(file)
+                archive.rename(out)
+            else:
+                _unpack(file, size, folder)
+                folder.rename(out)
+        return size
     finally:
-        if fresh.is_dir():
-            shutil.rmtree(fresh)
-        fresh.unlink(missing_ok=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        archive.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _unpack(archive: BinaryIO, size: int, folder: Path) -> None:
+    def read_at(at: int, length: int) -> bytes:
+        archive.seek(at)
+        return archive.read(length)
+
+    folder.mkdir(parents=True)
+    for name, (at, length) in layout(read_at, size, AUDIT_FILES).items():
+        archive.seek(at)
+        with (folder / name).open("xb") as file:
+            while length and (chunk := archive.read(min(length, _CHUNK))):
+                file.write(chunk)
+                length -= len(chunk)
+            _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.client.audit_bundle import AuditReport, verify_bundle
+from coordinator.client.audit_bundle import AuditBundle, AuditReport, verify_bundle
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import parse
 from protocol.errors import Malformed, Refused, VerificationFailed
@@ -108,7 +108,7 @@ class FoundEvent:
 
 
 def find(
-    files: Mapping[str, bytes],
+    bundle: AuditBundle | Mapping[str, bytes],
     query: AuditQuery,
     *,
     policy: WitnessPolicy | None = None,
@@ -118,13 +118,14 @@ def find(
 
     policy, log: pins, as for `verify_bundle`. Raises VerificationFailed for a bundle that does not verify.
     """
-    report = verify_bundle(files, policy=policy, log=log)
+    opened = bundle if isinstance(bundle, AuditBundle) else AuditBundle.of(bundle)
+    report = verify_bundle(opened, policy=policy, log=log)
     if not report.verified:
         raise VerificationFailed(
             f"The bundle is not a true bundle of the log, so it answers nothing: {report.problems[0]}",
             "Run `cloister audit verify` on it, export it again, and tell the sites that watch the log.",
         )
-    return report, [found for found in _entries(files["entries.jsonl"]) if query.matches(found.event)]
+    return report, [found for found in _entries(opened.entries()) if query.matches(found.event)]
 
 
 def to_csv(found: Iterable[FoundEvent]) -> str:
@@ -154,8 +155,8 @@ def to_rows(found: Iterable[FoundEvent]) -> list[tuple[object, ...]]:
     ]
 
 
-def _entries(data: bytes) -> Iterator[FoundEvent]:
-    for line in data.splitlines():
+def _entries(lines: Iterable[bytes]) -> Iterator[FoundEvent]:
+    for line in lines:
         document = parse(line, limit=_LINE_LIMIT)
         if not isinstance(document, dict) or not isinstance(index := document["index"], int):
             raise Malformed("An entry is not of the bundle's form.", "Export the bundle again.")

@@ -98,10 +98,11 @@ def audit_export(
     from coordinator.client.audit_export import fetch_bundle, write_bundle
 
     with open_account(home).connect() as connection:
-        archive = fetch_bundle(connection, wait_seconds=wait, pause_seconds=EXPORT_POLL_SECONDS)
-    write_bundle(archive, out)
+        size = write_bundle(
+            out, lambda file: fetch_bundle(connection, file, wait_seconds=wait, pause_seconds=EXPORT_POLL_SECONDS)
+        )
     emit(
-        {"bundle": str(out), "bytes": len(archive)},
+        {"bundle": str(out), "bytes": size},
         as_json=as_json,
         text=f"The audit bundle is in {out}; check it anywhere with `cloister audit verify {out}`.",
     )
@@ -151,7 +152,7 @@ def audit_query(
     as_json: Json = False,
 ) -> None:
     """Find events in a bundle by who, what and when. Offline; the bundle is verified first, or nothing is answered."""
-    from coordinator.client.audit_bundle import read_bundle, read_policy
+    from coordinator.client.audit_bundle import open_bundle, read_policy
     from coordinator.client.audit_query import AuditQuery, BadQuery, find, to_csv, to_rows
     from coordinator.terminal import table
     from protocol.note import VerifierKey
@@ -161,12 +162,13 @@ def audit_query(
     query = AuditQuery.of(
         events=event or (), actor=actor, subject=subject, study=study, release=release, since=since, until=until
     )
-    report, found = find(
-        read_bundle(bundle),
-        query,
-        policy=read_policy(witness_policy) if witness_policy else None,
-        log=VerifierKey.parse(log_key) if log_key else None,
-    )
+    with open_bundle(bundle) as opened:
+        report, found = find(
+            opened,
+            query,
+            policy=read_policy(witness_policy) if witness_policy else None,
+            log=VerifierKey.parse(log_key) if log_key else None,
+        )
     if as_csv:
         typer.echo(to_csv(found), nl=False)
         return

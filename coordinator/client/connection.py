@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import httpx
 from cryptography import x509
@@ -62,6 +63,12 @@ class Connection:
         """The bytes at a path, at most `limit`."""
         return self._send("GET", path, limit, params=query)
 
+    def download_to(self, file: BinaryIO, path: str, *, limit: int, timeout_seconds: float, **query: str | int) -> int:
+        """Write the bytes at a path, at most `limit`, to `file` as they come; how many. `timeout_seconds`: between two
+        pieces, and before the first, while the coordinator writes the answer."""
+        timeout = httpx.Timeout(60.0, connect=10.0, read=timeout_seconds)
+        return self._receive(file.write, "GET", path, limit, params=query, timeout=timeout)
+
     def post(self, path: str, document: object | None = None) -> Any:
         """Send a JSON document (none: an empty body); the JSON that comes back, None for an empty answer."""
         return self._value(path, self._send("POST", path, MAX_JSON, json=document))
@@ -80,16 +87,24 @@ class Connection:
     def _send(self, method: str, path: str, limit: int, **what: Any) -> bytes:
         if what.get("json", 0) is None:
             del what["json"]
+        body = bytearray()
+        self._receive(body.extend, method, path, limit, **what)
+        return bytes(body)
+
+    def _receive(self, take: Callable[[bytes], object], method: str, path: str, limit: int, **what: Any) -> int:
+        """Hand on an answer's bytes piece by piece; a refusal's are kept from `take`."""
         try:
             with self._http.stream(method, path, **what) as answer:
-                body = bytearray()
+                refusal, length = bytearray(), 0
+                hand_on = take if answer.is_success else refusal.extend
                 for chunk in answer.iter_bytes():
-                    body += chunk
-                    if len(body) > limit:
+                    length += len(chunk)
+                    if length > (limit if answer.is_success else MAX_JSON):
                         raise Malformed(f"An answer of {self._address} is longer than {limit} bytes.", "Report it.")
+                    hand_on(chunk)
                 if not answer.is_success:
-                    raise self._refusal(answer.status_code, bytes(body))
-                return bytes(body)
+                    raise self._refusal(answer.status_code, bytes(refusal))
+                return length
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 

@@ -1,12 +1,13 @@
-"""What the audit log and the policy gate cost, each beside the least that the same work could cost.
+"""What the audit log costs, each beside the least that the same work could cost, and whether it grows with the log.
 
     python packaging/bench/log.py [--entries N]
 
-A coordinator of its own, whose log holds N entries under a checkpoint that its witnesses cosigned, in a temporary
-folder. Each ratio is the median over turns in which both sides run one after the other, in CPU time of this process:
-`log append` a business transaction with its audit entry, over the same one without; `log verify` an export's
-verification, over parsing and hashing its bytes once; `log proof` an inclusion and a consistency proof from tiles on
-disk, over reading those tiles; `policy decision` the release gate, over the bare evaluation of its expressions.
+Two coordinators of their own, with N and with 10,000 entries (a quarter of them with a payload) under a checkpoint that
+witnesses cosigned, in a temporary folder. Each ratio is the median over turns in which both sides run one after the
+other, in CPU time of this process: `log append` a business transaction with its audit entry, over the same one without;
+`log verify` an export's verification, over parsing and hashing its bytes once; `log proof` an inclusion and a
+consistency proof from tiles on disk, over reading those tiles; and for each the cost at N over that at 10,000. The
+memory rows are the peak of a process of its own that exports, or verifies, N entries, over that for 10,000.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import hashlib
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,34 +27,52 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ENTRIES = 20_000
-MOST = 1_000_000
+sys.path.insert(0, str(Path(__file__).parent))
+
+from interleaved import row  # noqa: E402 - beside this file
+
+ENTRIES = 1_000_000
+FEW = 10_000
 VARIABLE = "CLOISTER_BENCH_ENTRIES"
 WITNESSES = 3
-TURNS, VERIFY_TURNS = 5, 2
-TRANSACTIONS, PROOFS, DECISIONS = 40, 40, 40
-APPEND_GOAL, VERIFY_GOAL, PROOF_GOAL, DECISION_GOAL = 1.5, 2.0, 3.0, 2.0
+VERIFY_TURNS = 3
+TRANSACTIONS, PROOFS = 40, 40
+APPEND_GOAL, VERIFY_GOAL, PROOF_GOAL, GROWTH_GOAL, MEMORY_GOAL = 1.5, 2.0, 3.0, 1.3, 1.1
 DIGEST = "sha256:" + "5" * 64
-GROWTH = """
+PEAK = """
 import sys
 from pathlib import Path
-from coordinator.client.audit_bundle import verify_path
-def status(field):
+def peak():
     with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-before = status("VmRSS")
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+"""
+VERIFY_PEAK = PEAK + """
+from coordinator.client.audit_bundle import verify_path
 assert verify_path(Path(sys.argv[1])).verified
-print(status("VmHWM") - before)
+print(peak())
+"""
+EXPORT_PEAK = PEAK + """
+from coordinator.appliance import open_appliance
+from coordinator.audit.export import write_export
+from coordinator.database import reading
+appliance = open_appliance(Path(sys.argv[1]))
+with reading(appliance.engine) as session:
+    write_export(session, appliance).file.close()
+print(peak())
 """
 
 
 def rows(entries: int | None = None) -> list[dict[str, Any]]:
-    """The four rows, at `entries` or CLOISTER_BENCH_ENTRIES log entries, 20,000 where neither is given."""
+    """All rows, at `entries` or CLOISTER_BENCH_ENTRIES log entries, 1,000,000 where neither is given."""
     count = entries if entries is not None else int(os.environ.get(VARIABLE, ENTRIES))
-    if not 1_000 <= count <= MOST:
-        raise SystemExit(f"error: {count} entries can't be measured; remedy: ask for 1,000 to {MOST:,}")
-    with tempfile.TemporaryDirectory(prefix="cloister-bench-") as folder, coordinator(Path(folder), count) as appliance:
-        return [_append(appliance, count), _verify(appliance, count), _proof(appliance, count), _decision()]
+    if not FEW <= count <= ENTRIES:
+        raise SystemExit(f"error: {count} entries can't be measured; remedy: ask for {FEW:,} to {ENTRIES:,}")
+    with (
+        tempfile.TemporaryDirectory(prefix="cloister-bench-") as folder,
+        coordinator(Path(folder) / "many", count) as many,
+        coordinator(Path(folder) / "few", FEW) as few,
+    ):
+        return [*_append(many, few, count), *_proof(many, few, count), *_verify(many, few, count, Path(folder))]
 
 
 @contextmanager
@@ -70,11 +88,12 @@ def coordinator(folder: Path, entries: int) -> Iterator[Any]:
     from coordinator.database import transaction
     from coordinator.initialise import initialise
     from coordinator.sites import enrolment
-    from protocol.audit_event import AuditEvent, EventType
+    from protocol.audit_event import EventType
     from protocol.checkpoint import TreeHead, cosign, cosigner_key
     from protocol.note import Note
     from protocol.signing import SigningKey
 
+    folder.mkdir()
     initialise(folder / "home", address="127.0.0.1:8443")
     appliance = open_appliance(folder / "home")
     keys = {f"site-{number}/witness": SigningKey.generate() for number in range(WITNESSES)}
@@ -88,17 +107,9 @@ def coordinator(folder: Path, entries: int) -> Iterator[Any]:
         )  # fmt: skip
         set_policy(session, appliance, policy, entry=entry)
     size = integrate_once(appliance)
-    leaf = AuditEvent(
-        event=EventType.ROUND_COMMITTED, at="2026-11-23T00:00:00Z", actor=COORDINATOR, subject="bench",
-        digests={"model": DIGEST, "plan": DIGEST}, numbers={"epsilon": 0.25, "round": 1},
-        groups={"contributed": ("site-0", "site-1", "site-2")},
-    ).leaf()  # fmt: skip
     for start in range(size, entries, 10_000):
         with transaction(appliance.engine) as session:
-            fresh = [
-                {"leaf": leaf.replace(b'"round":1', b'"round":%d' % number)}
-                for number in range(start, min(entries, start + 10_000))
-            ]
+            fresh = [_logged(number) for number in range(start, min(entries, start + 10_000))]
             session.connection().execute(insert(LogEntry), fresh)
     while (published := integrate_once(appliance)) < entries:
         pass
@@ -115,7 +126,27 @@ def coordinator(folder: Path, entries: int) -> Iterator[Any]:
         appliance.engine.dispose()
 
 
-def _append(appliance: Any, entries: int) -> dict[str, Any]:
+def _logged(number: int) -> dict[str, bytes | None]:
+    """A row of the log: every fourth entry has a payload, as a person's act has."""
+    from protocol.audit_event import SALT_BYTES, AuditEvent, EventType, payload_hash
+    from protocol.canonical import canonical
+
+    if number % 4:
+        leaf = AuditEvent(
+            event=EventType.ROUND_COMMITTED, at="2026-11-23T00:00:00Z", actor="coordinator", subject=f"study-{number % 7}",
+            digests={"model": DIGEST, "plan": DIGEST}, numbers={"epsilon": 0.25 + number / 4_000_000, "round": number},
+            groups={"contributed": ("site-0", "site-1", "site-2")},
+        ).leaf()  # fmt: skip
+        return {"leaf": leaf, "payload": None, "salt": None}
+    payload, salt = canonical({"name": f"person {number}", "reason": "needed for the study"}), os.urandom(SALT_BYTES)
+    leaf = AuditEvent(
+        event=EventType.RELEASE_APPROVED, at="2026-11-23T00:00:00Z", actor="person-0123456789abcdef",
+        subject=f"release:r-{number % 9}", digests={"subject": DIGEST}, payload=payload_hash(salt, payload),
+    ).leaf()  # fmt: skip
+    return {"leaf": leaf, "payload": payload, "salt": salt}
+
+
+def _append(many: Any, few: Any, entries: int) -> list[dict[str, Any]]:
     """A site registers a data set: the product's own verb, and the same with its audit entry left out."""
     from coordinator.database import transaction
     from coordinator.sites import enrolment
@@ -124,174 +155,131 @@ def _append(appliance: Any, entries: int) -> dict[str, Any]:
     registration = DatasetRegistration(schema_digest=DIGEST, snapshot=DIGEST, patients=100, held_out=20)
     numbers = iter(range(1 << 30))
 
-    def register() -> None:
+    def register(appliance: Any) -> None:
         for _ in range(TRANSACTIONS):
             with transaction(appliance.engine) as session:
                 enrolment.register_dataset(session, appliance, "bench-site", f"set-{next(numbers)}", registration)
 
     def without() -> None:
         with mock.patch.object(enrolment, "append", return_value=0):
-            register()
+            register(many)
 
-    return _row(
-        "log append", register, without, TRANSACTIONS, APPEND_GOAL, "the same business transaction without its entry",
-        entries,
-    )  # fmt: skip
-
-
-def _verify(appliance: Any, entries: int) -> dict[str, Any]:
-    from coordinator.audit.export import bundle_files
-    from coordinator.client.audit_bundle import verify_bundle
-    from coordinator.database import reading
-
-    with reading(appliance.engine) as session:
-        files = bundle_files(session, appliance, minimum_size=entries)
-    data = files["entries.jsonl"]
-
-    def verify() -> None:
-        report = verify_bundle(files)
-        if not report.verified or report.entries != entries:
-            raise RuntimeError(f"the bundle does not verify: {report.problems[:1]}")
-
-    def floor() -> None:
-        hashlib.sha256(data).digest()
-        start = 0
-        while start < len(data):
-            end = data.index(b"\n", start)
-            json.loads(data[start:end])
-            start = end + 1
-
-    turns = VERIFY_TURNS if entries <= ENTRIES else 1
-    row = _row(
-        "log verify", verify, floor, entries, VERIFY_GOAL, "parsing and hashing the export's bytes once", entries,
-        turns=turns, warm=False,
-    )  # fmt: skip
-    return {**row, "bytes": len(data), "memory_over_export": _memory(files) / len(data)}
+    of = "the same business transaction without its entry"
+    return [
+        row("log append", lambda: register(many), without, TRANSACTIONS, APPEND_GOAL, of, entries=entries),
+        _growth("log append", lambda: register(many), lambda: register(few), TRANSACTIONS, TRANSACTIONS, entries),
+    ]
 
 
-def _memory(files: dict[str, bytes]) -> int:
-    """By how many bytes a process of its own grows at most while it verifies the bundle from its folder."""
-    with tempfile.TemporaryDirectory(prefix="cloister-bench-") as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        command = [sys.executable, "-c", GROWTH, folder]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _proof(appliance: Any, entries: int) -> dict[str, Any]:
+def _proof(many: Any, few: Any, entries: int) -> list[dict[str, Any]]:
+    """From a store that has read nothing yet, for each proof anew; its growth as the product has it, from one store."""
     from coordinator.audit.sequencer import tile_store
+    from coordinator.audit.tile_store import TileStore
     from protocol.merkle import consistency_proof, inclusion_proof
     from protocol.tiles import Tile
 
-    store = tile_store(appliance)
     chance = random.Random(4)  # which entries are proved: no secret
-    wanted = [(chance.randrange(entries), chance.randrange(1, entries)) for _ in range(PROOFS)]
 
-    def prove() -> None:
-        for index, old in wanted:
-            reader = store.reader(entries)
-            inclusion_proof(index, entries, reader)
-            consistency_proof(old, entries, reader)
+    def wanted(size: int) -> list[tuple[int, int]]:
+        return [(chance.randrange(size), chance.randrange(1, size)) for _ in range(PROOFS)]
 
+    def prove(store: Callable[[], TileStore], size: int, pairs: list[tuple[int, int]]) -> None:
+        for index, old in pairs:
+            reader = store().reader(size)
+            inclusion_proof(index, size, reader)
+            consistency_proof(old, size, reader)
+
+    folder, pairs, pairs_of_few = many.settings.log_folder, wanted(entries), wanted(FEW)
     read: list[Tile] = []
-    original = type(store).read
+    original = TileStore._file
 
-    def noted(self: Any, tile: Tile) -> bytes:
-        read.append(tile)
-        return original(self, tile)
+    def noted(self: Any, level: int, index: int, width: int, *, from_disk: bool) -> bytes:
+        read.append(Tile(level, index, width))
+        return original(self, level, index, width, from_disk=from_disk)
 
-    with mock.patch.object(type(store), "read", noted):
-        prove()
+    with mock.patch.object(TileStore, "_file", noted):
+        prove(lambda: TileStore(folder), entries, pairs)
+    store, kept, kept_of_few = TileStore(folder), tile_store(many), tile_store(few)
 
     def floor() -> None:
         for tile in read:
             store.read(tile)
 
-    row = _row("log proof", prove, floor, PROOFS, PROOF_GOAL, "reading the same tiles from disk", entries)
-    return {**row, "tiles_per_proof": len(read) / PROOFS}
+    of = "reading from disk, once each, the tiles that the two proofs need"
+    cold = row("log proof", lambda: prove(lambda: TileStore(folder), entries, pairs), floor, PROOFS, PROOF_GOAL, of,
+               entries=entries, tiles_per_proof=len(read) / PROOFS)  # fmt: skip
+    grown = _growth(
+        "log proof", lambda: prove(lambda: kept, entries, pairs), lambda: prove(lambda: kept_of_few, FEW, pairs_of_few),
+        PROOFS, PROOFS, entries,
+    )  # fmt: skip
+    return [cold, grown]
 
 
-def _decision() -> dict[str, Any]:
-    """The release gate over facts that pass every rule, beside its expressions alone with their variables bound."""
-    from policies.cases import load_cases
-    from policies.engine import bind
-    from policies.evaluation import evaluate
-    from policies.facts import Facts
-    from policies.findings import RuleResult
-    from policies.packs import builtin_packs, builtin_policy
+def _verify(many: Any, few: Any, entries: int, folder: Path) -> list[dict[str, Any]]:
+    from coordinator.audit.export import write_export
+    from coordinator.client.audit_bundle import AUDIT_FILES, ENTRIES as NAME
+    from coordinator.client.audit_bundle import verify_path
+    from coordinator.client.audit_export import write_bundle
+    from coordinator.database import reading
 
-    policy, documents = builtin_policy(), builtin_packs()
-    case = next(
-        case
-        for pack in policy.packs
-        for case in load_cases(documents[f"cases/{pack.id}"], documents["cases/base"])
-        if case.text.gate == "release" and case.text.expect is RuleResult.PASSED and not case.text.set
-    )
-    salt = os.urandom(32)
-    needed = Facts.of(policy.catalogue, case.facts).prune(policy.facts_needed("release"))
-    facts = Facts(policy.catalogue, needed)
-    gathered = facts.to_json()  # nested, as a gatherer supplies it: every fact that the gate may ask for
-    found = []
-    for pack in policy.packs:
-        scope = pack.scopes.get("release")
-        found += [scope.when] if scope else []
-        for rule in pack.at("release", case.now):
-            found += [rule.guard, rule.require] if rule.guard else [rule.require]
+    def export(appliance: Any, name: str, size: int) -> Path:
+        with reading(appliance.engine) as session:
+            made = write_export(session, appliance, minimum_size=size)
+        write_bundle(folder / name, lambda file: [file.write(chunk) for chunk in made.chunks()])
+        return folder / name
 
-    # Bare: each with its facts, every parameter and the moment. Least: each with no more than the variables it names.
-    every = [(e.compiled, bind(facts.prune(e.facts), policy.parameters, case.now)) for e in found]
-    bound = bind(facts.values, policy.parameters, case.now)
-    named = [(e.compiled, {name: bound[name] for name in e.variables}) for e in found]
+    bundle, small = export(many, "bundle-many", entries), export(few, "bundle-few", FEW)
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(AUDIT_FILES)
 
-    def decide() -> None:
-        for _ in range(DECISIONS):
-            decision = evaluate("release", gathered, policy.packs, policy.parameters, now=case.now, salt=salt)
-            if not decision.checked:
-                raise RuntimeError("the gate looked at no rule")
+    def verify(path: Path, size: int) -> None:
+        report = verify_path(path)
+        if not report.verified or report.entries != size:
+            raise RuntimeError(f"the bundle does not verify: {report.problems[:1]}")
 
-    def bare(expressions: list[Any]) -> Callable[[], None]:
-        def evaluate_all() -> None:
-            for _ in range(DECISIONS):
-                for compiled, values in expressions:
-                    compiled.eval(data=values)
+    def floor() -> None:
+        hashed = hashlib.sha256()
+        with (bundle / NAME).open("rb") as lines:
+            for line in lines:
+                hashed.update(line)
+                json.loads(line)
 
-        return evaluate_all
-
-    of = "the bare CEL evaluations of the release gate's scopes, guards and rules"
-    row = _row("policy decision", decide, bare(every), DECISIONS, DECISION_GOAL, of, None)
-    least = _row("policy decision", decide, bare(named), DECISIONS, DECISION_GOAL, of, None)
-    return {**row, "expressions": len(found), "ratio_over_least_variables": least["ratio"]}
+    of = "parsing and hashing the export's bytes once"
+    size = (bundle / NAME).stat().st_size
+    return [
+        row("log verify", lambda: verify(bundle, entries), floor, entries, VERIFY_GOAL, of, turns=VERIFY_TURNS,
+            warm=False, entries=entries, bytes=size),
+        _growth("log verify", lambda: verify(bundle, entries), lambda: verify(small, FEW), entries, FEW, entries,
+                turns=VERIFY_TURNS),
+        _memory("log verify memory", VERIFY_PEAK, bundle, small, entries),
+        _memory("log export memory", EXPORT_PEAK, many.home, few.home, entries),
+    ]  # fmt: skip
 
 
-def _row(
-    name: str, ours: Callable[[], None], floor: Callable[[], None], times: int, goal: float, of: str,
-    entries: int | None, *, turns: int = TURNS, warm: bool = True,
+def _growth(
+    name: str, many: Callable[[], None], few: Callable[[], None], times: int, times_of_few: int, entries: int,
+    *, turns: int = 5,
 ) -> dict[str, Any]:  # fmt: skip
-    """Both in turns, after one of each that does not count (unless not `warm`); seconds of CPU for one of `times`."""
-    if warm:
-        ours()
-        floor()
-    taken = [(_seconds(ours) / times, _seconds(floor) / times) for _ in range(turns)]
-    ratio = statistics.median(mine / least for mine, least in taken)
+    return row(
+        f"{name} growth", many, few, times, GROWTH_GOAL, f"the cost at {FEW:,} entries",
+        floor_times=times_of_few, turns=turns, entries=entries,
+    )  # fmt: skip
+
+
+def _memory(name: str, program: str, many: Path, few: Path, entries: int) -> dict[str, Any]:
+    """Bytes that a process of its own, interpreter and all, held at most."""
+    peaks = []
+    for path in (many, few):
+        command = [sys.executable, "-c", program, str(path)]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    ratio = peaks[0] / peaks[1]
     return {
-        "name": name,
-        "ratio": ratio,
-        "of": of,
-        "goal": goal,
-        "holds": ratio <= goal,
-        **({"entries": entries} if entries is not None else {}),
-        "cpu_seconds": {"ours": [mine for mine, _ in taken], "floor": [least for _, least in taken]},
-    }
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    before = time.process_time()
-    work()
-    return time.process_time() - before
+        "name": name, "ratio": ratio, "of": f"the peak at {FEW:,} entries", "goal": MEMORY_GOAL,
+        "holds": ratio <= MEMORY_GOAL, "entries": entries, "bytes": {"many": peaks[0], "few": peaks[1]},
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure the audit log and the policy gate.")
-    parser.add_argument("--entries", type=int, help=f"log entries, up to {MOST:,} (default {ENTRIES:,})")
+    parser = argparse.ArgumentParser(description="Measure the audit log.")
+    parser.add_argument("--entries", type=int, help=f"log entries, {FEW:,} to {ENTRIES:,} (the default)")
     json.dump(rows(parser.parse_args().entries), sys.stdout, indent=2)
     print()

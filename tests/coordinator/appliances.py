@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
 
 from coordinator.appliance import Appliance, open_appliance
-from coordinator.database import transaction
+from coordinator.audit.export import write_export
+from coordinator.database import reading, transaction
 from coordinator.initialise import initialise
 from coordinator.parts import Part, sequencer
 from coordinator.people import accounts
@@ -214,3 +215,9 @@ class TestPerson:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def exported(made: Made, *, minimum_size: int = 1) -> bytes:
+    """The audit bundle's archive."""
+    with reading(made.appliance.engine) as session:
+        return b"".join(write_export(session, made.appliance, minimum_size=minimum_size).chunks())

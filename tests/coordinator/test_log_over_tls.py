@@ -125,14 +125,16 @@ def test_an_auditor_exports_and_verifies(served: Served, tmp_path: Path) -> None
     account = open_account(tmp_path / "ada")
     sign_in(account, account.unlock(PASSPHRASE))
     note = current_note(served)
+    bundle = tmp_path / "bundle.tar"
     with account.connect() as connection, pytest.raises(CoordinatorRefused) as refused:
-        fetch_bundle(connection, wait_seconds=0, pause_seconds=0.01)
+        write_bundle(bundle, lambda file: fetch_bundle(connection, file, wait_seconds=0, pause_seconds=0.01))
     assert refused.value.code == "unavailable"
+    assert list(tmp_path.glob("*bundle*")) == []
     for site in sites[:3]:
         cosign(served, site, note)
     with account.connect() as connection:
-        write_bundle(fetch_bundle(connection, wait_seconds=0, pause_seconds=0.01), tmp_path / "bundle.tar")
-    report = verify_path(tmp_path / "bundle.tar")
+        write_bundle(bundle, lambda file: fetch_bundle(connection, file, wait_seconds=0, pause_seconds=0.01))
+    report = verify_path(bundle)
     assert (report.problems, report.cosignatures) == ([], 3)
     assert report.events["person.signed-in"] == 1
     assert current_note(served) != note, "the export itself is logged"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.bundle import pack, unpack
+from protocol.bundle import header, pack, unpack
 from protocol.errors import Malformed
 
 NAMES = ("a.json", "b.bin")
@@ -19,6 +19,24 @@ NAMES = ("a.json", "b.bin")
 def test_round_trip(first: bytes, second: bytes) -> None:
     files = {"a.json": first, "b.bin": second}
     assert unpack(pack(files, NAMES), NAMES) == files
+
+
+@given(st.binary(max_size=2000), st.integers(0, 20000))
+def test_it_is_the_tar_that_tar_writes(first: bytes, length: int) -> None:
+    files = {"a.json": first, "b.bin": bytes(length)}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in NAMES:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode, member.mtime = len(files[name]), 0o644, 0
+            tar.addfile(member, io.BytesIO(files[name]))
+    assert pack(files, NAMES) == out.getvalue()
+
+
+@pytest.mark.parametrize("size", [-1, 8**11])
+def test_a_size_that_a_header_cannot_say_is_refused(size: int) -> None:
+    with pytest.raises(Malformed):
+        header("a.json", size)
 
 
 @settings(max_examples=200)

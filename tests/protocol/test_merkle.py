@@ -17,6 +17,7 @@ from protocol.errors import VerificationFailed
 from protocol.merkle import (
     EMPTY_ROOT,
     Frontier,
+    RootHasher,
     Tree,
     consistency_proof,
     inclusion_proof,
@@ -251,3 +252,16 @@ def test_hashes_of_another_length_are_refused() -> None:
 def test_a_frontier_must_fit_its_size() -> None:
     with pytest.raises(ValueError):
         Frontier(3, (EMPTY_ROOT,))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 255, 256, 257, 511, 512, 1000, 2049])
+def test_a_root_from_leaves_that_come_one_by_one(size: int) -> None:
+    hashes = [leaf_hash(b"%d" % number) for number in range(size)]
+    hasher, subtrees = RootHasher(), []
+    for number, digest in enumerate(hashes):
+        assert hasher.size == number
+        if subtree := hasher.add(digest):
+            subtrees.append(subtree)
+    whole = Tree(hashes)
+    assert (hasher.size, hasher.root) == (size, whole.root())
+    assert subtrees == [whole.read(8, index) for index in range(size // 256)]
