@@ -29,7 +29,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from interleaved import row  # noqa: E402 - beside this file
+from interleaved import row
 
 ENTRIES = 1_000_000
 FEW = 10_000
@@ -46,12 +46,17 @@ def peak():
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 """
-VERIFY_PEAK = PEAK + """
+VERIFY_PEAK = (
+    PEAK
+    + """
 from coordinator.client.audit_bundle import verify_path
 assert verify_path(Path(sys.argv[1])).verified
 print(peak())
 """
-EXPORT_PEAK = PEAK + """
+)
+EXPORT_PEAK = (
+    PEAK
+    + """
 from coordinator.appliance import open_appliance
 from coordinator.audit.export import write_export
 from coordinator.database import reading
@@ -60,6 +65,7 @@ with reading(appliance.engine) as session:
     write_export(session, appliance).file.close()
 print(peak())
 """
+)
 
 
 def rows(entries: int | None = None) -> list[dict[str, Any]]:
@@ -133,7 +139,8 @@ def _logged(number: int) -> dict[str, bytes | None]:
 
     if number % 4:
         leaf = AuditEvent(
-            event=EventType.ROUND_COMMITTED, at="2026-11-23T00:00:00Z", actor="coordinator", subject=f"study-{number % 7}",
+            event=EventType.ROUND_COMMITTED, at="2026-11-23T00:00:00Z", actor="coordinator",
+            subject=f"study-{number % 7}",
             digests={"model": DIGEST, "plan": DIGEST}, numbers={"epsilon": 0.25 + number / 4_000_000, "round": number},
             groups={"contributed": ("site-0", "site-1", "site-2")},
         ).leaf()  # fmt: skip
@@ -217,8 +224,8 @@ def _proof(many: Any, few: Any, entries: int) -> list[dict[str, Any]]:
 
 def _verify(many: Any, few: Any, entries: int, folder: Path) -> list[dict[str, Any]]:
     from coordinator.audit.export import write_export
-    from coordinator.client.audit_bundle import AUDIT_FILES, ENTRIES as NAME
-    from coordinator.client.audit_bundle import verify_path
+    from coordinator.client.audit_bundle import AUDIT_FILES, verify_path
+    from coordinator.client.audit_bundle import ENTRIES as NAME
     from coordinator.client.audit_export import write_bundle
     from coordinator.database import reading
 

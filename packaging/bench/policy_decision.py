@@ -1,6 +1,6 @@
 """What the release gate's decision costs, beside the bare evaluation of its expressions.
 
-    python packaging/bench/policy_decision.py
+python packaging/bench/policy_decision.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from interleaved import row  # noqa: E402 - beside this file
+from interleaved import row
 
 DECISIONS = 40
 GOAL = 2.0

@@ -22,6 +22,7 @@ import dp_step  # noqa: E402
 import federation_bench  # noqa: E402
 import idle_agent  # noqa: E402
 import log  # noqa: E402
+import policy_decision  # noqa: E402
 import secagg  # noqa: E402
 
 Row = dict[str, Any]
@@ -31,7 +32,8 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "secagg": secagg.rows,
     "dp step": dp_step.rows,
     "accountant": accountant.rows,
-    "log and policy": log.rows,
+    "log": log.rows,
+    "policy decision": policy_decision.rows,
 }
 
 
