@@ -3,6 +3,7 @@ noise each secure sum has. `protocol.study` and `protocol.exploration` hold the 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class SecureSum(Frozen):
     """The numbers of one secure sum, as both ends must derive them from the plan and the cohort alone.
 
     `clip`: L2 bound of one patient. `sites`: K, the cohort's size. `tolerated`: t = dropouts + colluders.
-    `largest_batch`: patients in the sum at most. `noise_multiplier`: sigma over the clip; None: exact, whole counts
-    without noise. `length`: coordinates.
+    `largest_batch`: patients in the sum at most. `noise_multiplier`: sigma over the clip, of which each site adds its
+    share; None: the sum adds no noise (whole counts, or changes of a model that were noised before: then `clip` is
+    their bound, and `own_noise_std` what each site adds by itself to each of its steps). `length`: coordinates.
     """
 
     clip: Annotated[float, Field(gt=0)]
@@ -48,12 +50,14 @@ class SecureSum(Frozen):
     largest_batch: Annotated[int, Field(ge=1)]
     noise_multiplier: Annotated[float, Field(gt=0)] | None
     length: Annotated[int, Field(ge=1)]
+    own_noise_std: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def exact_step(self) -> float:
-        """Grid step of an exact sum modulo 2^32: a power of two that leaves room for twice `largest_batch` either
-        way. Randomised rounding moves a count by a few steps; the sum is rounded to whole counts afterwards."""
-        return float(2.0 ** (self.largest_batch.bit_length() - 30))
+        """Grid step of a sum without noise modulo 2^32: a power of two that leaves room for twice the largest sum,
+        clip * largest_batch, either way. Randomised rounding moves a coordinate by a few steps; whole counts are
+        rounded afterwards."""
+        return float(2.0 ** (math.frexp(self.clip * self.largest_batch)[1] - 30))
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,10 @@ class Plan(Frozen):
     @abstractmethod
     def attempts(self) -> Mapping[Phase, int]:
         """The most attempts of each phase, over all its rounds, that the noise is calibrated for."""
+
+    def steps_of(self, phase: Phase) -> int:
+        """How many noisy steps one attempt of the phase is, and is charged as."""
+        return 1
 
     @abstractmethod
     def body_length(self, phase: Phase) -> int:

@@ -13,6 +13,7 @@ from protocol.identifiers import Frozen, Label, SiteName, StudyId
 
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Jurisdiction = Literal["EU", "US", "other"]
+Mode = Literal["distributed", "local"]
 StudyKind = Literal["training", "exploration"]
 MAX_SITES = 50
 MINIMUM_CELL = 10
@@ -78,13 +79,15 @@ class Privacy(Frozen):
     """The promise. epsilon and delta bind the released model, zero-out adjacency, patient as the unit.
 
     mode distributed: every site adds its share of the noise under secure aggregation (dropouts + colluders = t).
-    retries: attempts beyond `rounds` that the noise is calibrated for (T + A steps).
+    mode local, of training alone: every site adds all the noise itself, in each of its local steps, so that what holds
+    for the model holds for a site whose peers all collude. retries: attempts beyond `rounds` that the noise is
+    calibrated for.
     """
 
     unit: Literal["patient"] = "patient"
     epsilon: Annotated[float, Field(gt=0, le=100)]
     delta: Annotated[float, Field(gt=0, lt=1)]
-    mode: Literal["distributed"] = "distributed"
+    mode: Mode = "distributed"
     colluders: Annotated[int, Field(ge=1, le=MAX_SITES)] = 1
     dropouts: Annotated[int, Field(ge=0, le=MAX_SITES)] = 0
     retries: Annotated[int, Field(ge=0, le=1000)] = 6
@@ -107,6 +110,8 @@ class Proposal(Frozen):
 
     @model_validator(mode="after")
     def _enough_sites(self) -> Proposal:
+        if self.privacy.mode == "local" and self.kind != "training":
+            raise ValueError("privacy.mode local is for studies that train")
         sites = len(self.legal_basis)
         tolerated = self.privacy.colluders + self.privacy.dropouts
         if not 2 <= sites <= MAX_SITES:

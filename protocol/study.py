@@ -15,17 +15,7 @@ from protocol.model import ModelSpec, label_misfit, model_misfit, parameter_coun
 from protocol.plan import Plan, SecureSum, Stage
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Proposal
 from protocol.round import Phase
-
-
-class Training(Frozen):
-    """One private step a round; the coordinator applies momentum to the noisy mean (post-processing)."""
-
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
-    sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    clip: Annotated[float, Field(gt=0, le=1e6)]
-    learning_rate: Annotated[float, Field(gt=0, le=1e6)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    average_last: Annotated[float, Field(ge=0, le=1)] = 0.5
+from protocol.training import Training
 
 
 class Evaluation(Frozen):
@@ -52,6 +42,8 @@ class StudySpec(Proposal):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
+        if (unfit := self.training.misfit(self.privacy.mode)) is not None:
+            raise ValueError(unfit)
         if (unlearnable := label_misfit(self.model, self.dataset.label)) is not None:
             raise ValueError(unlearnable)
         if (reason := model_misfit(self.model, self.dataset.shape)) is not None:
@@ -61,9 +53,14 @@ class StudySpec(Proposal):
         return self
 
     @property
-    def steps(self) -> int:
-        """Private steps that the noise is calibrated for: rounds + retries (T + A)."""
+    def attempts(self) -> int:
+        """Attempts to train that the noise is calibrated for: rounds + retries (T + A)."""
         return self.training.rounds + self.privacy.retries
+
+    @property
+    def steps(self) -> int:
+        """Private steps that the noise is calibrated for: those of T + A attempts, local ones each by itself."""
+        return self.attempts * self.training.local_steps
 
 
 class StudyPlan(Plan):
@@ -99,17 +96,39 @@ class StudyPlan(Plan):
         """The most attempts of each phase, over all its rounds, that the noise is calibrated for. The declared
         exception, an exact evaluation, happens once."""
         evaluation = self.spec.evaluation
-        return {"train": self.spec.steps, "evaluate": 1 if evaluation.mode == "exact" else evaluation.attempts}
+        return {"train": self.spec.attempts, "evaluate": 1 if evaluation.mode == "exact" else evaluation.attempts}
+
+    def steps_of(self, phase: Phase) -> int:
+        """How many noisy steps one attempt of the phase is, and is charged as."""
+        return self.spec.training.local_steps if phase == "train" else 1
 
     def body_length(self, phase: Phase) -> int:
         """How many floats a request of the phase brings to the sites: the model's parameters."""
         return self.parameters
 
+    def patients_share(self, names: Iterable[str]) -> float:
+        """The training patients of these sites over those of all planned sites, by the plan's public counts: how much
+        the model's change at a site weighs in local mode."""
+        trained = {site.name: site.patients - site.held_out for site in self.sites}
+        return sum(trained[name] for name in names) / sum(trained.values())
+
     def secure_sum(self, phase: Phase, cohort: Iterable[str]) -> SecureSum:
-        """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients. evaluate: one count per
+        """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients, or in local mode of the
+        changes of the model, each times its site's `patients_share`. evaluate: one count per
         held-out patient, in cells as `protocol.evaluation` lays them out. KeyError for a site outside the plan."""
         sites = [self.site(name) for name in cohort]
         tolerated = self.spec.privacy.colluders + self.spec.privacy.dropouts
+        if phase == "train" and self.spec.privacy.mode == "local":
+            assert self.spec.training.largest_delta is not None
+            return SecureSum(
+                clip=self.spec.training.largest_delta,
+                sites=len(sites),
+                tolerated=tolerated,
+                largest_batch=1,  # the sites' shares of the patients add up to 1 at most
+                noise_multiplier=None,
+                length=self.parameters,
+                own_noise_std=self.noise_multiplier * self.spec.training.clip,
+            )
         if phase == "train":
             return SecureSum(
                 clip=self.spec.training.clip,

@@ -299,7 +299,7 @@ def run(home: SiteHome, *, gpu: bool = True) -> None:
             stop=stop,
             client=lambda: CoordinatorClient(settings, keys),
             link=lambda: _fleet_connection(settings, keys),
-            worker=WorkerClient(home, gpu=gpu),
+            worker=WorkerClient(home, gpu=gpu, site=settings.site),
         ).run()
 
 

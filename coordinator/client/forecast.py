@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.client.spec_file import Problem, SpecFile
-from coordinator.studies.plan import Calibration, calibrate, forecast, mechanism
+from coordinator.studies.plan import Calibration, calibrate, forecast, mechanism, site_multiplier
 from coordinator.terminal import table
 from privacy.accounting.epsilon import FORECAST_INTERVAL, epsilon
 from privacy.errors import PrivacyError
 from privacy.evaluation.histogram import check_bins
-from privacy.parameters import site_noise_multiplier
 from protocol.proposal import MINIMUM_TRAINS_ALONE
 from protocol.study import StudySpec
 
@@ -66,7 +65,7 @@ class Forecast:
         spec, calibration = self.spec, self.calibration
         tolerated = spec.privacy.colluders + spec.privacy.dropouts
         sites = len(spec.invited)
-        alone = site_noise_multiplier(calibration.noise_multiplier, sites, tolerated)
+        alone = site_multiplier(spec, calibration.noise_multiplier, sites)
         rounds = [(steps, f"{value:.3f}") for steps, value in selected(self.curve, spec.training.rounds)]
         people = [(name, self.patients.get(name), f"{self.worst[name]:.3f}") for name in spec.invited]
         worst = calibration.epsilon_evaluation_worst_site
@@ -79,8 +78,14 @@ class Forecast:
         return "\n".join(
             [
                 f"{spec.study}: {spec.training.rounds} rounds and up to {spec.privacy.retries} retries, {sites} sites",
-                f"noise multiplier {calibration.noise_multiplier:.4f}; each site adds {alone:.4f} times the clip: with "
-                f"all {sites} present the noise has {sites / (sites - tolerated):.2f} times the variance charged",
+                f"noise multiplier {calibration.noise_multiplier:.4f}; "
+                + (
+                    f"each site adds all of it to each of its {spec.training.local_steps} steps a round: nothing "
+                    "rests on the other sites"
+                    if spec.privacy.mode == "local"
+                    else f"each site adds {alone:.4f} times the clip: with all {sites} present the noise has "
+                    f"{sites / (sites - tolerated):.2f} times the variance charged"
+                ),
                 f"epsilon {calibration.epsilon:.4f} of {spec.privacy.epsilon:g} at delta {spec.privacy.delta:g}, per "
                 "patient, all retries included",
                 "",
@@ -121,9 +126,7 @@ def make_forecast(
     except PrivacyError as error:
         return None, (file.problem("privacy.epsilon", error.message, error.remedy),), ()
     problems = [*_worst_case(file, calibration), *_delta(file, patients, notes)]
-    alone = site_noise_multiplier(
-        calibration.noise_multiplier, len(spec.invited), spec.privacy.colluders + spec.privacy.dropouts
-    )
+    alone = site_multiplier(spec, calibration.noise_multiplier, len(spec.invited))
     worst = epsilon(mechanism(spec, alone), FORECAST_INTERVAL)
     made = Forecast(
         spec=spec,

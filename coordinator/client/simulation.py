@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from coordinator.rounds.attempts import grid_of, unmasked_sum
 from coordinator.rounds.evaluation import evaluate_histogram
-from coordinator.rounds.optimiser import ModelPoint, candidate_weights, expected_batch, initial_point, step
+from coordinator.rounds.optimiser import ModelPoint, candidate_weights, initial_point, next_point
 from coordinator.rounds.states import (
     TRAIN,
     Attempt,
@@ -30,6 +30,7 @@ from coordinator.rounds.states import (
 )
 from coordinator.studies.plan import build_plan, plan_digest
 from privacy.entropy import Entropy, Float64, KeyStream
+from privacy.federated.local_training import LocalTraining, delta_without_noise, local_delta
 from privacy.local.contribution import clipped_gradient_sum, private_gradient_sum, score_histogram
 from privacy.local.model import LocalModel
 from privacy.local.network import Network
@@ -142,10 +143,11 @@ def site_vector(
     entropy: Entropy,
     *,
     noise: bool = True,
+    site: str = "",
 ) -> Float64:
     """(length,) float64: what one site of the cohort computes in one attempt, before rounding onto the grid.
 
-    noise False: the comparison without any, which no study runs.
+    noise False: the comparison without any, which no study runs. site: its name in the plan; local mode needs it.
     """
     planned, spec = plan.secure_sum(phase, cohort), plan.spec
     network = network_of(spec.model, spec.dataset.shape)
@@ -157,6 +159,10 @@ def site_vector(
     if phase != TRAIN:
         cells = planned.length
         return score_histogram(patients.held_out, network, parameters, cells=cells, noise_std=std, entropy=entropy)
+    if spec.privacy.mode == "local":
+        delta = local_delta if noise else delta_without_noise
+        change = delta(patients.training, network, parameters, _local_training(plan, site), entropy=entropy)
+        return change * plan.patients_share((site,))
     clip, rate = spec.training.clip, spec.training.sampling_rate
     if std is None:
         return clipped_gradient_sum(
@@ -164,6 +170,20 @@ def site_vector(
         )
     return private_gradient_sum(
         patients.training, network, parameters, clip=clip, sampling_rate=rate, noise_std=std, entropy=entropy
+    )
+
+
+def _local_training(plan: StudyPlan, site: str) -> LocalTraining:
+    training, here = plan.spec.training, plan.site(site)
+    return LocalTraining(
+        steps=training.local_steps,
+        learning_rate=training.learning_rate,
+        clip=training.clip,
+        sampling_rate=training.sampling_rate,
+        noise_multiplier=plan.noise_multiplier,
+        expected_batch=training.sampling_rate * (here.patients - here.held_out),
+        momentum=training.momentum,
+        largest_delta=training.largest_delta,
     )
 
 
@@ -204,7 +224,7 @@ def simulate(
             continue
         total = _sum(plan, attempt, sites, point, entropy, noise)
         if attempt.phase == TRAIN:
-            point = step(point, total, expected_batch(plan, attempt.cohort), plan.spec.training)
+            point = next_point(plan, point, total, attempt.cohort)
         else:
             report = evaluate_histogram(plan, attempt.cohort, total)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=attempt.cohort)
@@ -219,7 +239,9 @@ def _sum(
     parameters = point.weights if attempt.phase == TRAIN else candidate_weights(point)
     bodies = {}
     for name in attempt.cohort:
-        vector = site_vector(plan, attempt.phase, attempt.cohort, sites[name], parameters, entropy, noise=noise)
+        vector = site_vector(
+            plan, attempt.phase, attempt.cohort, sites[name], parameters, entropy, noise=noise, site=name
+        )
         words = quantize(vector, grid_of(planned), KeyStream.fresh(entropy))
         bodies[name] = words.astype(WIRE, copy=False).tobytes()
     return unmasked_sum(planned, attempt.cohort, bodies)

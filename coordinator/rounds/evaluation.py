@@ -125,7 +125,6 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
     """The epsilons and what they rest on. Epsilon is that of all T + A steps, whatever was executed."""
     plan, spec = evidence.plan, evidence.plan.spec
     privacy = spec.privacy
-    tolerated = privacy.colluders + privacy.dropouts
     return EpsilonStatement(
         unit=privacy.unit,
         adjacency="zero-out",
@@ -143,12 +142,25 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
             f"privacy loss distributions, dp-accounting {metadata.version('dp-accounting')}, "
             f"discretisation {LEDGER_INTERVAL:g}"
         ),
-        trust=(
-            f"epsilon holds while at most {tolerated} of the {len(plan.sites)} sites are absent or collude: each adds "
-            "its share of the noise and the coordinator sees sums only; the numbers for the "
-            "worst case of a site hold if all others collude"
-        ),
+        trust=_trust(plan),
     )
+
+
+def _trust(plan: StudyPlan) -> str:
+    privacy = plan.spec.privacy
+    tolerated = privacy.colluders + privacy.dropouts
+    bound = (
+        f"while at most {tolerated} of the {len(plan.sites)} sites are absent or collude: each "
+        "adds its share of the noise and the coordinator sees sums only; the numbers for the worst case of a site hold "
+        "if all others collude"
+    )
+    if privacy.mode == "local":
+        return (
+            "epsilon of the model holds whatever other sites and the coordinator do: each site adds all the noise "
+            f"itself, in each of its {plan.spec.training.local_steps} private steps a round. That of the evaluation "
+            f"holds {bound}"
+        )
+    return f"epsilon holds {bound}"
 
 
 def evaluation_epsilon(plan: StudyPlan) -> float | None:

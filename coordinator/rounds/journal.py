@@ -104,7 +104,7 @@ class Journal:
             excluded=json.dumps(excluded),
             norm=committed.norm,
             model_digest=committed.model_after,
-            epsilon=spent(self._running.curve, after.steps(TRAIN)),
+            epsilon=self._epsilon(after),
             seconds=max(0.0, seconds if committed.seconds is None else committed.seconds),
             committed_at=timestamp(now),
         )
@@ -162,13 +162,17 @@ class Journal:
             session,
             EventType.STUDY_STOPPED,
             numbers={
-                "epsilon": spent(self._running.curve, progress.steps(TRAIN)),
+                "epsilon": self._epsilon(progress),
                 "rounds": progress.done(TRAIN),
                 "attempts": progress.steps(TRAIN),
             },
             labels={"state": StudyState.FAILED.value, "reason": code.value},
             groups={"excluded": _with_codes(excluded)},
         )
+
+    def _epsilon(self, progress: Progress) -> float:
+        """What the attempts so far have cost: each is all its noisy steps."""
+        return spent(self._running.curve, progress.steps(TRAIN) * self._running.plan.steps_of(TRAIN))
 
     def _append(
         self,

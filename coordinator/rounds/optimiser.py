@@ -1,7 +1,8 @@
 """From a noisy sum to the next model: post-processing only, so nothing here costs privacy. Pure.
 
 The noisy sum is divided by the expected batch, a public constant of the plan, never by an actual one; momentum is
-heavy-ball (Polyak 1964), and the released weights are the mean over the last rounds (Polyak and Juditsky 1992).
+heavy-ball (Polyak 1964), and the released weights are the mean over the last rounds (Polyak and Juditsky 1992). In
+local mode the sum is of the sites' changes of the model, noised before, and the plan's server rule follows.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from privacy.entropy import Float64, KeyStream
+from privacy.federated.server_optimiser import ServerOptimiser, ServerState
 from protocol.canonical import sha256_hex
 from protocol.media import Shape
 from protocol.model import ModelSpec, parameter_count, parameter_shapes
-from protocol.study import StudyPlan, Training
+from protocol.study import StudyPlan
+from protocol.training import ServerRule, Training
 
 WIRE = np.dtype("<f8")
 _INITIAL_LABEL = b"cloister/initial-weights/v1\0"
@@ -24,13 +27,17 @@ _INITIAL_LABEL = b"cloister/initial-weights/v1\0"
 
 @dataclass(frozen=True)
 class ModelPoint:
-    """The model between two rounds: weights, velocity and averaged sum, each (D,) float64. rounds: steps taken."""
+    """The model between two rounds: weights, velocity and averaged sum, each (D,) float64. rounds: steps taken.
+
+    second: (D,), the second moment of a server rule once it has made a step; velocity is its first moment then.
+    """
 
     rounds: int
     weights: Float64
     velocity: Float64
     average: Float64
     averaged: int
+    second: Float64 | None = None
 
     def vector(self) -> bytes:
         """What sites are sent: the weights, float64 little-endian."""
@@ -79,6 +86,30 @@ def expected_batch(plan: StudyPlan, cohort: tuple[str, ...]) -> float:
     return plan.spec.training.sampling_rate * sum(site.patients - site.held_out for site in sites)
 
 
+def divisor(plan: StudyPlan, cohort: tuple[str, ...]) -> float:
+    """What the cohort's sum is divided by: the expected batch, or in local mode the cohort's share of the patients, by
+    which each site has weighted its change already."""
+    return plan.patients_share(cohort) if plan.spec.training.server is not None else expected_batch(plan, cohort)
+
+
+def next_point(plan: StudyPlan, point: ModelPoint, total: Float64, cohort: tuple[str, ...]) -> ModelPoint:
+    """The model after a round with this noisy sum (D,) of the cohort. ValueError, PrivacyError for an unfit sum."""
+    training = plan.spec.training
+    if training.server is None:
+        return step(point, total, divisor(plan, cohort), training)
+    return server_step(point, total / divisor(plan, cohort), training, training.server)
+
+
+def server_step(point: ModelPoint, mean_delta: Float64, training: Training, server: ServerRule) -> ModelPoint:
+    """One round of local mode: the server's rule over the mean change. mean_delta: (D,). Raises ParameterError."""
+    optimiser = ServerOptimiser(server.rule, server.rate, server.beta1, server.beta2, server.tau)
+    state = optimiser.start(point.weights)
+    if point.second is not None:
+        state = ServerState(point.rounds, point.weights, point.velocity, point.second)
+    after = optimiser.step(state, mean_delta)
+    return _moved(point, training, after.weights, after.mean, after.second)
+
+
 def step(point: ModelPoint, noisy_sum: Float64, batch: float, training: Training) -> ModelPoint:
     """One round: v <- momentum v + sum / batch; w <- w - rate v. The last rounds enter the average.
 
@@ -87,7 +118,12 @@ def step(point: ModelPoint, noisy_sum: Float64, batch: float, training: Training
     if noisy_sum.shape != point.weights.shape or not np.isfinite(noisy_sum).all():
         raise ValueError("the sum has another length than the model, or is not finite")
     velocity = training.momentum * point.velocity + noisy_sum / batch
-    weights = point.weights - training.learning_rate * velocity
+    return _moved(point, training, point.weights - training.learning_rate * velocity, velocity, None)
+
+
+def _moved(
+    point: ModelPoint, training: Training, weights: Float64, velocity: Float64, second: Float64 | None
+) -> ModelPoint:
     rounds = point.rounds + 1
     averaging = rounds > training.rounds - averaged_rounds(training)
     return ModelPoint(
@@ -96,6 +132,7 @@ def step(point: ModelPoint, noisy_sum: Float64, batch: float, training: Training
         velocity=velocity,
         average=point.average + weights if averaging else point.average,
         averaged=point.averaged + int(averaging),
+        second=second,
     )
 
 

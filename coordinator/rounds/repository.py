@@ -146,7 +146,12 @@ class RoundRepository:
         if row is None:
             return None
         point = ModelPoint(
-            row.rounds, from_bytes(row.weights), from_bytes(row.velocity), from_bytes(row.average), row.averaged
+            row.rounds,
+            from_bytes(row.weights),
+            from_bytes(row.velocity),
+            from_bytes(row.average),
+            row.averaged,
+            None if row.second is None else from_bytes(row.second),
         )
         if point.digest != row.digest:
             raise Conflict(f"The stored model of study {study} is damaged.", "Restore the database from a backup.")
@@ -169,6 +174,7 @@ class RoundRepository:
                 velocity=row.velocity,
                 average=row.average,
                 averaged=row.averaged,
+                second=row.second,
                 digest=row.digest,
             )
         )
@@ -270,6 +276,7 @@ def _model_row(study: str, point: ModelPoint) -> ModelState:
         velocity=to_bytes(point.velocity),
         average=to_bytes(point.average),
         averaged=point.averaged,
+        second=None if point.second is None else to_bytes(point.second),
         digest=point.digest,
     )
 

@@ -65,7 +65,7 @@ class StudyRound(Table, table=True):
 
 
 class ModelState(Table, table=True):
-    """The model after the last committed round; four vectors are float64, little-endian."""
+    """The model after the last committed round; vectors are float64, little-endian. second: of a server rule."""
 
     __tablename__ = "model_state"
 
@@ -75,6 +75,7 @@ class ModelState(Table, table=True):
     velocity: bytes = Field(sa_type=LargeBinary)
     average: bytes = Field(sa_type=LargeBinary)
     averaged: int
+    second: bytes | None = Field(default=None, sa_type=LargeBinary)
     digest: str
 
 

@@ -12,9 +12,9 @@ from coordinator.rounds.journal import Journal
 from coordinator.rounds.optimiser import (
     ModelPoint,
     candidate_weights,
-    expected_batch,
+    divisor,
     initial_point,
-    step,
+    next_point,
     to_bytes,
 )
 from coordinator.rounds.repository import RoundRepository
@@ -60,8 +60,7 @@ class TrainingWork:
 
     def _step(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
         spec = self._plan.spec
-        batch = expected_batch(self._plan, closed.cohort)
-        point = step(self._at, total, batch, spec.training)
+        point = next_point(self._plan, self._at, total, closed.cohort)
 
         def keep(session: Session) -> None:
             RoundRepository(session).advance_model(spec.study, point)
@@ -70,7 +69,7 @@ class TrainingWork:
             self._point = point
 
         return Taken(
-            norm=float(np.linalg.norm(total)) / batch,
+            norm=float(np.linalg.norm(total)) / divisor(self._plan, closed.cohort),
             before=self._at.digest,
             after=point.digest,
             becomes=StudyState.EVALUATING if after.done(TRAIN) == spec.training.rounds else None,

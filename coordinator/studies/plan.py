@@ -69,16 +69,24 @@ def mechanism(spec: StudySpec, multiplier: float) -> Mechanism:
     return Mechanism(multiplier, spec.training.sampling_rate, spec.steps, spec.privacy.delta)
 
 
+def site_multiplier(spec: StudySpec, multiplier: float, sites: int) -> float:
+    """A site's own noise over the clip, among `sites` planned ones: all of it in local mode, else its share."""
+    if spec.privacy.mode == "local":
+        return multiplier
+    return site_noise_multiplier(multiplier, sites, spec.privacy.colluders + spec.privacy.dropouts)
+
+
 def calibrate(spec: StudySpec, sites: int) -> Calibration:
     """The least noise that keeps the spec's promise, and each site's worst case among `sites` planned ones.
 
     The worst case assumes that all others collude: a site's own noise is then all that is left, and it is least when
-    every planned site is in the cohort. Raises PrivacyError where no noise will do.
+    every planned site is in the cohort. In local mode each site adds all the noise itself, whatever the others do.
+    Raises PrivacyError where no noise will do.
     """
     privacy = spec.privacy
-    sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, spec.training.sampling_rate, spec.steps)
     tolerated = privacy.colluders + privacy.dropouts
-    alone = site_noise_multiplier(sigma, sites, tolerated)
+    sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, spec.training.sampling_rate, spec.steps)
+    alone = site_multiplier(spec, sigma, sites)
     evaluation, evaluation_worst = 0.0, None
     if spec.evaluation.mode == "noised":
         attempts = spec.evaluation.attempts

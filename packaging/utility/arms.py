@@ -19,7 +19,7 @@ from privacy.local.patients import Group
 from privacy.parameters import Grid, plan_grid, site_noise_std
 from privacy.secagg.field import decode_centred
 from privacy.secagg.quantization import quantize
-from protocol.study import Training
+from protocol.training import Training
 
 RETRIES = 6
 """A: attempts beyond the rounds that a study's noise is calibrated for."""

@@ -10,7 +10,7 @@ sites has group privacy m.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from privacy.accounting.epsilon import LEDGER_INTERVAL, epsilon
 from privacy.accounting.ledger import StudyCharges
 from privacy.entropy import Entropy, Float64
 from privacy.errors import ParameterError
-from privacy.local.contribution import private_gradient_sum
+from privacy.local.contribution import clipped_gradient_sum, private_gradient_sum
 from privacy.local.model import CPU, Hardware, LocalModel
 from privacy.local.patients import Group
 from privacy.parameters import Mechanism, require_count, require_positive, require_probability
@@ -107,10 +107,9 @@ def local_delta(
     A site without patients makes the same noisy steps. Raises ParameterError: for weights that do not fit, and for
     steps that ran away beyond float64, of which it says nothing else.
     """
-    current = np.array(weights, dtype=np.float64)
-    velocity = np.zeros_like(current)
-    for _ in range(training.steps):
-        noisy = private_gradient_sum(
+
+    def noisy_sum(current: Float64) -> Float64:
+        return private_gradient_sum(
             group,
             model,
             current,
@@ -120,8 +119,30 @@ def local_delta(
             entropy=entropy,
             hardware=hardware,
         )
+
+    return _delta(weights, training, noisy_sum)
+
+
+def delta_without_noise(
+    group: Group, model: LocalModel, weights: Float64, training: LocalTraining, *, entropy: Entropy
+) -> Float64:
+    """(P,) as `local_delta`, of clipped sums that nothing is added to: a comparison, which may never leave a site."""
+
+    def bare_sum(current: Float64) -> Float64:
+        return clipped_gradient_sum(
+            group, model, current, clip=training.clip, sampling_rate=training.sampling_rate, entropy=entropy
+        )
+
+    return _delta(weights, training, bare_sum)
+
+
+def _delta(weights: Float64, training: LocalTraining, gradient_sum: Callable[[Float64], Float64]) -> Float64:
+    current = np.array(weights, dtype=np.float64)
+    velocity = np.zeros_like(current)
+    for _ in range(training.steps):
+        total = gradient_sum(current)
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, or by the next step
-            velocity = training.momentum * velocity + noisy / training.expected_batch
+            velocity = training.momentum * velocity + total / training.expected_batch
             current = current - training.learning_rate * velocity
     delta: Float64 = current - weights
     if not bool(np.isfinite(delta).all()):

@@ -58,7 +58,9 @@ def own_epsilons(plan: StudyPlan) -> Epsilons:
     noise itself. Raises PrivacyError for noise that no mechanism can have."""
     spec = plan.spec
     tolerated = spec.privacy.colluders + spec.privacy.dropouts
-    alone = site_noise_multiplier(plan.noise_multiplier, len(plan.sites), tolerated)
+    alone = plan.noise_multiplier  # in local mode a site adds all the noise itself
+    if spec.privacy.mode != "local":
+        alone = site_noise_multiplier(plan.noise_multiplier, len(plan.sites), tolerated)
     evaluation, evaluation_worst = 0.0, None
     if spec.evaluation.mode == "noised":
         attempts, delta = spec.evaluation.attempts, spec.privacy.delta
@@ -79,10 +81,11 @@ def _mechanism(plan: StudyPlan, multiplier: float) -> Mechanism:
 
 
 def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
-    """What the ledger is to set aside: of the training patients for T + A steps, of the held-out ones for the
-    evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee."""
+    """What the ledger is to set aside: of the training patients for all steps of T + A attempts, of the held-out ones
+    for the evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee."""
     delta = plan.spec.privacy.delta
-    training = Charge("train", held_out=False, epsilon=epsilons.training, delta=delta, steps=plan.attempts["train"])
+    steps = plan.attempts["train"] * plan.steps_of("train")
+    training = Charge("train", held_out=False, epsilon=epsilons.training, delta=delta, steps=steps)
     if plan.spec.evaluation.mode == "exact":
         return training, Charge("evaluate", held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
     attempts = plan.attempts["evaluate"]

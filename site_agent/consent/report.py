@@ -96,6 +96,7 @@ def review_text(review: Review, site: str) -> str:
         f"of {spec.dataset.name}",
         f"  training      {training.rounds} rounds (+ {privacy.retries} retries), sampling rate "
         f"{training.sampling_rate:g}, clip {training.clip:g}",
+        *_mode_lines(plan),
         f"  released to   {', '.join(spec.recipients)}",
         "",
         "What it costs, computed here:",
@@ -127,6 +128,17 @@ def review_text(review: Review, site: str) -> str:
         lines.append(f"  packs that differ from the coordinator's: {', '.join(review.packs_differ)}")
     lines.append(f"Your answer so far: {document['answer']}")
     return "\n".join(one_line(line) for line in lines)
+
+
+def _mode_lines(plan: StudyPlan) -> list[str]:
+    """How the noise comes about where it is not shared among the sites."""
+    if plan.spec.privacy.mode != "local":
+        return []
+    steps = plan.spec.training.local_steps
+    return [
+        f"  noise         local: this site adds all of it itself to each of {steps} private steps a round; it charges "
+        f"{plan.spec.steps} steps, and the model's epsilon rests on no other site"
+    ]
 
 
 def one_line(text: str) -> str:

@@ -177,9 +177,10 @@ class BudgetStore:
         model: str,
         expired: bool,
         at: str,
+        steps: int = 1,
     ) -> bytes | None:
-        """None: the attempt is consumed and one step charged, durably; compute it now, once. bytes: the answer
-        that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
+        """None: the attempt is consumed and its `steps` noisy steps charged, durably; compute it now, once. bytes: the
+        answer that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
         self._reached("before-charge")
         with transaction(self._engine) as session:
             _refuse_unsound(session)
@@ -204,6 +205,7 @@ class BudgetStore:
                     evaluated=next(iter(evaluated_models(session, plan_digest, key.round)), None),
                     steps_left=min(charge.steps_allowed - charge.steps_charged for charge in charges),
                 ),
+                steps=steps,
             )
             if verdict is Verdict.RESEND:
                 assert row is not None
@@ -222,7 +224,7 @@ class BudgetStore:
                 )
             )
             for charge in charges:
-                charge.steps_charged += 1
+                charge.steps_charged += steps
                 session.add(charge)
             session.flush()
             advance(session)

@@ -226,6 +226,7 @@ class Participant:
             model=request.model,
             expired=now > moment(request.expires_at),
             at=timestamp(now),
+            steps=plan.steps_of(request.phase),
         )
         if stored is not None:
             return stored

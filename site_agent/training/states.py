@@ -72,8 +72,9 @@ def decide_attempt(
     expired: bool,
     prior: Prior | None,
     progress: Progress,
+    steps: int = 1,
 ) -> Verdict:
-    """COMPUTE: charge one step, then compute. RESEND: the stored bytes. Raises AttemptRefused.
+    """COMPUTE: charge the attempt's noisy steps, then compute. RESEND: the stored bytes. Raises AttemptRefused.
 
     Expiry bears on new attempts only: a coordinator that was down may collect what was paid for. An evaluation
     is of one model: with two, a coordinator could ask about one and release the other. position: the round's place in
@@ -92,7 +93,7 @@ def decide_attempt(
         raise AttemptRefused(RefusalCode.ROUND_OVER if key.phase == latest.phase else RefusalCode.PHASE_OVER)
     if key.phase == "evaluate" and progress.evaluated not in (None, model):
         raise AttemptRefused(RefusalCode.MODEL_CHANGED)
-    if progress.steps_left <= 0:
+    if progress.steps_left < steps:
         raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
     return Verdict.COMPUTE
 

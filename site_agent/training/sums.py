@@ -13,9 +13,10 @@ LARGEST_INITIAL = math.sqrt(3.0)
 
 
 def sum_parameters(secure_sum: SecureSum) -> tuple[Grid, float | None]:
-    """(the grid of the sum, this site's noise standard deviation, or None for an exact sum). Raises PrivacyError."""
+    """(the grid of the sum, the standard deviation of the noise that this site adds at a time, None for an exact sum).
+    Raises PrivacyError."""
     if secure_sum.noise_multiplier is None:
-        return Grid(secure_sum.exact_step), None
+        return Grid(secure_sum.exact_step), secure_sum.own_noise_std
     parameters = plan_grid(
         clip=secure_sum.clip,
         sites=secure_sum.sites,
@@ -31,12 +32,19 @@ def largest_parameter(plan: StudyPlan) -> float:
 
     A decoded sum lies within half the modulus of grid steps, and no grid of a plan has a step above clip / CLIP_STEPS.
     It is divided by the expected batch of at least the `minimum_sites` smallest sites; T steps of heavy-ball momentum m
-    move a weight by at most T rate / (1 - m) times the largest quotient. Averaging stays within.
+    move a weight by at most T rate / (1 - m) times the largest quotient. Averaging stays within. In local mode the sum
+    is of changes, divided by a share of the patients, and the server's rule moves by its momentum, or where it is
+    adaptive by at most rate / tau times the largest quotient.
     """
     spec = plan.spec
     training = spec.training
-    largest_sum = training.clip / CLIP_STEPS * MODULUS / 2
     trained = sorted(max(1, site.patients - site.held_out) for site in plan.sites)
+    if training.server is not None:
+        server, share = training.server, sum(trained[: spec.minimum_sites]) / sum(trained)
+        largest = plan.secure_sum("train", plan.names).exact_step * MODULUS / 2 / share
+        gain = 1.0 / (1.0 - server.beta1) if server.rule == "fedavg" else 1.0 / server.tau
+        return LARGEST_INITIAL + training.rounds * server.rate * gain * largest
+    largest_sum = training.clip / CLIP_STEPS * MODULUS / 2
     batch = training.sampling_rate * sum(trained[: spec.minimum_sites])
     moved = training.rounds * training.learning_rate / (1.0 - training.momentum) * largest_sum / batch
     return LARGEST_INITIAL + moved

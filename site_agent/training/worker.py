@@ -96,6 +96,8 @@ class WorkerState:
         return self._model
 
     def _train(self, header: dict[str, Any], body: bytearray) -> bytes:
+        if "local" in header:
+            return self._train_locally(header, header["local"], body)
         from privacy.local.contribution import private_gradient_sum
 
         result = private_gradient_sum(
@@ -109,6 +111,26 @@ class WorkerState:
             hardware=self._hardware(),
         )
         return result.astype("<f8", copy=False).tobytes()
+
+    def _train_locally(self, header: dict[str, Any], local: dict[str, Any], body: bytearray) -> bytes:
+        from privacy.federated.local_training import LocalTraining, local_delta
+
+        clip = float(header["clip"])
+        training = LocalTraining(
+            steps=int(local["steps"]),
+            learning_rate=float(local["learning_rate"]),
+            clip=clip,
+            sampling_rate=float(header["sampling_rate"]),
+            noise_multiplier=float(header["noise_std"]) / clip,
+            expected_batch=float(local["expected_batch"]),
+            momentum=float(local["momentum"]),
+            largest_delta=float(local["largest_delta"]),
+        )
+        model = self._ready(header["model"])
+        delta = local_delta(
+            self._cohort.training, model, _vector(body), training, entropy=os.urandom, hardware=self._hardware()
+        )
+        return (delta * float(local["share"])).astype("<f8", copy=False).tobytes()
 
     def _evaluate(self, header: dict[str, Any], body: bytearray) -> bytes:
         from privacy.local.contribution import score_histogram

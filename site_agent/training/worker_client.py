@@ -35,7 +35,8 @@ class WorkerFailed(CloisterError):
 class WorkerClient:
     """One child process at a time. Not for use from several threads at once.
 
-    step_seconds: how long one computation may take. gpu: whether an mlp may use CUDA. clock: monotonic seconds.
+    step_seconds: how long one private step may take. gpu: whether an mlp may use CUDA. site: whose worker it is, by its
+    name in plans; local mode needs it. clock: monotonic seconds.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class WorkerClient:
         *,
         step_seconds: float = 300.0,
         gpu: bool = True,
+        site: str = "",
         clock: Callable[[], float] = time.monotonic,
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "site_agent.training.worker"),
     ) -> None:
         self._home = home
         self._step_seconds = step_seconds
         self._gpu = gpu
+        self._site = site
         self._clock = clock
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,9 +80,9 @@ class WorkerClient:
 
         body: the request's floats. noise_std: None where the plan asks for an exact sum. Raises WorkerFailed.
         """
-        header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase)}
+        header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase, self._site)}
         length = plan.secure_sum(phase, plan.names).length
-        return self._ask(header, body, length=length, seconds=self._step_seconds)
+        return self._ask(header, body, length=length, seconds=self._step_seconds * plan.steps_of(phase))
 
     def self_test(self) -> tuple[Check, ...]:
         """What the engine's self-test finds, on made-up patients. Raises WorkerFailed."""
@@ -158,11 +161,23 @@ def _model(plan: StudyPlan) -> dict[str, Any]:
     return plan.spec.model.model_dump(mode="json")
 
 
-def _step(plan: StudyPlan, phase: Phase) -> dict[str, Any]:
+def _step(plan: StudyPlan, phase: Phase, site: str) -> dict[str, Any]:
     """What the worker must know of the plan for a step of this phase."""
     match phase:
         case "train":
-            return {"clip": plan.spec.training.clip, "sampling_rate": plan.spec.training.sampling_rate}
+            training = plan.spec.training
+            step: dict[str, Any] = {"clip": training.clip, "sampling_rate": training.sampling_rate}
+            if plan.spec.privacy.mode == "local":
+                here = plan.site(site)
+                step["local"] = {
+                    "steps": training.local_steps,
+                    "learning_rate": training.learning_rate,
+                    "momentum": training.momentum,
+                    "largest_delta": training.largest_delta,
+                    "expected_batch": training.sampling_rate * (here.patients - here.held_out),
+                    "share": plan.patients_share((site,)),
+                }
+            return step
         case "evaluate":
             return {"cells": plan.secure_sum(phase, plan.names).length}
 

@@ -15,7 +15,7 @@ from coordinator.rounds.optimiser import (
 )
 from protocol.canonical import sha256_hex
 from protocol.model import LogisticRegression, MultilayerPerceptron, parameter_count
-from protocol.study import Training
+from protocol.training import Training
 
 PLAN = sha256_hex(b"plan")
 

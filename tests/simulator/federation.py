@@ -103,6 +103,7 @@ class KnownWorker:
     """
 
     def __init__(self, site: str) -> None:
+        self._site = site
         self._draw = np.random.default_rng(int.from_bytes(hashlib.sha256(site.encode()).digest()[:8], "big"))
         self.returned: dict[str, list[np.ndarray]] = defaultdict(list)
         self.noisy_steps = 0
@@ -120,11 +121,16 @@ class KnownWorker:
         self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
     ) -> bytes:
         del round_number
-        return self._evaluate(plan, body, noise_std) if phase == "evaluate" else self._train(body, noise_std or 0.0)
+        if phase == "evaluate":
+            return self._evaluate(plan, body, noise_std)
+        return self._train(plan, body, noise_std or 0.0)
 
-    def _train(self, parameters: bytes, noise_std: float) -> bytes:
+    def _train(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
         weights = np.frombuffer(parameters, dtype="<f8")
-        return self._give(parameters, -0.1 * weights + self._draw.normal(0.0, noise_std, weights.size))
+        vector = -0.1 * weights + self._draw.normal(0.0, noise_std, weights.size)
+        if (largest := plan.spec.training.largest_delta) is not None:
+            vector *= min(1.0, plan.patients_share((self._site,)) * largest / float(np.linalg.norm(vector)))
+        return self._give(parameters, vector, plan.steps_of("train"))
 
     def _evaluate(self, plan: StudyPlan, parameters: bytes, noise_std: float | None) -> bytes:
         bins = plan.spec.evaluation.bins
@@ -132,10 +138,10 @@ class KnownWorker:
         noise = 0.0 if noise_std is None else self._draw.normal(0.0, noise_std, counts.size)
         return self._give(parameters, counts + noise)
 
-    def _give(self, parameters: bytes, vector: np.ndarray) -> bytes:
+    def _give(self, parameters: bytes, vector: np.ndarray, steps: int = 1) -> bytes:
         if self.fails:
             raise WorkerFailed("the worker was told to fail")
-        self.noisy_steps += 1
+        self.noisy_steps += steps
         self.returned[sha256_hex(parameters)].append(vector)
         return vector.astype("<f8").tobytes()
 

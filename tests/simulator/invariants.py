@@ -9,10 +9,9 @@ import numpy as np
 from coordinator.rounds.optimiser import (
     ModelPoint,
     candidate_weights,
-    expected_batch,
     from_bytes,
     initial_point,
-    step,
+    next_point,
 )
 from coordinator.rounds.states import AttemptStatus
 from coordinator.studies.states import StudyState
@@ -72,9 +71,7 @@ def the_weights_are_those_of_the_true_sums(federation: Federation, study: str, r
         if record["phase"] != "train":
             continue
         true_sum = sum(federation.sites[site].worker.returned[model][-1] for site in record["contributed"])
-        points.append(
-            step(points[-1], true_sum, expected_batch(plan, tuple(record["contributed"])), plan.spec.training)
-        )
+        points.append(next_point(plan, points[-1], true_sum, tuple(record["contributed"])))
         model = record["model"]
     candidate = federation.candidate(study)
     if federation.state(study) is StudyState.CANDIDATE:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from protocol.study import Training
+from protocol.training import Training
 from site_agent import cli
 from site_agent.agent import Agent
 from site_agent.consent.grant import withdraw

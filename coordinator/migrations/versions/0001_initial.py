@@ -171,6 +171,7 @@ def upgrade() -> None:
         sa.Column("velocity", sa.LargeBinary(), nullable=False),
         sa.Column("average", sa.LargeBinary(), nullable=False),
         sa.Column("averaged", sa.Integer(), nullable=False),
+        sa.Column("second", sa.LargeBinary(), nullable=True),
         sa.Column("digest", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_model_state_study_study")),
         sa.PrimaryKeyConstraint("study", name=op.f("pk_model_state")),
