@@ -101,9 +101,10 @@ def private_step(name: str, engine: str, noise: Callable[[int], Callable[[Any], 
         clock=time.thread_time,
     )
     add = noise(flat.numel())
+    total = torch.empty_like(flat)
 
     def step() -> None:
-        total = gradients.clipped_sum(inputs, targets).total
+        gradients.clipped_sum(inputs, targets, out=total)
         add(total)
         flat.add_(total, alpha=-LEARNING_RATE / inputs.shape[0])
 

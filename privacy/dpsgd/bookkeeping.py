@@ -130,13 +130,15 @@ class BookKeeping:
     def _parameter(self, value: Tensor | None) -> nn.Parameter | None:
         return value if isinstance(value, nn.Parameter) and id(value) in self._trained else None
 
-    def record(self, forward: Callable[[], Tensor], seed: Tensor, batch: PatientBatch) -> Tensor:
-        """(P,) float32 squared norms. `forward` gives the losses (R,); record r's gradient is weighted by seed[r]."""
+    def record(self, forward: Callable[[nn.Module], Tensor], seed: Tensor, batch: PatientBatch) -> Tensor:
+        """(P,) float32 squared norms. `forward` gives the module's losses (R,); record r's gradient is weighted by
+        seed[r].
+        """
         self._batch, self._books = batch, {}
         self._norms = torch.zeros(batch.patients, dtype=torch.float32, device=seed.device)
         self._anchor = torch.zeros((), device=seed.device, requires_grad=True)
         with self._recording():
-            losses = forward()
+            losses = forward(self._module)
             if losses.shape != seed.shape:
                 raise ParameterError(
                     f"The loss gave the shape {tuple(losses.shape)} for {seed.shape[0]} records.",

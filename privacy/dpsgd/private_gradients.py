@@ -6,8 +6,9 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.dpsgd.bookkeeping import MARGIN, BookKeeping, NotDispatchable
+from privacy.dpsgd.chain import Chain
 from privacy.dpsgd.clipping import NOT_FINITE, clip_gradients
 from privacy.dpsgd.compiled import CompiledStep
 from privacy.dpsgd.layer_rules import Clock, PatientBatch
@@ -92,7 +94,8 @@ class PrivateGradients:
         self._micro_batch, self._autocast, self._asked = micro_batch, autocast, engine
         self._length = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._books: BookKeeping | None = None
-        self._proved = False
+        self._chain: Chain | None = None
+        self._proved: set[Chain | BookKeeping] = set()
         self._compiled = CompiledStep(module, loss, clip * (1.0 - MARGIN)) if engine == "compiled" else None
         if engine in ("auto", "bookkeeping", "compiled"):
             try:
@@ -100,6 +103,9 @@ class PrivateGradients:
             except NotDispatchable:
                 if engine == "bookkeeping":
                     raise
+        if self._books is not None and autocast is None:
+            with suppress(NotDispatchable):
+                self._chain = Chain(module)
 
     @property
     def engine(self) -> Engine:
@@ -120,7 +126,7 @@ class PrivateGradients:
         """Sum over patients of their mean gradient over records, clipped to C; zeros for an empty batch.
 
         inputs, targets: (R, ...). patients: (R,) in 0..count-1, default one record each. mask: (R,) bool, false for
-        padding, which contributes exactly nothing. out: (D,) float32 to hold the total of book-keeping, overwritten,
+        padding, which contributes exactly nothing. out: (D,) float32 to hold the total, overwritten,
         so that steps share memory. Raises ParameterError for arrays that do not fit.
         """
         index, people = patients_of(inputs, targets, patients, count, mask)
@@ -132,7 +138,7 @@ class PrivateGradients:
                 return GradientSum(total.values, self._clip, 0, None)
             total.values.zero_()
         if inputs.shape[0] and (mask is None or bool(mask.any())):
-            books = self._trusted(inputs, targets, mask)
+            books = self._trusted(inputs, targets, mask, single=index is None)
             if books is not None:
                 try:
                     for rows in self._pieces(index, inputs.shape[0], people, device):
@@ -140,7 +146,7 @@ class PrivateGradients:
                 except NotDispatchable:
                     if self._asked == "bookkeeping":
                         raise
-                    self._books, books = None, None
+                    self._books, self._chain, books = None, None, None
                     total, refused = _Total(self._length, device, out), 0
                 finally:
                     if books is not None:
@@ -151,11 +157,11 @@ class PrivateGradients:
                     refused += self._instantiate(take(inputs, targets, index, people, mask, rows), total)
         return GradientSum(total.values, self._clip, refused, NOT_FINITE if refused else None)
 
-    def _keep(self, books: BookKeeping, part: Part, total: _Total) -> int:
+    def _keep(self, books: BookKeeping | Chain, part: Part, total: _Total) -> int:
         if self._micro_batch is not None and part.inputs.shape[0] > self._micro_batch:
             return self._one_by_one(part, total)
         batch = PatientBatch(part.inputs.shape[0], part.patients, part.index, books.work)
-        norms = books.record(lambda: self._losses(part.inputs, part.targets), part.seed(), batch)
+        norms = books.record(partial(self._losses, part.inputs, part.targets), part.seed(), batch)
         # Infinity where a norm is 0 becomes 1.
         weights = norms.rsqrt().mul_(self._clip * (1.0 - MARGIN)).clamp_(max=1.0)
         refused = 0
@@ -164,7 +170,10 @@ class PrivateGradients:
             books.forget(bad)
             weights = weights.masked_fill(bad, 0.0)
             refused = int((bad & part.present()).sum())
-        books.add_weighted(weights, total.values)
+        if isinstance(books, Chain):
+            total.add(partial(books.write_weighted, weights))
+        else:
+            books.add_weighted(weights, total.values)
         return refused
 
     def _run_compiled(
@@ -183,7 +192,7 @@ class PrivateGradients:
                 norms, more = step(x, y, seeds)
             if not math.isfinite(float(norms.sum())):
                 return False
-            total.add(more)
+            total.add(partial(_copy, more))
         return True
 
     def _one_by_one(self, part: Part, total: _Total) -> int:
@@ -253,40 +262,58 @@ class PrivateGradients:
         if end > start:
             yield order[start:end]
 
-    def _trusted(self, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> BookKeeping | None:
-        if self._books is None or self._proved:
-            return self._books
-        try:
-            proof = self._prove(self._books, inputs, targets, mask)
-        except NotDispatchable:
-            if self._asked == "bookkeeping":
-                raise
-            proof = False
-        finally:
-            self._books.release()
-        if proof is False:
+    def _trusted(
+        self, inputs: Tensor, targets: Tensor, mask: Tensor | None, *, single: bool
+    ) -> BookKeeping | Chain | None:
+        """What may compute this batch, proved; None leaves it to torch.func. single: record i is patient i."""
+        if self._chain is not None and single:
+            if self._verdict(self._chain, inputs, targets, mask) is not False:
+                return self._chain if self._chain in self._proved else None
+            self._chain = None
+        if self._books is None:
+            return None
+        if self._verdict(self._books, inputs, targets, mask) is False:
             self._books = None
             if self._asked == "bookkeeping":
                 raise NotDispatchable("its gradients differ from autograd's, record by record")
-        self._proved = bool(proof)
-        return self._books if proof else None
+            return None
+        return self._books if self._books in self._proved else None
 
-    def _prove(self, books: BookKeeping, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> bool | None:
+    def _verdict(self, books: BookKeeping | Chain, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> bool | None:
+        """Whether the books are right, tried once; None where this batch cannot tell."""
+        if books in self._proved:
+            return True
+        try:
+            proof = self._prove(books, inputs, targets, mask)
+        except NotDispatchable:
+            if self._asked == "bookkeeping" and books is self._books:
+                raise
+            return False
+        finally:
+            books.release()
+        if proof:
+            self._proved.add(books)
+        return proof
+
+    def _prove(self, books: BookKeeping | Chain, inputs: Tensor, targets: Tensor, mask: Tensor | None) -> bool | None:
         """Whether two records agree with autograd; None where no two neighbours have finite gradients other than 0."""
         rows = torch.arange(inputs.shape[0], device=inputs.device)
         rows = rows if mask is None else rows[mask]
         seed = torch.tensor([1.0, 0.5], device=inputs.device)
         for start in range(min(rows.shape[0] - 1, MOST_PROOFS)):
             x, y = inputs[rows[start : start + 2]], targets[rows[start : start + 2]]
-            norms = books.record(lambda x=x, y=y: self._losses(x, y), seed, PatientBatch(2, 2, None))  # type: ignore[misc]
+            norms = books.record(partial(self._losses, x, y), seed, PatientBatch(2, 2, None))
             if bool(torch.isfinite(norms).all()) and bool(norms.all()):
                 return self._agrees(books, x, y, norms.sqrt())
         return None
 
-    def _agrees(self, books: BookKeeping, x: Tensor, y: Tensor, norms: Tensor) -> bool:
+    def _agrees(self, books: BookKeeping | Chain, x: Tensor, y: Tensor, norms: Tensor) -> bool:
         """The recorded gradients against those of each record by itself."""
-        rest = torch.zeros(self._length, device=x.device)
-        books.add_weighted(torch.ones(2, device=x.device), rest)
+        ones, rest = torch.ones(2, device=x.device), torch.zeros(self._length, device=x.device)
+        if isinstance(books, Chain):
+            books.write_weighted(ones, rest)
+        else:
+            books.add_weighted(ones, rest)
         tolerance = 1e-3 if self._autocast is None else 5e-2
         lengths, close = 0.0, True
         for row, weight in enumerate((1.0, 0.5)):
@@ -305,9 +332,9 @@ class PrivateGradients:
         flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
         return torch.cat([g.flatten().float() for g in flat])
 
-    def _losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _losses(self, inputs: Tensor, targets: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         with self._precision(inputs):
-            losses = self._loss(self._module(inputs), targets)
+            losses = self._loss((run or self._module)(inputs), targets)
         if losses.shape != inputs.shape[:1]:
             raise ParameterError(
                 f"The loss gave the shape {tuple(losses.shape)} for {inputs.shape[0]} records.",
@@ -334,12 +361,18 @@ class _Total:
         self._out = out
         self._values: Tensor | None = None
 
-    def add(self, more: Tensor) -> None:
-        """Add a vector that is nobody else's."""
-        if self._values is None and self._out is None and more.dtype == self._dtype:
-            self._values = more
+    def add(self, write: Callable[[Tensor], object]) -> None:
+        """Add what `write` makes of the vector that it is given, whatever is in it."""
+        if self._values is None:
+            if self._out is None:
+                self._values = torch.empty(self._length, dtype=self._dtype, device=self._device)
+            else:
+                self._values = self._out
+            write(self._values)
         else:
-            self.values.add_(more)
+            more = torch.empty_like(self._values)
+            write(more)
+            self._values.add_(more)
 
     @property
     def values(self) -> Tensor:
@@ -349,3 +382,7 @@ class _Total:
             else:
                 self._values = self._out.zero_()
         return self._values
+
+
+def _copy(more: Tensor, into: Tensor) -> None:
+    into.copy_(more)

@@ -18,9 +18,9 @@ from privacy.errors import ParameterError
 
 CHUNK = 1 << 14
 # On a thread of its own, larger pieces: between two calls the interpreter's lock must be had.
-CHUNK_AHEAD = 1 << 19
+CHUNK_AHEAD = 1 << 17
 BLOCK_AHEAD = 1 << 20
-_PIECE = 1 << 17
+_PIECE = 1 << 15
 _MANTISSA = (1 << 52) - 1
 _ONE = 0x3FF << 52
 _ALMOST_ONE = 1.0 - 2.0**-53
@@ -134,12 +134,14 @@ class NoiseAhead:
 
 
 def _add(noise: Tensor, values: Tensor) -> None:
-    """values += noise, in float64, by way of the noise, which is used up: torch mixes types faster that way round. In
-    pieces, since it makes a copy of what has the other type.
+    """values += noise, in float64, piece by piece through a buffer that stays in a core's cache: the noise itself,
+    which another core wrote, is read once and not written.
     """
+    buffer = torch.empty(min(_PIECE, values.numel()), dtype=torch.float64, device=values.device)
     for start in range(0, values.numel(), _PIECE):
-        part = slice(start, start + _PIECE)
-        values[part].copy_(noise[part].add_(values[part]))
+        part = values[start : start + _PIECE]
+        exact = buffer[: part.numel()]
+        part.copy_(exact.copy_(part).add_(noise[start : start + _PIECE]))
 
 
 def _require(values: Tensor, std: float) -> None:
