@@ -17,14 +17,18 @@ from coordinator.audit.routes import router as audit_router
 from coordinator.errors import TooLarge
 from coordinator.people.routes import router as people_router
 from coordinator.releases.routes import router as releases_router
+from coordinator.rounds.routes import PREFIX as CONTRIBUTIONS
+from coordinator.rounds.routes import router as rounds_router
 from coordinator.sites.routes import router as sites_router
 from coordinator.studies.policy import active_policy
 from coordinator.studies.routes import router as studies_router
+from protocol.round import MAX_CHUNK
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 open_router = APIRouter(prefix="/v1", tags=["open"])
 FLEET = "/v1/fleet/"
+CONTRIBUTION_LIMIT = MAX_CHUNK + (1 << 16)
 
 
 @open_router.get("/ca")
@@ -52,7 +56,9 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     active_policy()  # a pack that does not compile stops the start, not the first proposal
     app.add_middleware(BodyLimit, limit=appliance.settings.body_limit)
     problems.install(app)
-    for router in (open_router, people_router, sites_router, audit_router, studies_router, releases_router):
+    for router in (
+        open_router, people_router, sites_router, audit_router, studies_router, rounds_router, releases_router,
+    ):  # fmt: skip
         app.include_router(router)
     return app
 
@@ -68,9 +74,11 @@ class BodyLimit:
         if scope["type"] != "http" or scope["path"].startswith(FLEET):
             await self._app(scope, receive, send)
             return
+        # A chunk has the size that both ends agreed on, whatever this coordinator's limit on documents.
+        limit = CONTRIBUTION_LIMIT if scope["path"].startswith(CONTRIBUTIONS) else self._limit
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        refusal = problems.problem(413, *self._too_large())
-        if declared.isdigit() and int(declared) > self._limit:
+        refusal = problems.problem(413, *_too_large(limit))
+        if declared.isdigit() and int(declared) > limit:
             await refusal(scope, receive, send)
             return
         received, answering = 0, False
@@ -79,12 +87,12 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            return message if received <= self._limit else {"type": "http.disconnect"}
+            return message if received <= limit else {"type": "http.disconnect"}
 
         async def answered(message: Message) -> None:
             # Whatever the application made of a body that was cut off, the caller hears why.
             nonlocal answering
-            if received <= self._limit:
+            if received <= limit:
                 answering = True
                 await send(message)
             elif not answering:
@@ -94,11 +102,12 @@ class BodyLimit:
         try:
             await self._app(scope, counted, answered)
         except ClientDisconnect:
-            if received <= self._limit:
+            if received <= limit:
                 raise
             if not answering:
                 await refusal(scope, receive, send)
 
-    def _too_large(self) -> tuple[str, str, str]:
-        error = TooLarge(f"The request body is larger than {self._limit} bytes.", "Send a smaller document.")
-        return error.code, error.message, error.remedy
+
+def _too_large(limit: int) -> tuple[str, str, str]:
+    error = TooLarge(f"The request body is larger than {limit} bytes.", "Send a smaller document.")
+    return error.code, error.message, error.remedy

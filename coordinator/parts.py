@@ -22,6 +22,7 @@ from coordinator.federation.superlink import SuperLinkProcess
 from coordinator.identity import current_site
 from coordinator.keystore import renew_server_certificate
 from coordinator.rounds.supervisor import DriverSupervisor
+from coordinator.rounds.uploads import Uploads
 from coordinator.sites.node_registry import NodeRegistry
 from protocol.errors import CloisterError
 
@@ -83,6 +84,7 @@ async def federation(app: FastAPI, appliance: Appliance) -> AsyncIterator[None]:
     app.state.parts["federation"] = lambda: watch.state
     app.state.parts["rounds"] = lambda: supervisor.state
     task = asyncio.create_task(watch.keep_alive())
+    await asyncio.to_thread(Uploads(appliance).keep_open_only)
     supervisor.start()
     try:
         yield

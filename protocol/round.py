@@ -35,6 +35,8 @@ _MAGIC = b"CLP1"
 _HEADER = struct.Struct(">4sI")
 MAX_ENVELOPE = 1 << 20
 MAX_BODY = 1 << 30
+MAX_CHUNK = 1 << 20
+"""Bytes of a contribution that cross in one piece; a longer one is sent in chunks of at most as much."""
 MAX_ENVELOPES = 50
 MAX_ENVELOPES_BODY = 8 << 20
 
@@ -141,7 +143,10 @@ class RoundRequest(Frozen):
 class Contribution(Frozen):
     """Site -> coordinator: signs the masked vector (uint32 LE, `length` coordinates) for exactly one attempt.
 
-    engine: digest of the code that computed it, which passed the self-test at the site."""
+    body: of the packet's body, which is the vector; or, where the vector is sent in chunks beside the packet, the
+    vector's manifest as canonical JSON, and then `manifest` is the manifest's own digest.
+    engine: digest of the code that computed it, which passed the self-test at the site.
+    """
 
     study: StudyId
     plan_digest: Digest
@@ -154,6 +159,7 @@ class Contribution(Frozen):
     length: Annotated[int, Field(ge=1)]
     body: Digest
     engine: Digest
+    manifest: Digest | None = None
 
 
 class RoundRefusal(Frozen):

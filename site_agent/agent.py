@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from sqlalchemy import Engine
@@ -38,6 +38,9 @@ from site_agent.training.self_test import run as run_self_test
 from site_agent.training.states import AttemptRefused
 from site_agent.training.worker_client import WorkerClient
 from site_agent.witness.cycle import LogMisbehaved, Witness
+
+if TYPE_CHECKING:
+    from site_agent.federation.upload import Uploader
 
 NODE_KEY = "fleet-node.pem"
 LOCK = "agent.lock"
@@ -61,6 +64,7 @@ class Question(Protocol):
 
     kind: str
     packet: bytes
+    expires_at: float
 
 
 class Link(Protocol):
@@ -128,6 +132,7 @@ class Agent:
         self._participant = Participant(settings=settings, keys=keys, store=self._store, worker=worker, clock=clock)
         self._link: Link | None = None
         self._busy = threading.Event()
+        self._caught_up: set[str] = set()
 
     def run(self) -> None:
         """Work until `stop`. Trouble with the coordinator or the disk is logged and tried again, never raised."""
@@ -184,7 +189,7 @@ class Agent:
             self._tell(client)
             if active:
                 self._busy.set()
-                self._serve_studies(self._settings.poll_seconds)
+                self._serve_studies(active, self._settings.poll_seconds)
             else:
                 self._busy.clear()
                 self._drop_link()
@@ -215,13 +220,14 @@ class Agent:
 
     # Studies
 
-    def _serve_studies(self, seconds: float) -> None:
+    def _serve_studies(self, active: list[str], seconds: float) -> None:
         """Answer questions for about so long: a question in hand is answered to its end."""
         until = time.monotonic() + seconds
         if self._link is None:
             self._link = self._open_link()
             _log.info("fleet-joined", site=self._settings.site)
         try:
+            self._catch_up(active)
             while not self._stop.is_set() and time.monotonic() < until:
                 question = self._link.receive()
                 if question is None:
@@ -233,9 +239,23 @@ class Agent:
             self._stop.wait(_between(0.2, 0.6))
             self._link.reconnect()
 
+    def _catch_up(self, active: list[str]) -> None:
+        """Once for each study after a start: deliver what an agent that was killed had stored and not wholly sent. The
+        coordinator waits for it, and does not ask again before it has lost the attempt."""
+        for study in active:
+            if study not in self._caught_up:
+                self._uploader().go_on(study, patience=self._settings.poll_seconds)
+                self._caught_up.add(study)
+
+    def _uploader(self) -> Uploader:
+        from site_agent.federation.upload import Uploader
+
+        return Uploader(self._store, self._open_client, stop=self._stop)
+
     def _reply(self, link: Link, question: Any, answer: bytes) -> None:
-        """Send an answer; after trouble once more on a new connection. Should that fail too, the coordinator asks
-        again and gets the stored bytes."""
+        """Send an answer, and before it the chunks of the vector that it announces; after trouble once more on a new
+        connection. Should that fail too, the coordinator asks again and gets the stored bytes."""
+        self._uploader().deliver(answer, until=question.expires_at)
         try:
             link.reply(question, answer)
         except CloisterError as error:

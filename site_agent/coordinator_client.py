@@ -7,6 +7,7 @@ ignored, redirects are never followed, and every answer has a size limit.
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Self, TypeVar
@@ -25,6 +26,7 @@ MAX_NOTE = 256 * 1024
 MAX_ENTRIES = 24 << 20
 MAX_BUNDLE = 1 << 30
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_CHUNK_TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 _Document = TypeVar("_Document", bound=BaseModel)
 
 
@@ -148,6 +150,29 @@ class CoordinatorClient:
         require_name(study, "The study")
         self._send("POST", f"/v1/studies/{study}/consents", content=envelope, kind="application/json")
 
+    def offer_contribution(self, packet: bytes) -> tuple[str, tuple[int, ...]]:
+        """Announce a contribution that comes in chunks: (where to send them, the numbers of those that are lacking)."""
+        body = self._send("POST", "/v1/contributions", content=packet, kind="application/octet-stream")
+        try:
+            said = parse(body, limit=MAX_JSON)
+        except Malformed:
+            said = None
+        attempt, missing = (said.get("attempt"), said.get("missing")) if isinstance(said, dict) else (None, None)
+        numbers = [item for item in missing if type(item) is int and item >= 0] if isinstance(missing, list) else None
+        if not isinstance(attempt, str) or not re.fullmatch("[0-9a-f]{32}", attempt) or numbers != missing:
+            raise self._misbehaved("The answer to an announced contribution is not in the agreed form.")
+        return attempt, tuple(numbers or ())
+
+    def put_chunk(self, attempt: str, number: int, chunk: bytes) -> None:
+        """Send one chunk of what was announced. Its answer is waited for as long as a slow line needs to carry it."""
+        self._send(
+            "PUT",
+            f"/v1/contributions/{attempt}/{number}",
+            content=chunk,
+            kind="application/octet-stream",
+            timeout=_CHUNK_TIMEOUT,
+        )
+
     def download_release(self, release: str, file: BinaryIO) -> int:
         """Write a sealed release's bundle to `file`; the bytes written. Nothing is verified here."""
         require_name(release, "The release")
@@ -195,18 +220,26 @@ class CoordinatorClient:
         document: Mapping[str, Any] | None = None,
         content: bytes | None = None,
         kind: str = "application/json",
+        timeout: httpx.Timeout = _TIMEOUT,
     ) -> bytes:
         if document is not None:
             content = json.dumps(document, allow_nan=False).encode()
-        return b"".join(self._stream(method, path, MAX_JSON, content=content, kind=kind))
+        return b"".join(self._stream(method, path, MAX_JSON, content=content, kind=kind, timeout=timeout))
 
     def _stream(
-        self, method: str, path: str, limit: int, *, content: bytes | None = None, kind: str = ""
+        self,
+        method: str,
+        path: str,
+        limit: int,
+        *,
+        content: bytes | None = None,
+        kind: str = "",
+        timeout: httpx.Timeout = _TIMEOUT,
     ) -> Iterator[bytes]:
         """The answer's bytes as they come, at most `limit` of them; a refusal raises before the first."""
         headers = {"content-type": kind} if content is not None else {}
         try:
-            with self._http.stream(method, path, content=content, headers=headers) as response:
+            with self._http.stream(method, path, content=content, headers=headers, timeout=timeout) as response:
                 if not response.is_success:
                     raise self._refusal(response)
                 yield from self._bounded(response, limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,8 @@ Kind = Literal[
 ]
 
 POLL_SECONDS = 0.05
-MAX_REPLY_BYTES = 256 * 1024 * 1024
+ELSEWHERE_SECONDS = 0.5
+MAX_REPLY_BYTES = 8 * 1024 * 1024  # a larger contribution comes in chunks, beside its message
 UNREADABLE = 100  # Failure.code: the reply is too large or not a packet; Flower's own codes are below 10
 _REASON_LENGTH = 200
 _GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -104,19 +105,26 @@ class FlowerExchange:
         group: str,
         deadline_seconds: float,
         on_reply: Callable[[int, Reply], None] | None = None,
+        elsewhere: Callable[[], Collection[int]] = tuple,
     ) -> dict[int, Reply]:
         """Send each node its packet and collect the answers until all are in or the deadline has passed.
 
         packets: node id -> packet. group: a short label that travels with the message. on_reply is called in this
-        thread as each answer arrives, and then none is kept: the result is empty. Nodes that have not answered are
-        absent from the result; a late, second or unknown answer is dropped. Raises ExchangeLost.
+        thread as each answer arrives, and then none is kept: the result is empty. elsewhere: asked twice a second for
+        nodes whose answer came another way; they are waited for no longer. Nodes that have not answered are absent
+        from the result; a late, second or unknown answer is dropped. Raises ExchangeLost.
         """
         deadline = time.monotonic() + deadline_seconds
         replies: dict[int, Reply] = {}
         settle = on_reply or replies.__setitem__
         waiting = self._push(kind, packets, group, deadline_seconds, settle)
         arrivals: list[_Arrival] = []
+        looked = time.monotonic()
         while (waiting or arrivals) and not self._link.lost:
+            if time.monotonic() >= looked + ELSEWHERE_SECONDS:
+                came = set(elsewhere())
+                waiting = {message: node for message, node in waiting.items() if node not in came}
+                looked = time.monotonic()
             if waiting:
                 for head, tree in self._announced(list(waiting)):
                     node = waiting.pop(head.metadata.reply_to_message_id, None)
@@ -262,7 +270,7 @@ def _read(arrival: _Arrival) -> Reply:
         message = inflate_object_from_contents(arrival.message_id, arrival.contents)
         if not isinstance(message, Message) or not message.has_content():
             raise Malformed("The reply is not a message with content.")
-        return from_content(message.content)
+        return from_content(message.content, most=MAX_REPLY_BYTES)
     except Malformed as error:
         return Failure(UNREADABLE, error.message, by_site=False)
     except (ValueError, KeyError, TypeError, RecursionError, UnexpectedObjectContentError) as error:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from coordinator.rounds.contributions import Excluded, masked_vector
+from coordinator.rounds.contributions import Excluded, Offered, opened
 from coordinator.rounds.exchange import Answer, Unreached
 from coordinator.rounds.repository import RecordedAttempt
 from coordinator.rounds.states import Attempt, Begin
 from privacy.entropy import Float64
 from privacy.errors import MissingContributors
 from privacy.parameters import Grid, plan_grid
+from privacy.secagg.framing import Manifest
+from privacy.secagg.refusals import Refused
 from privacy.secagg.server import SecureSum
 from protocol.canonical import digest, parse, sha256_hex
 from protocol.envelope import Envelope, seal
 from protocol.plan import SecureSum as PlannedSum
-from protocol.round import ROUND_REQUEST_TYPE, Packet, RoundRequest
+from protocol.round import ROUND_REQUEST_TYPE, Contribution, Packet, RoundRequest
 from protocol.signing import SigningKey, VerifyingKey
 from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
@@ -48,34 +51,75 @@ class Outcome:
         return digest(self.digests)
 
 
+class UploadIncomplete(Exception):
+    """Some chunks of a contribution are not there."""
+
+
+class Chunks(Protocol):
+    """Where contributions that came in chunks lie: coordinator.rounds.uploads.Uploads."""
+
+    def offered(self, request: RoundRequest, site: str) -> bytes | None:
+        """The packet of a site's contribution, once every chunk of it is there."""
+
+    def whole(self, contribution: Contribution, manifest: Manifest) -> bool:
+        """Whether every chunk is there and as the manifest has it."""
+
+    def chunks(self, contribution: Contribution, manifest: Manifest) -> Iterable[tuple[int, bytes]]:
+        """The chunks, one at a time."""
+
+
 class Intake:
     """One attempt's answers as they come: each is verified, added to the running sum and forgotten, so that memory
     does not grow with the sites. A site that is excluded spoils nothing: the attempt is abandoned, and its sum with it.
+
+    uploads: where the chunks of a contribution lie that came in chunks; without it none is taken.
     """
 
-    def __init__(self, request: RoundRequest, plan: StudyPlan) -> None:
+    def __init__(self, request: RoundRequest, plan: StudyPlan, uploads: Chunks | None = None) -> None:
         self._request = request
         self._plan = plan
+        self._uploads = uploads
         self._planned = plan.secure_sum(request.phase, request.cohort)
         self._sum: SecureSum | None = SecureSum(request.cohort, self._planned.length)
         self._digests: dict[str, str] = {}
         self._engines: dict[str, str] = {}
         self._excluded: dict[str, str] = {}
+        self._unfinished: set[str] = set()
 
     def take(self, site: str, answer: Answer) -> None:
-        """One site's answer; of two from one site the first counts."""
-        if site in self._digests or site in self._excluded or site not in self._request.cohort:
+        """One site's answer; of two from one site the first counts. One whose chunks are not all there yet is waited
+        for: `collect` takes it once they are."""
+        if self._settled(site) or site not in self._request.cohort:
             return
         try:
             self._digests[site] = self._add(site, answer)
+        except UploadIncomplete:
+            self._unfinished.add(site)
         except Excluded as error:
             self._excluded[site] = error.code
             self._sum = None  # the cohort can't be complete any more: without all of them it is noise
 
+    def collect(self) -> tuple[str, ...]:
+        """Take the contributions that have come in chunks meanwhile, whether or not a message told of them; their
+        sites. An agent that was killed goes on with its upload, and nobody asks it again."""
+        if self._uploads is None:
+            return ()
+        before = [site for site in self._request.cohort if not self._settled(site)]
+        for site in before:
+            packet = self._uploads.offered(self._request, site)
+            if packet is not None:
+                self.take(site, packet)
+        return tuple(site for site in before if self._settled(site))
+
+    def _settled(self, site: str) -> bool:
+        return site in self._digests or site in self._excluded
+
     def outcome(self) -> Outcome:
         """What has come so far; a site that has said nothing is excluded as no-answer."""
         cohort = self._request.cohort
-        excluded = {site: self._excluded.get(site, "no-answer") for site in cohort if site not in self._digests}
+        codes = dict.fromkeys(cohort, "no-answer") | dict.fromkeys(self._unfinished, "upload-incomplete")
+        codes |= self._excluded
+        excluded = {site: codes[site] for site in cohort if site not in self._digests}
         digests = {site: self._digests[site] for site in cohort if site in self._digests}
         return Outcome(tuple(digests), excluded, digests, {site: self._engines[site] for site in digests})
 
@@ -93,11 +137,28 @@ class Intake:
         if isinstance(answer, Unreached):
             raise Excluded(answer.code)
         key = VerifyingKey.from_text(self._plan.site(site).identity)
-        body, engine = masked_vector(answer, self._request, site=site, key=key, length=self._planned.length)
-        if self._sum is not None:
-            self._sum.add(site, body)
-        self._engines[site] = engine
-        return sha256_hex(body)
+        offered = opened(answer, self._request, site=site, key=key, length=self._planned.length)
+        if offered.manifest is not None:
+            self._add_chunks(site, offered, offered.manifest)
+        elif self._sum is not None:
+            self._sum.add(site, offered.vector)
+        self._engines[site] = offered.contribution.engine
+        return offered.contribution.body
+
+    def _add_chunks(self, site: str, offered: Offered, manifest: Manifest) -> None:
+        """All chunks are looked at before the first is added; what is wrong after all ends the attempt."""
+        if self._uploads is None or not self._uploads.whole(offered.contribution, manifest):
+            raise UploadIncomplete
+        if self._sum is None:
+            return
+        self._sum.expect(site, manifest)
+        try:
+            for number, chunk in self._uploads.chunks(offered.contribution, manifest):
+                self._sum.add_chunk(site, number, chunk)
+        except Refused:
+            raise Excluded("upload-damaged") from None
+        if site in self._sum.missing:
+            raise Excluded("upload-damaged")
 
 
 def compose(

@@ -1,4 +1,4 @@
-"""Whether a site's answer counts in an attempt. Pure: bytes in, the masked vector or a closed code out.
+"""Whether a site's answer counts in an attempt. Pure: bytes in, the contribution or a closed code out.
 
 A contribution counts only if its envelope verifies under the identity key that the plan pins for that site and
 every field equals the request. Nothing in a masked vector can be judged.
@@ -6,8 +6,12 @@ every field equals the request. Nothing in a masked vector can be judged.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import ValidationError
 
+from privacy.errors import PrivacyError
+from privacy.secagg.framing import Manifest
 from protocol.canonical import parse, sha256_hex
 from protocol.envelope import Envelope, open_envelope
 from protocol.errors import BadSignature, Malformed
@@ -33,14 +37,20 @@ class Excluded(Exception):
         self.code = code
 
 
-def masked_vector(
-    data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int
-) -> tuple[bytes, str]:
-    """The body of a contribution that answers exactly `request`, 4 `length` bytes, and the digest of the engine that
-    computed it.
+@dataclass(frozen=True)
+class Offered:
+    """A verified contribution: with its vector, or with the manifest of a vector that comes in chunks."""
+
+    contribution: Contribution
+    vector: bytes
+    manifest: Manifest | None
+
+
+def opened(data: bytes, request: RoundRequest, *, site: str, key: VerifyingKey, length: int) -> Offered:
+    """A contribution that answers exactly `request`, of `length` words.
 
     Raises Excluded: malformed, bad-signature, refused:<code>, wrong-site, wrong-study, wrong-plan, wrong-phase,
-    wrong-round, wrong-attempt, wrong-cohort, wrong-model, wrong-length, wrong-body.
+    wrong-round, wrong-attempt, wrong-cohort, wrong-model, wrong-length, wrong-body, wrong-manifest.
     """
     try:
         packet = Packet.from_bytes(data)
@@ -51,11 +61,28 @@ def masked_vector(
     contribution = _open(packet.envelope, key)
     _compare(contribution, request, site)
     expected = length * WORD_BYTES
-    if contribution.length != length or len(packet.body) != expected:
+    if contribution.manifest is None and len(packet.body) != expected:
         raise Excluded("wrong-length")
     if sha256_hex(packet.body) != contribution.body:
         raise Excluded("wrong-body")
-    return packet.body, contribution.engine
+    if contribution.manifest is not None:
+        manifest = _manifest(packet.body, contribution.manifest)
+        if contribution.length != length or manifest.length != expected:
+            raise Excluded("wrong-length")
+        return Offered(contribution, b"", manifest)
+    if contribution.length != length:
+        raise Excluded("wrong-length")
+    return Offered(contribution, packet.body, None)
+
+
+def _manifest(body: bytes, signed: str) -> Manifest:
+    try:
+        manifest = Manifest.from_dict(parse(body))
+    except (Malformed, PrivacyError):
+        raise Excluded("malformed") from None
+    if f"sha256:{manifest.digest().hex()}" != signed:
+        raise Excluded("wrong-manifest")
+    return manifest
 
 
 def _open(envelope: Envelope, key: VerifyingKey) -> Contribution:

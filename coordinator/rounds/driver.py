@@ -18,6 +18,7 @@ from coordinator.appliance import Appliance
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
+from coordinator.rounds.contributions import WORD_BYTES
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.gates import LogWatch, RoundGates
 from coordinator.rounds.journal import Committed, Journal, Running
@@ -38,6 +39,7 @@ from coordinator.rounds.states import (
     next_action,
 )
 from coordinator.rounds.training_work import TrainingWork
+from coordinator.rounds.uploads import Uploads
 from coordinator.rounds.work import Work
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import ACTIVE, ENDED, StudyState, cohort
@@ -46,7 +48,7 @@ from policies.packs import Policy
 from privacy.errors import PrivacyError
 from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
-from protocol.round import ROUND_KINDS
+from protocol.round import ROUND_KINDS, Phase
 from protocol.timestamp import timestamp
 
 PAUSE_SECONDS = 0.2
@@ -81,6 +83,7 @@ class RoundDriver:
         self._progress = Progress()
         self._work: Work = work_of(self._running, self._journal, self._now)
         self._round_began: float | None = None
+        self._uploads = Uploads(appliance)
 
     def run(self) -> StudyState:
         """Drive the study until it has ended; the state it ended in.
@@ -90,10 +93,13 @@ class RoundDriver:
         try:
             self._resume()
             while True:
+                self._uploads.keep_open_only()
                 ended = self._act()
                 if ended is not None:
+                    self._uploads.keep_open_only()
                     return ended
         except StudyEnded:
+            self._uploads.keep_open_only()
             with reading(self._appliance.engine) as session:
                 return StudyState(StudyRepository(session).get(self._running.study).state)
 
@@ -195,7 +201,7 @@ class RoundDriver:
             model_digest=sha256_hex(self._work.body(begin.phase)),
             signer=self._appliance.keys.coordinator,
             now=self._appliance.clock(),
-            deadline_seconds=self._appliance.settings.round_deadline,
+            deadline_seconds=self._deadline(begin.phase, begin.cohort),
         )
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
@@ -224,14 +230,16 @@ class RoundDriver:
     def _send(self, recorded: RecordedAttempt) -> StudyState | None:
         attempt = recorded.attempt
         packet = packet_of(recorded, self._work.body(attempt.phase))
-        intake = Intake(request_of(recorded), self._running.plan)
+        intake = Intake(request_of(recorded), self._running.plan, self._uploads)
         self._exchange.request(
             ROUND_KINDS[attempt.phase],
             dict.fromkeys(attempt.cohort, packet),
             group=f"{attempt.phase}-{attempt.round}-{attempt.attempt}",
-            deadline_seconds=self._appliance.settings.round_deadline,
+            deadline_seconds=self._deadline(attempt.phase, attempt.cohort),
             on_answer=intake.take,
+            elsewhere=intake.collect,
         )
+        intake.collect()
         outcome = intake.outcome()
         if not outcome.complete:
             self._abandon(attempt, outcome)
@@ -242,6 +250,13 @@ class RoundDriver:
             return self._deny(decision)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
         return self._commit(closed, outcome, decision, intake)
+
+    def _deadline(self, phase: Phase, cohort: tuple[str, ...]) -> float:
+        """Seconds for one attempt: to compute, and to carry the request there and the vector back on the slowest line."""
+        settings = self._appliance.settings
+        vector = WORD_BYTES * self._running.plan.secure_sum(phase, cohort).length
+        carried = len(self._work.body(phase)) + vector
+        return settings.round_deadline + carried // settings.slowest_link
 
     def _abandon(self, attempt: Attempt, outcome: Outcome) -> None:
         closed = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,10 +35,12 @@ class Exchange(Protocol):
         group: str,
         deadline_seconds: float,
         on_answer: Callable[[str, Answer], None] | None = None,
+        elsewhere: Callable[[], Collection[str]] = tuple,
     ) -> dict[str, Answer]:
         """Send each site its packet; the answers that came before the deadline. Absent: no answer.
 
         on_answer: called in this thread with each answer as it comes; then none is kept and the result is empty.
+        elsewhere: asked now and then for sites whose answer came another way; they are waited for no longer.
         """
 
     def wait(self, seconds: float) -> None:

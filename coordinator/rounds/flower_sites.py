@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from sqlalchemy import Engine
 
@@ -33,6 +33,7 @@ class FlowerSites:
         group: str,
         deadline_seconds: float,
         on_answer: Callable[[str, Answer], None] | None = None,
+        elsewhere: Callable[[], Collection[str]] = tuple,
     ) -> dict[str, Answer]:
         """As the port says. A revoked site, or one without a node, is offline."""
         nodes = self._nodes()
@@ -48,6 +49,7 @@ class FlowerSites:
             group=group,
             deadline_seconds=deadline_seconds,
             on_reply=lambda node, reply: tell(names[node], _answer(reply)),
+            elsewhere=lambda: {nodes[site] for site in elsewhere() if site in nodes},
         )
         return answers
 

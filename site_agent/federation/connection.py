@@ -258,7 +258,7 @@ class FleetConnection:
             message = inflate_object_from_contents(tree.object_id, contents)
             if not isinstance(message, Message) or not message.has_content():
                 raise Malformed("The message has no content.")
-            return from_content(message.content)
+            return from_content(message.content, most=MAX_PACKET_BYTES)
         except (ValueError, KeyError, TypeError, RecursionError, UnexpectedObjectContentError) as error:
             raise Malformed(f"The message cannot be read ({type(error).__name__}).") from error
 

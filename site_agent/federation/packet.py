@@ -33,15 +33,20 @@ def to_content(packet: bytes) -> RecordDict:
     return RecordDict({str(index): ConfigRecord({KEY: part}) for index, part in enumerate(parts)})
 
 
-def from_content(content: RecordDict) -> bytes:
-    """The packet of a message's content. Raises Malformed when it is anything but records "0", "1", ... of bytes."""
+def from_content(content: RecordDict, *, most: int) -> bytes:
+    """The packet of a message's content, at most `most` bytes. Raises Malformed when it is longer, or anything but
+    records "0", "1", ... of bytes. A few objects may be named many times over: what counts is what they add up to."""
     parts: list[bytes] = []
+    size = 0
     for index in range(len(content)):
         record = content.get(str(index))
         part = record.get(KEY) if isinstance(record, ConfigRecord) and len(record) == 1 else None
         if not isinstance(part, bytes):
             raise Malformed("A message over Flower does not hold one packet.")
         parts.append(part)
+        size += len(part)
+        if size > most:
+            raise Malformed(f"A message over Flower holds more than {most} bytes.")
     if not parts:
         raise Malformed("A message over Flower holds no packet.")
     return b"".join(parts)

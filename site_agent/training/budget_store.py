@@ -20,6 +20,7 @@ from protocol.round import Phase, RefusalCode, phase_named
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
+from site_agent.training import stored_vectors
 from site_agent.training.generation import advance, require_newest, standing
 from site_agent.training.self_test import require_passed
 from site_agent.training.states import (
@@ -41,6 +42,7 @@ from site_agent.training.tables import (
     KeyStepReply,
     RefusalRecord,
     SecureSumKeys,
+    StoredVector,
 )
 from site_agent.witness.repository import standing_alarms
 
@@ -264,9 +266,9 @@ class BudgetStore:
             grant = session.get(StudyGrant, plan_digest)
             return grant if grant is not None and grant.state == Answer.GRANTED else None
 
-    def keep(self, key: AttemptKey, packet: bytes, keys_state: bytes) -> None:
-        """Store the answer and the keys' state, together, before it is sent. Raises LedgerConflict unless the
-        attempt is consumed and has no answer."""
+    def keep(self, key: AttemptKey, packet: bytes, keys_state: bytes, vector: memoryview | None = None) -> None:
+        """Store the answer and the keys' state, together, before it is sent; with the vector that it announces. Raises
+        LedgerConflict unless the attempt is consumed and has no answer."""
         with transaction(self._engine) as session:
             row = session.exec(_attempt(key)).first()
             keys = session.get(SecureSumKeys, key.study)
@@ -278,8 +280,28 @@ class BudgetStore:
             session.add(keys)
             _drop_old_packets(session, key)
             session.flush()
+            if vector is not None:
+                assert row.id is not None
+                stored_vectors.write(session, row.id, vector)
             self._reached("in-keep")
         self._reached("kept")
+
+    def vector(self, key: AttemptKey, start: int, stop: int) -> bytes:
+        """Bytes start to stop of the vector that an attempt's stored answer announces. Raises VectorMissing."""
+        with transaction(self._engine) as session:
+            row = session.exec(_attempt(key)).first()
+            return stored_vectors.read(session, -1 if row is None or row.id is None else row.id, start, stop)
+
+    def latest_announced(self, study: str) -> bytes | None:
+        """The stored answer to the study's latest attempt, where it announces a vector and the plan is granted."""
+        newest = select(ConsumedAttempt).where(ConsumedAttempt.study == study).order_by(col(ConsumedAttempt.id).desc())
+        with transaction(self._engine) as session:
+            row = session.exec(newest.limit(1)).first()
+            if row is None or session.get(StudyGrant, row.plan_digest) is None:
+                return None
+            grant = session.get_one(StudyGrant, row.plan_digest)
+            announced = session.exec(select(StoredVector.attempt).where(StoredVector.attempt == row.id)).first()
+            return row.packet if announced is not None and grant.state == Answer.GRANTED else None
 
     def keys(self, study: str, plan_digest: str) -> bytes | None:
         """The state of the study's secure aggregation, if there is one for this plan."""
@@ -366,7 +388,9 @@ def evaluated_models(session: Session, plan_digest: str, round_number: int | Non
 
 
 def drop_keys(session: Session, study: str) -> None:
-    """Delete a study's pair secrets and set-up answers, in the caller's transaction."""
+    """Delete a study's pair secrets, set-up answers and stored vectors, in the caller's transaction."""
+    answered = select(ConsumedAttempt.id).where(ConsumedAttempt.study == study)
+    session.exec(delete(StoredVector).where(col(StoredVector.attempt).in_(answered)))
     session.exec(delete(SecureSumKeys).where(col(SecureSumKeys.study) == study))
     session.exec(delete(KeyStepReply).where(col(KeyStepReply.study) == study))
 
@@ -398,4 +422,6 @@ def _latest(session: Session, study: str) -> Place | None:
 def _drop_old_packets(session: Session, key: AttemptKey) -> None:
     """Answers of rounds that are over are never collected again; their rows stay, as consumed."""
     over = or_(ConsumedAttempt.phase != key.phase, ConsumedAttempt.round < key.round)
+    gone = select(ConsumedAttempt.id).where(col(ConsumedAttempt.study) == key.study, over)
+    session.exec(delete(StoredVector).where(col(StoredVector.attempt).in_(gone)))
     session.exec(update(ConsumedAttempt).where(col(ConsumedAttempt.study) == key.study, over).values(packet=None))

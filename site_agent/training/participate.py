@@ -16,7 +16,7 @@ import structlog
 from pydantic import BaseModel
 
 from privacy.errors import PrivacyError
-from protocol.canonical import sha256_hex
+from protocol.canonical import canonical, sha256_hex
 from protocol.envelope import seal
 from protocol.errors import CloisterError
 from protocol.round import (
@@ -24,6 +24,7 @@ from protocol.round import (
     KEY_ADVERT_TYPE,
     KEY_ENCAPSULATION_TYPE,
     KEY_ESTABLISHED_TYPE,
+    MAX_CHUNK,
     REFUSAL_TYPE,
     Contribution,
     KeyReply,
@@ -64,8 +65,9 @@ _log = structlog.get_logger()
 class Participant:
     """One site in all its studies. Use from one thread; every answer is a packet, a refusal too.
 
-    entropy: the operating system's generator. clock: aware UTC. reached: told each point that is behind, for tests
-    that end the process there.
+    entropy: the operating system's generator. clock: aware UTC. chunk_bytes: a longer vector is announced by its
+    manifest and stored for the transport to send in chunks of this size, 4 KiB to 1 MiB. reached: told each point that
+    is behind, for tests that end the process there.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Participant:
         worker: WorkerClient,
         clock: Callable[[], datetime],
         entropy: Entropy = os.urandom,
+        chunk_bytes: int = MAX_CHUNK,
         reached: Callable[[str], None] = lambda _point: None,
     ) -> None:
         self._settings = settings
@@ -86,6 +89,7 @@ class Participant:
         self._worker = worker
         self._clock = clock
         self._entropy = entropy
+        self._chunk_bytes = chunk_bytes
         self._reached = reached
         self._plans: dict[str, StudyPlan] = {}
 
@@ -204,6 +208,8 @@ class Participant:
 
         import numpy as np
 
+        from privacy.secagg.framing import Manifest
+
         model = np.frombuffer(asked.body, dtype="<f8")
         if not bool(np.isfinite(model).all()):
             raise AttemptRefused(RefusalCode.MODEL_NOT_FINITE)
@@ -245,7 +251,8 @@ class Participant:
             purpose=request.phase,
             overwrite=True,
         )
-        body = bytes(masked)
+        manifest = Manifest.of(masked, self._chunk_bytes) if len(masked) > self._chunk_bytes else None
+        body = bytes(masked) if manifest is None else canonical(manifest.to_dict())
         contribution = Contribution(
             study=request.study,
             plan_digest=request.plan_digest,
@@ -255,12 +262,13 @@ class Participant:
             site=self._settings.site,
             cohort=request.cohort,
             model=request.model,
-            length=len(body) // 4,
+            length=len(masked) // 4,
             body=sha256_hex(body),
             engine=engine_version().digest,
+            manifest=None if manifest is None else f"sha256:{manifest.digest().hex()}",
         )
         packet = self._sealed(CONTRIBUTION_TYPE, contribution, body)
-        self._store.keep(key, packet, machine.export_state())
+        self._store.keep(key, packet, machine.export_state(), None if manifest is None else masked)
         # The state just replaced could unmask earlier rounds: it must not linger in the write-ahead log.
         self._store.erase_traces()
         _log.info("contributed", study=key.study, phase=key.phase, round=key.round, attempt=key.attempt)

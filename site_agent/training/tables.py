@@ -73,6 +73,15 @@ class ConsumedAttempt(SQLModel, table=True):
     consumed_at: str
 
 
+class StoredVector(SQLModel, table=True):
+    """The masked vector of a consumed attempt whose packet announces it; written and read in pieces, never as a row."""
+
+    __tablename__ = "stored_vector"
+
+    attempt: int = Field(primary_key=True, foreign_key="consumed_attempt.id")
+    vector: bytes = Field(sa_type=LargeBinary)
+
+
 class SecureSumKeys(SQLModel, table=True):
     """The state of the secure aggregation of one study: pair secrets, erased as rounds pass."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.rounds.contributions import Excluded, masked_vector
+from coordinator.rounds.contributions import Excluded, opened
 from protocol.envelope import seal
 from protocol.round import REFUSAL_TYPE, Packet, RefusalCode, RoundRefusal, RoundRequest
 from protocol.signing import SigningKey
@@ -28,7 +28,7 @@ def recorded(code: str) -> str:
     refusal = RoundRefusal(study="hearts-one", site="cork", phase="train", round=1, attempt=1, code=code)
     packet = Packet(seal(REFUSAL_TYPE, refusal.model_dump(mode="json"), KEY)).to_bytes()
     with pytest.raises(Excluded) as excluded:
-        masked_vector(packet, REQUEST, site="cork", key=KEY.public, length=3)
+        opened(packet, REQUEST, site="cork", key=KEY.public, length=3)
     return excluded.value.code
 
 

@@ -11,9 +11,11 @@ from statistics import median
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from coordinator.federation import packet as coordinator_packet
-from coordinator.federation.exchange import UNREADABLE, Failure, FlowerExchange, Reply
+from coordinator.federation.exchange import MAX_REPLY_BYTES, UNREADABLE, Failure, FlowerExchange, Reply
+from protocol.errors import Malformed
 from site_agent.federation import packet as site_packet
 from site_agent.federation.connection import FleetConnection, FleetRefused, FleetUnavailable, Incoming
 from site_agent.federation.transport import generate_node_key
@@ -30,8 +32,16 @@ def exchange(front: Any) -> Iterator[FlowerExchange]:
 def test_both_halves_of_the_packet_format_agree() -> None:
     for length in (0, 1, coordinator_packet.PART_BYTES, coordinator_packet.PART_BYTES + 1):
         packet = os.urandom(length)
-        assert site_packet.from_content(coordinator_packet.to_content(packet)) == packet
-        assert coordinator_packet.from_content(site_packet.to_content(packet)) == packet
+        assert site_packet.from_content(coordinator_packet.to_content(packet), most=len(packet)) == packet
+        assert coordinator_packet.from_content(site_packet.to_content(packet), most=len(packet)) == packet
+
+
+@pytest.mark.parametrize("room", [coordinator_packet, site_packet])
+def test_one_part_that_is_named_over_and_over_does_not_fill_the_memory(room: Any) -> None:
+    part = ConfigRecord({"packet": bytes(1 << 20)})
+    content = RecordDict({str(index): part for index in range(100_000)})  # 100 GB, of 1 MiB on the wire
+    with pytest.raises(Malformed):
+        room.from_content(content, most=8 << 20)
 
 
 def test_three_sites_answer_five_rounds(front: Any, exchange: FlowerExchange, fleet: Any) -> None:
@@ -57,13 +67,35 @@ def test_three_sites_answer_five_rounds(front: Any, exchange: FlowerExchange, fl
     print(f"\n3 sites, one exchange: median {median(took):.2f} s, most {max(took):.2f} s")
 
 
-def test_a_40_mb_packet_goes_there_and_back(exchange: FlowerExchange, fleet: Any) -> None:
-    site = fleet.join("large")
-    packet = os.urandom(40 * 1024 * 1024)
+def test_a_40_mb_packet_goes_there_and_a_reply_of_7_mb_comes_back(exchange: FlowerExchange, fleet: Any) -> None:
+    site = fleet.join("large", lambda connection, incoming: connection.reply(incoming, incoming.packet[: 7 << 20]))
+    packet = os.urandom(40 << 20)
     began = time.perf_counter()
     replies = exchange.request("query.probe", {site.node_id: packet}, group="large", deadline_seconds=60)
-    print(f"\n40 MiB there and back: {time.perf_counter() - began:.2f} s")
-    assert replies[site.node_id] == b"query.probe|" + packet
+    print(f"\n40 MiB there, 7 back: {time.perf_counter() - began:.2f} s")
+    assert replies[site.node_id] == packet[: 7 << 20]
+
+
+def test_a_reply_over_the_limit_is_not_held(exchange: FlowerExchange, fleet: Any) -> None:
+    site = fleet.join("larger", lambda connection, incoming: connection.reply(incoming, bytes(MAX_REPLY_BYTES + 1)))
+    replies = exchange.request("query.probe", {site.node_id: b""}, group="larger", deadline_seconds=60)
+    failure = replies[site.node_id]
+    assert isinstance(failure, Failure)
+    assert failure.code == UNREADABLE
+
+
+def test_a_node_whose_answer_came_another_way_is_not_waited_for(exchange: FlowerExchange, fleet: Any) -> None:
+    silent, quick = fleet.join("mute", lambda connection, incoming: None), fleet.join("swift")
+    began = time.monotonic()
+    replies = exchange.request(
+        "query.keys",
+        dict.fromkeys([silent.node_id, quick.node_id], b"1"),
+        group="elsewhere",
+        deadline_seconds=60,
+        elsewhere=lambda: {silent.node_id},
+    )
+    assert set(replies) == {quick.node_id}
+    assert time.monotonic() - began < 30
 
 
 def test_a_site_that_declines_is_a_failure_and_the_others_still_answer(exchange: FlowerExchange, fleet: Any) -> None:
@@ -127,8 +159,6 @@ def test_an_answer_may_be_repeated_and_counts_once(exchange: FlowerExchange, fle
 def test_an_answer_that_is_no_packet_is_that_sites_failure(
     exchange: FlowerExchange, fleet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flwr.app import ConfigRecord, RecordDict
-
     monkeypatch.setattr(
         "site_agent.federation.connection.to_content", lambda packet: RecordDict({"0": ConfigRecord({"x": 1})})
     )

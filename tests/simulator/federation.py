@@ -8,8 +8,10 @@ the transport, the worker that reads patients (a known vector instead), and how 
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +33,7 @@ from coordinator.rounds.driver import RoundDriver
 from coordinator.rounds.exchange import Answer, Kind, Unreached
 from coordinator.rounds.repository import CandidateRepository, RecordedAttempt, RoundRepository, round_record
 from coordinator.rounds.tables import Candidate
+from coordinator.rounds.uploads import Uploads
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.tables import Site, SiteDataset
 from coordinator.studies.consent import answer
@@ -41,12 +44,14 @@ from coordinator.studies.propose import Proposed, prepare, propose
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import Study
+from privacy.errors import PrivacyError
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import digest, sha256_hex
 from protocol.checkpoint import cosigner_key
 from protocol.consent import CONSENT_TYPE, PROPOSAL_TYPE, Consent
 from protocol.dataset import DatasetSchema, Feature, LabelRule
 from protocol.envelope import seal
+from protocol.errors import CloisterError
 from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
@@ -54,8 +59,10 @@ from protocol.timestamp import timestamp
 from site_agent.cohort.tables import Snapshot, SnapshotPatient
 from site_agent.consent.judgement import charges, own_epsilons
 from site_agent.consent.tables import StudyGrant
+from site_agent.coordinator_client import CoordinatorRefused
 from site_agent.database import create_database
 from site_agent.database import transaction as site_transaction
+from site_agent.federation.upload import Uploader
 from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteHome, SiteSettings
 from site_agent.training.budget_store import BudgetStore, ledger, reserve
@@ -65,6 +72,8 @@ from site_agent.training.worker_client import WorkerFailed
 from tests.tested_engine import mark_tested
 
 NAMES = ("aachen", "berlin", "cologne", "dresden")
+CHUNK = 4096
+"""Bytes: the smallest there is, so that a small model crosses in several."""
 EPOCH = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SCHEMA = DatasetSchema(
     name="hearts",
@@ -79,11 +88,12 @@ SCHEMA = DatasetSchema(
 class SimulatedClock:
     """Wall and monotonic time that pass only when somebody waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, begins: datetime = EPOCH) -> None:
+        self.begins = begins
         self.seconds = 0.0
 
     def now(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.seconds)
+        return self.begins + timedelta(seconds=self.seconds)
 
     def monotonic(self) -> float:
         return self.seconds
@@ -158,6 +168,7 @@ class SimulatedSite:
     clock: SimulatedClock
     snapshot: str
     reached: Callable[[str], None] = lambda _point: None
+    chunk_bytes: int = CHUNK
     participant: Participant = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,8 +182,40 @@ class SimulatedSite:
             store=self.store,
             worker=self.worker,  # type: ignore[arg-type]
             clock=self.clock.now,
+            chunk_bytes=self.chunk_bytes,
             reached=lambda point: self.reached(point),
         )
+
+    def uploader(self, uploads: Uploads) -> Uploader:
+        """The agent's own, towards the coordinator's own, without the wire."""
+        client: Any = UploadsHere(self.name, uploads)
+        return Uploader(self.store, lambda: client, stop=threading.Event())
+
+
+@dataclass
+class UploadsHere:
+    """What CoordinatorClient does for contributions, in this process; refusals come back as it gives them."""
+
+    site: str
+    uploads: Uploads
+
+    def __enter__(self) -> UploadsHere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def offer_contribution(self, packet: bytes) -> tuple[str, tuple[int, ...]]:
+        return self._refused(lambda: self.uploads.offer(self.site, packet))
+
+    def put_chunk(self, attempt: str, number: int, chunk: bytes) -> None:
+        self._refused(lambda: self.uploads.put(self.site, attempt, number, chunk))
+
+    def _refused(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except (CloisterError, PrivacyError) as error:
+            raise CoordinatorRefused(error.code, error.message, error.remedy, status=409) from None
 
 
 Fault = Callable[["Delivery"], Answer | None]
@@ -188,18 +231,26 @@ class Delivery:
     packet: bytes
     group: str
     number: int
+    uploads: Uploads
     said: list[bytes] = field(default_factory=list)
 
     def answer(self) -> bytes:
-        self.said.append(self.site.participant.answer(self.kind, self.packet))
+        """The site works, sends the chunks of what it announces, and says it."""
+        self.said.append(self.compute())
+        self.site.uploader(self.uploads).deliver(self.said[-1], until=time.time() + 5)
         return self.said[-1]
+
+    def compute(self) -> bytes:
+        """The site works; no chunk is sent."""
+        return self.site.participant.answer(self.kind, self.packet)
 
 
 class SimulatedExchange:
     """In memory, sequential. `faults`: tried in order for each delivery; the first that does not pass decides."""
 
-    def __init__(self, sites: Mapping[str, SimulatedSite], clock: SimulatedClock) -> None:
+    def __init__(self, sites: Mapping[str, SimulatedSite], clock: SimulatedClock, uploads: Uploads) -> None:
         self._sites = dict(sites)
+        self.uploads = uploads
         self._clock = clock
         self.absent: set[str] = set()
         self.faults: list[Fault] = []
@@ -230,12 +281,13 @@ class SimulatedExchange:
         group: str,
         deadline_seconds: float,
         on_answer: Callable[[str, Answer], None] | None = None,
+        elsewhere: Callable[[], Collection[str]] = tuple,
     ) -> dict[str, Answer]:
         self.before_request()
         self.requests.append((kind, group, dict(packets)))
         answers: dict[str, Answer] = {}
         for name, packet in packets.items():
-            delivery = Delivery(kind, self._sites[name], packet, group, len(self.requests))
+            delivery = Delivery(kind, self._sites[name], packet, group, len(self.requests), self.uploads)
             given = self._deliver(delivery)
             self.answers += [(name, packet, said) for said in delivery.said]
             if given is not None:
@@ -445,11 +497,13 @@ def study_spec(study: str = "hearts-1", names: tuple[str, ...] = NAMES, **change
     return StudySpec.model_validate({**document, **changes})
 
 
-def build_federation(folder: Path, names: tuple[str, ...] = NAMES) -> Federation:
+def build_federation(
+    folder: Path, names: tuple[str, ...] = NAMES, *, address: str = "127.0.0.1:8443", begins: datetime = EPOCH
+) -> Federation:
     """A coordinator with people and enrolled sites, each with a registered snapshot."""
-    clock = SimulatedClock()
+    clock = SimulatedClock(begins)
     home = folder / "coordinator"
-    initialise(home, address="127.0.0.1:8443", clock=clock.now)
+    initialise(home, address=address, clock=clock.now)
     appliance = open_appliance(home, clock=clock.now)
     keys = {name: SigningKey.generate() for name in ("rosa", "carl", "lena")}
     roles = {"rosa": "researcher", "carl": "compliance_officer", "lena": "clinical_lead"}
@@ -470,7 +524,7 @@ def build_federation(folder: Path, names: tuple[str, ...] = NAMES) -> Federation
         _enrol(session, appliance, sites, clock)
         researcher = people.get("rosa")
     assert researcher is not None
-    exchange = SimulatedExchange(sites, clock)
+    exchange = SimulatedExchange(sites, clock, Uploads(appliance))
     return Federation(appliance, clock, sites, exchange, researcher, keys["rosa"], keys)
 
 

@@ -46,6 +46,7 @@ class LinkDown(CloisterError):
 class Asked:
     kind: str
     packet: bytes
+    expires_at: float = field(default_factory=lambda: time.time() + 60)
 
 
 @dataclass
