@@ -252,7 +252,7 @@ class RoundDriver:
         return self._commit(closed, outcome, decision, intake)
 
     def _deadline(self, phase: Phase, cohort: tuple[str, ...]) -> float:
-        """Seconds for one attempt: to compute, and to carry the request there and the vector back on the slowest line."""
+        """Seconds for one attempt: to compute, and to carry body and vector there and back on the slowest line."""
         settings = self._appliance.settings
         vector = WORD_BYTES * self._running.plan.secure_sum(phase, cohort).length
         carried = len(self._work.body(phase)) + vector

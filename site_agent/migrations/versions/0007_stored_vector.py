@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006_stored_vector"
-down_revision = "0005_evaluated_model"
+revision = "0007_stored_vector"
+down_revision = "0006_self_test"
 branch_labels = None
 depends_on = None
 
