@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,23 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 HashReader = Callable[[int, int], bytes]
 """(level, index) -> the 32-byte hash of that complete subtree."""
+
+
+class PathReader(ABC):
+    """A HashReader of a log of one size that is quicker when it is asked for more at once."""
+
+    @abstractmethod
+    def __call__(self, level: int, index: int) -> bytes:
+        """As any HashReader."""
+
+    @abstractmethod
+    def siblings(self, level: int, leaf: int, top: int) -> list[bytes]:
+        """The hashes beside the subtrees over `leaf`, from `level` up to below `top`, all of them complete."""
+
+    @abstractmethod
+    def edge(self, start: int) -> bytes:
+        """The hash of the leaves from `start` to the end, where `start` is as RFC 6962's splits give it."""
+
 
 Node = tuple[int, int, bytes]
 """(level, index, hash) of a complete subtree."""
@@ -145,7 +163,7 @@ class Tree:
 
 def root(size: int, reader: HashReader) -> bytes:
     """The root of the first `size` leaves."""
-    return _range_hash(0, size, reader)
+    return range_hash(0, size, reader)
 
 
 def inclusion_proof(index: int, size: int, reader: HashReader) -> tuple[bytes, ...]:
@@ -155,17 +173,7 @@ def inclusion_proof(index: int, size: int, reader: HashReader) -> tuple[bytes, .
     """
     if not 0 <= index < size:
         raise ValueError(f"index {index} is not in a tree of {size}")
-    path: list[bytes] = []
-    start, end = 0, size
-    while end - start > 1:
-        middle = start + _split(end - start)
-        if index < middle:
-            path.append(_range_hash(middle, end, reader))
-            end = middle
-        else:
-            path.append(_range_hash(start, middle, reader))
-            start = middle
-    return tuple(reversed(path))
+    return tuple(_path(0, index, size, reader))
 
 
 def consistency_proof(old_size: int, new_size: int, reader: HashReader) -> tuple[bytes, ...]:
@@ -176,19 +184,13 @@ def consistency_proof(old_size: int, new_size: int, reader: HashReader) -> tuple
     """
     if not 0 < old_size <= new_size:
         raise ValueError(f"no consistency proof leads from size {old_size} to {new_size}")
-    path: list[bytes] = []
-    start, end = 0, new_size
-    while end != old_size:
-        middle = start + _split(end - start)
-        if old_size <= middle:
-            path.append(_range_hash(middle, end, reader))
-            end = middle
-        else:
-            path.append(_range_hash(start, middle, reader))
-            start = middle
-    if start:  # else the verifier holds this hash already: it is the old root
-        path.append(_range_hash(start, end, reader))
-    return tuple(reversed(path))
+    if old_size == new_size:
+        return ()
+    level = (old_size & -old_size).bit_length() - 1  # of the old tree's last complete subtree: its path is the proof
+    path = _path(level, old_size - 1, new_size, reader)
+    if old_size >> level == 1:  # it is the whole old tree, whose root the verifier holds
+        return tuple(path)
+    return (reader(level, (old_size >> level) - 1), *path)
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
@@ -257,9 +259,21 @@ def verify_consistency(old_size: int, new_size: int, proof: Sequence[bytes], old
         raise _failed("consistency", "the computed new root is another one")
 
 
-def _split(length: int) -> int:
-    """The largest power of two below `length` (> 1): where RFC 6962 parts a tree."""
-    return 1 << (length - 1).bit_length() - 1
+def _path(level: int, leaf: int, size: int, reader: HashReader) -> list[bytes]:
+    """The siblings, lowest first, from the subtree of this level over `leaf` up to the root of `size` leaves."""
+    top = (leaf ^ size).bit_length() - 1  # the complete subtree over `leaf` that the tree of `size` has as a peak
+    whole = reader if isinstance(reader, PathReader) else None
+    path = whole.siblings(level, leaf, top) if whole else [reader(at, (leaf >> at) ^ 1) for at in range(level, top)]
+    right = size & ((1 << top) - 1)  # the leaves in the peaks to its right, which hash to one
+    if right:
+        path.append(whole.edge(size - right) if whole else range_hash(size - right, size, reader))
+    higher = size >> top + 1
+    while higher:  # the peaks to its left
+        top += 1
+        if higher & 1:
+            path.append(reader(top, (size >> top) - 1))
+        higher >>= 1
+    return path
 
 
 def _complete_subtrees(start: int, end: int) -> list[tuple[int, int]]:
@@ -272,8 +286,10 @@ def _complete_subtrees(start: int, end: int) -> list[tuple[int, int]]:
     return subtrees
 
 
-def _range_hash(start: int, end: int, reader: HashReader) -> bytes:
-    return _fold([reader(level, index) for level, index in _complete_subtrees(start, end)])
+def range_hash(start: int, end: int, reader: HashReader) -> bytes:
+    """The hash over the leaves start to end - 1, a range that RFC 6962's splits can produce."""
+    peaks = [reader(level, index) for level, index in _complete_subtrees(start, end)]
+    return peaks[0] if len(peaks) == 1 else _fold(peaks)
 
 
 def _fold(peaks: Sequence[bytes]) -> bytes:

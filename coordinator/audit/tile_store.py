@@ -11,13 +11,12 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import VerificationFailed
-from protocol.merkle import HASH_BYTES, Frontier, HashReader, leaf_hash, level_above
+from protocol.merkle import HASH_BYTES, Frontier, PathReader, leaf_hash, level_above, range_hash
 from protocol.tiles import (
     TILE_HEIGHT,
     TILE_WIDTH,
@@ -35,6 +34,7 @@ class LogDamaged(VerificationFailed):
 
 
 KEPT_TILES = 128  # of the upper levels and the right edge, 16 KB each at most: nearly every proof reads them
+KEPT_EDGES = 256
 
 
 def _rows(width: int) -> tuple[int, ...]:
@@ -46,6 +46,7 @@ def _rows(width: int) -> tuple[int, ...]:
 
 
 _ROWS = [_rows(width) for width in range(TILE_WIDTH + 1)]
+_LONGEST = _ROWS[-1][-1] * HASH_BYTES
 _WIDTHS = {rows[-1] * HASH_BYTES: width for width, rows in enumerate(_ROWS)}
 
 
@@ -54,8 +55,9 @@ class TileStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: dict[tuple[int, int], bytes] = {}
+        self._lock = threading.Lock()  # of who changes it
+        self.edges: dict[tuple[int, int], bytes] = {}
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -71,49 +73,32 @@ class TileStore:
     def read(self, tile: Tile) -> bytes:
         """The tile's bytes. Raises LogDamaged when the disk does not hold so many."""
         try:
+            if tile.level is not None:
+                data = _read_whole(f"{self._folder}/{Tile(tile.level, tile.index).path}")
+                if _WIDTHS.get(len(data), 0) < tile.width:
+                    raise _damaged(tile)
+                return data[: tile.width * HASH_BYTES]
             data = self._path(tile).read_bytes()
         except FileNotFoundError:
             raise _damaged(tile) from None
-        if tile.level is not None:
-            if _WIDTHS.get(len(data), 0) < tile.width:
-                raise _damaged(tile)
-            return data[: tile.width * HASH_BYTES]
         return data[: _bundle_end(tile, data)]
 
-    def reader(self, size: int, *, from_disk: bool = False) -> HashReader:
+    def reader(self, size: int, *, from_disk: bool = False) -> StoredHashes:
         """Hashes of the first `size` leaves, with the files that were read kept for this reader's life.
 
         from_disk: none that was kept by the store before. Reading raises LogDamaged when the disk does not hold the
         tile, ValueError for a hash beyond the size.
         """
-        files: dict[tuple[int, int], tuple[bytes, tuple[int, ...]]] = {}
+        return StoredHashes(self, size, from_disk=from_disk)
 
-        def read(level: int, index: int) -> bytes:
-            if (index + 1) << level > size:
-                raise ValueError(f"hash {index} of level {level} is beyond a log of {size}")
-            tile_level, height = divmod(level, TILE_HEIGHT)
-            number = index >> TILE_HEIGHT - height
-            found = files.get((tile_level, number))
-            if found is None:
-                needed = min(TILE_WIDTH, (size >> TILE_HEIGHT * tile_level) - number * TILE_WIDTH)
-                data = self._file(tile_level, number, needed, from_disk=from_disk)
-                found = files[tile_level, number] = data, _ROWS[_WIDTHS[len(data)]]
-            data, rows = found
-            at = (rows[height] + index - (number << TILE_HEIGHT - height)) * HASH_BYTES
-            return data[at : at + HASH_BYTES]
-
-        return read
-
-    def _file(self, level: int, index: int, width: int, *, from_disk: bool) -> bytes:
-        """A hash tile's whole file, at least `width` wide."""
+    def file(self, level: int, index: int, width: int, *, from_disk: bool) -> bytes:
+        """A hash tile's whole file, at least `width` wide, with the hashes above; LogDamaged as `reader`."""
         key = level, index
-        with self._lock:
-            data = self._kept.get(key, b"")
-            if _WIDTHS[len(data)] >= width and not from_disk:
-                self._kept.move_to_end(key)
-                return data
+        kept = self._kept.get(key)
+        if kept is not None and not from_disk and _WIDTHS[len(kept)] >= width:
+            return kept
         try:
-            data = self._path(Tile(level, index)).read_bytes()
+            data = _read_whole(f"{self._folder}/{Tile(level, index).path}")
         except FileNotFoundError:
             raise _damaged(Tile(level, index, width)) from None
         found = _WIDTHS.get(len(data), 0)
@@ -123,7 +108,7 @@ class TileStore:
             with self._lock:
                 self._kept[key] = data
                 while len(self._kept) > KEPT_TILES:
-                    self._kept.popitem(last=False)
+                    del self._kept[next(iter(self._kept))]  # the one that has been there longest
         return data
 
     def frontier(self, size: int, root: bytes) -> Frontier:
@@ -169,12 +154,67 @@ class TileStore:
             os.fsync(file.fileno())
         os.replace(fresh, path)
         with self._lock:
+            self.edges.clear()
             self._kept.pop((-1 if tile.level is None else tile.level, tile.index), None)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+class StoredHashes(PathReader):
+    """A HashReader over a store's files, each read once, that hands out the siblings along a path tile by tile."""
+
+    def __init__(self, store: TileStore, size: int, *, from_disk: bool) -> None:
+        self._store = store
+        self._size = size
+        self._from_disk = from_disk
+        self._files: dict[tuple[int, int], tuple[bytes, tuple[int, ...]]] = {}
+
+    def __call__(self, level: int, index: int) -> bytes:
+        if (index + 1) << level > self._size:
+            raise ValueError(f"hash {index} of level {level} is beyond a log of {self._size}")
+        height = level % TILE_HEIGHT
+        number = index >> TILE_HEIGHT - height
+        data, rows = self._tile(level // TILE_HEIGHT, number)
+        at = (rows[height] + index - (number << TILE_HEIGHT - height)) * HASH_BYTES
+        return data[at : at + HASH_BYTES]
+
+    def siblings(self, level: int, leaf: int, top: int) -> list[bytes]:
+        """See `PathReader`."""
+        found: list[bytes] = []
+        while level < top:
+            tile_level, height = divmod(level, TILE_HEIGHT)
+            stop = min(TILE_HEIGHT, height + top - level)
+            above = leaf >> TILE_HEIGHT * tile_level
+            data, rows = self._tile(tile_level, above >> TILE_HEIGHT)
+            local = above % TILE_WIDTH
+            for at in range(height, stop):
+                start = (rows[at] + (local >> at ^ 1)) * HASH_BYTES
+                found.append(data[start : start + HASH_BYTES])
+            level += stop - height
+        return found
+
+    def edge(self, start: int) -> bytes:
+        """See `PathReader`. Of one size there are few, and nearly every proof has one of them."""
+        key = self._size, start
+        found = None if self._from_disk else self._store.edges.get(key)
+        if found is None:
+            found = range_hash(start, self._size, self)
+            if len(self._store.edges) >= KEPT_EDGES:
+                self._store.edges.clear()
+            self._store.edges[key] = found
+        return found
+
+    def _tile(self, level: int, number: int) -> tuple[bytes, tuple[int, ...]]:
+        found = self._files.get((level, number))
+        if found is None:
+            width = (self._size >> TILE_HEIGHT * level) - number * TILE_WIDTH
+            width = TILE_WIDTH if width > TILE_WIDTH else width
+            data = self._store.file(level, number, width, from_disk=self._from_disk)
+            found = self._files[level, number] = data, _ROWS[_WIDTHS[len(data)]]
+        return found
 
 
 def _with_subtrees(row: bytes) -> bytes:
@@ -184,6 +224,15 @@ def _with_subtrees(row: bytes) -> bytes:
         row = level_above(row[: len(row) - len(row) % (2 * HASH_BYTES)])
         rows.append(row)
     return b"".join(rows)
+
+
+def _read_whole(path: str) -> bytes:
+    """A hash tile's file in one system call; of another file, enough that its length is no tile's."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _LONGEST + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _bundle_end(tile: Tile, data: bytes) -> int:

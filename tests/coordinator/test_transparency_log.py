@@ -11,6 +11,7 @@ import pytest
 from sqlmodel import col, select, update
 
 from coordinator.appliance import Appliance
+from coordinator.audit import sequencer
 from coordinator.audit.append import append, person_label, site_label
 from coordinator.audit.repository import CheckpointConflict, LogRepository
 from coordinator.audit.sequencer import (
@@ -38,8 +39,8 @@ from coordinator.sites import enrolment
 from protocol.audit_event import AuditEvent, EventType, payload_hash
 from protocol.checkpoint import TreeHead, cosigner_key, open_checkpoint
 from protocol.enrolment import witness_name
-from protocol.errors import BadSignature, Malformed
-from protocol.merkle import Tree, leaf_hash
+from protocol.errors import BadSignature, Malformed, VerificationFailed
+from protocol.merkle import Frontier, Tree, consistency_proof, inclusion_proof, leaf_hash
 from protocol.note import Note
 from protocol.tiles import Tile, decode_bundle
 from protocol.tlog_proof import TlogProof
@@ -390,3 +391,35 @@ def test_the_latest_note_is_the_logs_own(local: Made) -> None:
 def _latest(made: Made) -> bytes:
     with reading(made.appliance.engine) as session:
         return latest_note(session, made.appliance)
+
+
+def test_every_proof_from_the_files_is_the_tree_s_own(tmp_path: Path) -> None:
+    """Of a log that grew in uneven steps, at every size of it, read from the inner hashes that the files keep."""
+    store, frontier, entries = TileStore(tmp_path), Frontier(), [b"%d" % number for number in range(1100)]
+    for end in (1, 3, 200, 256, 257, 600, 1023, 1100):
+        frontier = store.extend(frontier, entries[frontier.size : end])
+    tree = Tree(leaf_hash(entry) for entry in entries)
+    for size in (1, 2, 255, 256, 257, 511, 700, 1024, 1100):
+        reader = store.reader(size)
+        for index in {0, 1, size // 3, size // 2, size - 1}:
+            assert inclusion_proof(index, size, reader) == inclusion_proof(index, size, tree.read)
+            old = index + 1
+            assert consistency_proof(old, size, reader) == consistency_proof(old, size, tree.read)
+        with pytest.raises(ValueError, match="beyond"):
+            reader(0, size)
+
+
+def test_a_damaged_inner_hash_proves_nothing(local: Made, tmp_path: Path) -> None:
+    sites = federation(local, tmp_path, 1)
+    put(local.appliance, 40)
+    size = integrate_once(local.appliance)
+    cosign(local, sites[0])
+    path = local.appliance.settings.log_folder / "tile/0/000"
+    data = bytearray(path.read_bytes())
+    data[(size + 1) * 32] ^= 1  # the hash over the leaves 2 and 3
+    with reading(local.appliance.engine) as session:
+        assert proof_for(session, local.appliance, 1)
+        path.write_bytes(bytes(data))
+        sequencer._store.cache_clear()  # as after a restart: what the store keeps in memory is whole
+        with pytest.raises(VerificationFailed):
+            proof_for(session, local.appliance, 1)
