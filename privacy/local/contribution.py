@@ -5,6 +5,8 @@ Only the noised vector may leave the site: no batch size, no loss, no count of r
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from privacy.dpsgd.noise import add_gaussian
@@ -13,6 +15,9 @@ from privacy.entropy import Entropy, Float64, KeyStream
 from privacy.errors import ParameterError
 from privacy.local.model import CPU, Hardware, LocalModel
 from privacy.local.patients import Group
+
+if TYPE_CHECKING:
+    from privacy.local.ranks import Ranks
 
 
 def clipped_gradient_sum(
@@ -24,14 +29,18 @@ def clipped_gradient_sum(
     sampling_rate: float,
     entropy: Entropy,
     hardware: Hardware = CPU,
+    ranks: Ranks | None = None,
 ) -> Float64:
     """(P,) float64: the sum over a fresh Poisson sample of patients of their gradients, each averaged over the
-    patient's records and clipped to L2 norm `clip`. Secret until noise is added.
+    patient's records and clipped to L2 norm `clip`. Secret until noise is added. ranks: this site's other processes,
+    which take their part of the sample.
 
     Raises ParameterError for parameters that do not fit.
     """
-    sample = group.select(poisson_sample(group.patients, sampling_rate, KeyStream.fresh(entropy)))
-    return model.gradient_sum(parameters, sample, clip, hardware)
+    chosen = poisson_sample(group.patients, sampling_rate, KeyStream.fresh(entropy))
+    if ranks is not None:
+        return ranks.gradient_sum(model, parameters, group, chosen, clip, hardware)
+    return model.gradient_sum(parameters, group.select(chosen), clip, hardware)
 
 
 def private_gradient_sum(
@@ -44,13 +53,21 @@ def private_gradient_sum(
     noise_std: float,
     entropy: Entropy,
     hardware: Hardware = CPU,
+    ranks: Ranks | None = None,
 ) -> Float64:
     """The clipped sum plus N(0, noise_std^2) on every coordinate; noise is added to an empty sample too.
 
     noise_std: the site's share, sigma C / sqrt(K - t), above 0. Raises ParameterError.
     """
     total = clipped_gradient_sum(
-        group, model, parameters, clip=clip, sampling_rate=sampling_rate, entropy=entropy, hardware=hardware
+        group,
+        model,
+        parameters,
+        clip=clip,
+        sampling_rate=sampling_rate,
+        entropy=entropy,
+        hardware=hardware,
+        ranks=ranks,
     )
     add_gaussian(total, noise_std, KeyStream.fresh(entropy))
     return total
