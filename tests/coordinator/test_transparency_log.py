@@ -401,7 +401,7 @@ def test_every_proof_from_the_files_is_the_tree_s_own(tmp_path: Path) -> None:
     tree = Tree(leaf_hash(entry) for entry in entries)
     for size in (1, 2, 255, 256, 257, 511, 700, 1024, 1100):
         reader = store.reader(size)
-        for index in {0, 1, size // 3, size // 2, size - 1}:
+        for index in {0, min(1, size - 1), size // 3, size // 2, size - 1}:
             assert inclusion_proof(index, size, reader) == inclusion_proof(index, size, tree.read)
             old = index + 1
             assert consistency_proof(old, size, reader) == consistency_proof(old, size, tree.read)
