@@ -1,4 +1,5 @@
-"""The site's secrets on disk: the identity key, the witness key, the secret that keys patient hashes.
+"""The site's secrets on disk: the identity key, the witness key, the secret that keys patient hashes, the key under
+which the secrets of running studies lie in the database.
 
 Every file is 0600 in a folder that is 0700; a file that others may read is refused rather than used.
 """
@@ -18,6 +19,7 @@ from site_agent.durable_files import write_durably
 from site_agent.settings import SiteHome
 
 SECRET_BYTES = 32
+STATE_KEY = "secure-sum.key"
 _MAX_BYTES = 64 * 1024
 
 
@@ -31,13 +33,15 @@ class KeysUnusable(CloisterError):
 class SiteKeys:
     """identity: signs what the site says and its TLS connections. witness: cosigns checkpoints, nothing else.
 
-    secret: 32 bytes that key every hash of a patient or of data that is stored or leaves the site.
+    secret: 32 bytes that key every hash of a patient or of data that is stored or leaves the site. state: 32 bytes that
+    encrypt the state of secure aggregation in `site.db`, so that a copy of the database alone unmasks nothing.
     certificate: PEM of the client certificate (replaced by renewal); ca: PEM of the pinned CA.
     """
 
     identity: SigningKey
     witness: SigningKey
     secret: bytes = field(repr=False)
+    state: bytes = field(repr=False)
     folder: Path
 
     @property
@@ -58,10 +62,12 @@ class SiteKeys:
     @classmethod
     def generate(cls, folder: Path) -> SiteKeys:
         """New keys from the operating system's generator, stored in the existing `folder`."""
-        keys = cls(SigningKey.generate(), SigningKey.generate(), secrets.token_bytes(SECRET_BYTES), folder)
+        secret, state = secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(SECRET_BYTES)
+        keys = cls(SigningKey.generate(), SigningKey.generate(), secret, state, folder)
         write_durably(folder / "identity.pem", keys.identity.to_pem())
         write_durably(folder / "witness.pem", keys.witness.to_pem())
         write_durably(folder / "patient-hash.secret", keys.secret)
+        write_durably(folder / STATE_KEY, keys.state)
         return keys
 
     def client_tls(self) -> ssl.SSLContext:
@@ -101,7 +107,7 @@ def load_keys(home: SiteHome) -> SiteKeys:
         raise KeysUnusable(
             f"A private key in {home.keys} is damaged.", "Restore the folder from a backup, or enrol again."
         ) from None
-    return SiteKeys(identity, witness, secret, home.keys)
+    return SiteKeys(identity, witness, secret, _state_key(home), home.keys)
 
 
 def read_secret(home: SiteHome) -> bytes:
@@ -113,6 +119,20 @@ def read_secret(home: SiteHome) -> bytes:
             "Restore it from a backup: without it patients can't be recognised and no study can be joined.",
         )
     return secret
+
+
+def _state_key(home: SiteHome) -> bytes:
+    """The key of the stored states. A site that an older version enrolled has none yet and gets one: what that version
+    stored is refused, as it lies in the clear."""
+    path = home.keys / STATE_KEY
+    if not path.exists():
+        write_durably(path, secrets.token_bytes(SECRET_BYTES))
+    key = _read_private(path)
+    if len(key) != SECRET_BYTES:
+        raise KeysUnusable(
+            f"{path} is damaged.", "Restore it from a backup: without it no running study can be gone on with."
+        )
+    return key
 
 
 def _read_private(path: Path) -> bytes:

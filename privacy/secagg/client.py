@@ -2,16 +2,15 @@
 
 The shell stores `export_state()` in the same transaction as the charge and the returned bytes, before it
 sends them. A resend is those bytes from disk: this machine never answers twice for one (round, attempt),
-since fresh noise under an old mask would reveal a difference. The state holds secrets and belongs in the
-site's encrypted database.
+since fresh noise under an old mask would reveal a difference. The state holds secrets: what is stored is
+sealed by `privacy.secagg.sealed_state`.
 """
 
 from __future__ import annotations
 
-import hmac
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,24 +18,20 @@ from privacy.entropy import Entropy, Float64, KeyStream
 from privacy.parameters import Grid, require_count
 from privacy.secagg import site_state
 from privacy.secagg.field import Words, as_bytes
-from privacy.secagg.key_agreement import MAX_ROUND, PairRoots, SetupKeys, confirmation, encapsulate, pair_root
+from privacy.secagg.key_agreement import MAX_ROUND, PairRoots
+from privacy.secagg.key_setup import SMALLEST_COHORT, KeySetup
 from privacy.secagg.masking import Mask, mask_buffer, mask_key
 from privacy.secagg.messages import (
     DIGEST_BYTES,
-    MAX_SITES,
     Encapsulations,
     KeyAdvert,
-    adverts_digest,
     check_bytes,
     check_name,
-    transcript_digest,
 )
 from privacy.secagg.quantization import CHUNK, Quantizer
 from privacy.secagg.refusals import Refusal, Refused
 
-SMALLEST_COHORT = 3
 TRAINING = "training"
-_Message = TypeVar("_Message", KeyAdvert, Encapsulations)
 
 
 class SecAggSite:
@@ -61,25 +56,17 @@ class SecAggSite:
         allowed: Mapping[str, int] | None = None,
     ) -> None:
         """Raises Refused or ParameterError for parameters that no study may have."""
-        names = tuple(sorted(check_name("A site of the study", peer) for peer in peers))
-        if len(set(names)) != len(names) or not SMALLEST_COHORT <= len(names) <= MAX_SITES or site not in names:
-            raise Refused(
-                Refusal.STUDY_UNFIT,
-                f"A study needs {SMALLEST_COHORT} to {MAX_SITES} different sites, this one among them.",
-                "Check the sites that the plan names.",
-            )
+        self._keys = KeySetup(site=site, study=study, plan_digest=plan_digest, peers=peers)
         require_count("the minimum cohort", minimum_cohort, SMALLEST_COHORT)
-        if minimum_cohort > len(names) or not lengths:
+        if minimum_cohort > len(self._keys.peers) or not lengths:
             raise Refused(
                 Refusal.STUDY_UNFIT, "The plan's minimum cohort or vector lengths do not fit.", "Check the plan."
             )
         for purpose, length in lengths.items():
             check_name("A purpose", purpose)
             require_count(f"the length for {purpose}", length, 1)
-        self.site = site
-        self.study = check_name("The study", study)
-        self.plan_digest = check_bytes("The plan digest", plan_digest, DIGEST_BYTES)
-        self.peers = names
+        self.site, self.study = self._keys.site, self._keys.study
+        self.plan_digest, self.peers = self._keys.plan_digest, self._keys.peers
         self.minimum_cohort = minimum_cohort
         self.lengths = dict(lengths)
         self.allowed = dict(allowed or {})
@@ -87,10 +74,6 @@ class SecAggSite:
             require_count(f"the contributions allowed for {purpose}", most, 1)
             if purpose not in self.lengths:
                 raise Refused(Refusal.STUDY_UNFIT, f"The plan has no sum for {purpose}.", "Check the plan.")
-        self._setup: SetupKeys | None = None
-        self._adverts: dict[str, KeyAdvert] = {}
-        self._sent: Encapsulations | None = None
-        self._early_roots: dict[str, bytes] = {}
         self._roots: PairRoots | None = None
         self._transcript: bytes | None = None
         self._last: tuple[int, int] | None = None
@@ -116,115 +99,17 @@ class SecAggSite:
         return self._last
 
     def advertise(self, entropy: Entropy) -> KeyAdvert:
-        """This site's advert; asked again before the set-up is complete, the same one. Raises
-        Refused.
-        """
-        if self.ready:
-            raise Refused(
-                Refusal.OUT_OF_ORDER,
-                f"{self.site} has set up its keys for the study {self.study}.",
-                "Keys are made once per study.",
-            )
-        if self._setup is None:
-            self._setup = SetupKeys.generate(entropy)
-        return self._setup.advert(study=self.study, plan_digest=self.plan_digest, site=self.site)
+        """This site's advert; asked again before the set-up is complete, the same one. Raises Refused."""
+        return self._keys.advertise(entropy)
 
     def on_adverts(self, adverts: Iterable[KeyAdvert]) -> Encapsulations:
-        """All sites' adverts -> this site's encapsulations. The same adverts again give the same message.
-
-        Raises Refused for a missing, unknown or repeated site, another study or plan, an advert
-        in this site's name that it did not make, a key that cannot be used, and for adverts that differ
-        from the first ones.
-        """
-        if self._setup is None and not self.ready:
-            raise Refused(Refusal.OUT_OF_ORDER, f"{self.site} has not advertised its keys.", "Advertise first.")
-        by_site = self._check_adverts(tuple(adverts))
-        if self._sent is not None:
-            if adverts_digest(by_site.values()) != self._sent.adverts:
-                raise Refused(
-                    Refusal.SPLIT_VIEW,
-                    "The adverts differ from those shown before.",
-                    "Begin the study anew; keys are made once.",
-                )
-            return self._sent
-        assert self._setup is not None  # the first adverts come before the set-up keys are dropped
-        mine = by_site[self.site]
-        if mine != self.advertise(_no_entropy):
-            raise Refused(
-                Refusal.SPLIT_VIEW,
-                f"The advert in the name of {self.site} is not its own.",
-                "Treat the coordinator as compromised.",
-            )
-        roots: dict[str, bytes] = {}
-        ciphertexts: dict[str, bytes] = {}
-        for peer, advert in by_site.items():
-            if peer != self.site:
-                shared = self._setup.x25519_shared(advert)  # also for earlier names: refuse bad keys at once
-                if peer > self.site:
-                    secret, ciphertexts[peer] = encapsulate(advert)
-                    roots[peer] = pair_root(shared, secret, ciphertexts[peer], mine, advert)
-        seen = adverts_digest(by_site.values())
-        message = Encapsulations(
-            study=self.study,
-            plan_digest=self.plan_digest,
-            site=self.site,
-            adverts=seen,
-            ciphertexts=ciphertexts,
-            confirmations={
-                peer: confirmation(root, adverts=seen, sender=self.site, receiver=peer) for peer, root in roots.items()
-            },
-        )
-        self._adverts, self._early_roots, self._sent = by_site, roots, message
-        return message
+        """All sites' adverts -> this site's encapsulations. Raises Refused as `KeySetup.on_adverts` does."""
+        return self._keys.on_adverts(adverts)
 
     def on_encapsulations(self, messages: Iterable[Encapsulations]) -> None:
-        """All other sites' encapsulations (this site's own may be among them); afterwards the site is
-        `ready`.
-
-        Raises Refused for a missing, unknown or repeated sender, another study or plan, a sender
-        that saw other adverts, one without a ciphertext for this site, or one whose confirmation shows that it
-        has another root (a ciphertext was changed on the way). The set-up keys are dropped. Repeating is
-        refused.
-        """
-        if self._setup is None or self._sent is None:
-            raise Refused(
-                Refusal.OUT_OF_ORDER,
-                f"{self.site} expects no encapsulations now.",
-                "Exchange adverts first, and encapsulations once.",
-            )
-        by_site = _by_site(messages)
-        by_site.setdefault(self.site, self._sent)
-        if tuple(sorted(by_site)) != self.peers or by_site[self.site] != self._sent:
-            raise Refused(
-                Refusal.MISSING_SITE,
-                "The encapsulations are not one from each site of the study.",
-                "Wait for every site's message.",
-            )
-        roots = dict(self._early_roots)
-        for sender, message in by_site.items():
-            self._check_binding(message.study, message.plan_digest, sender)
-            expected = {peer for peer in self.peers if peer > sender}
-            if message.adverts != self._sent.adverts or set(message.ciphertexts) != expected:
-                raise Refused(
-                    Refusal.SPLIT_VIEW,
-                    f"{sender} saw other adverts than {self.site}, or left a site out.",
-                    "Treat the coordinator as compromised.",
-                )
-            if sender < self.site:
-                advert, ciphertext = self._adverts[sender], message.ciphertexts[self.site]
-                shared = self._setup.x25519_shared(advert)
-                secret = self._setup.decapsulate(ciphertext, sender)
-                root = pair_root(shared, secret, ciphertext, self._adverts[self.site], advert)
-                expected_tag = confirmation(root, adverts=message.adverts, sender=sender, receiver=self.site)
-                if not hmac.compare_digest(expected_tag, message.confirmations[self.site]):
-                    raise Refused(
-                        Refusal.KEY_UNCONFIRMED,
-                        f"{sender} and {self.site} do not have the same key: a message was changed on the way.",
-                        "Treat the coordinator as compromised.",
-                    )
-                roots[sender] = root
-        self._roots, self._transcript = PairRoots(0, roots), transcript_digest(by_site.values())
-        self._setup, self._early_roots = None, {}
+        """All other sites' encapsulations; afterwards the site is `ready`. Raises Refused as
+        `KeySetup.on_encapsulations` does."""
+        self._roots, self._transcript = self._keys.on_encapsulations(messages)
 
     def contribute(
         self,
@@ -319,10 +204,7 @@ class SecAggSite:
                 "peers": self.peers,
                 "minimum_cohort": self.minimum_cohort,
                 "lengths": self.lengths,
-                "setup": self._setup,
-                "adverts": self._adverts,
-                "sent": self._sent,
-                "early_roots": self._early_roots,
+                **self._keys.fields(),
                 "allowed": self.allowed,
                 "transcript": self._transcript,
                 "roots": self._roots,
@@ -344,35 +226,10 @@ class SecAggSite:
             lengths=fields["lengths"],
             allowed=fields["allowed"],
         )
-        machine._setup, machine._adverts, machine._sent = fields["setup"], fields["adverts"], fields["sent"]
-        machine._early_roots, machine._roots = fields["early_roots"], fields["roots"]
-        machine._transcript, machine._last, machine._spent = fields["transcript"], fields["last"], fields["spent"]
+        machine._keys.restore(fields)
+        machine._roots, machine._transcript = fields["roots"], fields["transcript"]
+        machine._last, machine._spent = fields["last"], fields["spent"]
         return machine
-
-    def _check_adverts(self, adverts: tuple[KeyAdvert, ...]) -> dict[str, KeyAdvert]:
-        by_site = _by_site(adverts)
-        for site, advert in by_site.items():
-            if site not in self.peers:
-                raise Refused(
-                    Refusal.UNKNOWN_SITE,
-                    f"{site} advertises keys but is not pinned for the study.",
-                    "Grant a plan that names it.",
-                )
-            self._check_binding(advert.study, advert.plan_digest, site)
-        missing = [peer for peer in self.peers if peer not in by_site]
-        if missing:
-            raise Refused(
-                Refusal.MISSING_SITE, f"The adverts lack {', '.join(missing)}.", "Wait for every site of the study."
-            )
-        return {peer: by_site[peer] for peer in self.peers}
-
-    def _check_binding(self, study: str, plan_digest: bytes, sender: str) -> None:
-        if study != self.study or plan_digest != self.plan_digest:
-            raise Refused(
-                Refusal.OTHER_STUDY,
-                f"The message of {sender} is for another study or plan.",
-                "Grant the same plan at every site.",
-            )
 
     def _check_cohort(self, cohort: tuple[str, ...]) -> tuple[str, ...]:
         members = tuple(sorted(cohort))
@@ -444,16 +301,3 @@ def _quantize_and_mask(values: Float64, words: Words, quantizer: Quantizer, mask
         for mask in masks:
             mask.apply(part, buffer)
     quantizer.finish(words)
-
-
-def _no_entropy(count: int) -> bytes:
-    raise AssertionError("the set-up keys exist already")
-
-
-def _by_site(messages: Iterable[_Message]) -> dict[str, _Message]:
-    by_site: dict[str, _Message] = {}
-    for message in messages:
-        if message.site in by_site:
-            raise Refused(Refusal.REPEATED_SITE, f"{message.site} is there twice.", "Keep one message from each site.")
-        by_site[message.site] = message
-    return by_site

@@ -84,6 +84,7 @@ class Participant:
     ) -> None:
         self._settings = settings
         self._key = keys.identity
+        self._state_key = keys.state
         self._coordinator = VerifyingKey.from_text(settings.coordinator)
         self._store = store
         self._worker = worker
@@ -182,7 +183,7 @@ class Participant:
             plan_digest=request.plan_digest,
             request_digest=asked.digest,
             packet=packet,
-            state=machine.export_state(),
+            state=self._sealed_state(machine),
             anew=anew,
         )
         _log.info("key-step", study=request.study, step=request.step, sites=len(request.cohort))
@@ -190,11 +191,23 @@ class Participant:
 
     def _machine(self, study: str, plan_digest: str) -> SecAggSite:
         from privacy.secagg.client import SecAggSite
+        from privacy.secagg.sealed_state import unseal
 
         state = self._store.keys(study, plan_digest)
         if state is None:
             raise AttemptRefused(RefusalCode.KEYS_MISSING)
-        return SecAggSite.restore(state)
+        return SecAggSite.restore(unseal(state, self._state_key, study=study, plan_digest=_raw(plan_digest)))
+
+    def _sealed_state(self, machine: SecAggSite) -> bytes:
+        from privacy.secagg.sealed_state import seal as seal_state
+
+        return seal_state(
+            machine.export_state(),
+            self._state_key,
+            study=machine.study,
+            plan_digest=machine.plan_digest,
+            entropy=self._entropy,
+        )
 
     # Rounds
 
@@ -268,7 +281,7 @@ class Participant:
             manifest=None if manifest is None else f"sha256:{manifest.digest().hex()}",
         )
         packet = self._sealed(CONTRIBUTION_TYPE, contribution, body)
-        self._store.keep(key, packet, machine.export_state(), None if manifest is None else masked)
+        self._store.keep(key, packet, self._sealed_state(machine), None if manifest is None else masked)
         # The state just replaced could unmask earlier rounds: it must not linger in the write-ahead log.
         self._store.erase_traces()
         _log.info("contributed", study=key.study, phase=key.phase, round=key.round, attempt=key.attempt)

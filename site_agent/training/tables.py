@@ -83,7 +83,8 @@ class StoredVector(SQLModel, table=True):
 
 
 class SecureSumKeys(SQLModel, table=True):
-    """The state of the secure aggregation of one study: pair secrets, erased as rounds pass."""
+    """The state of the secure aggregation of one study: pair secrets, erased as rounds pass, encrypted under a key that
+    is not in the database."""
 
     __tablename__ = "secure_sum_keys"
 

@@ -399,10 +399,10 @@ def test_site_parameters(bad: dict) -> None:
 def test_secrets_do_not_show_in_a_repr() -> None:
     site = make_sites(NAMES, LENGTH)["alpha"]
     site.advertise(os.urandom)
-    assert site._setup is not None
-    assert repr(site._setup.x25519_private) not in repr(site._setup)
+    assert site._keys._setup is not None
+    assert repr(site._keys._setup.x25519_private) not in repr(site._keys._setup)
     exchanged = ready_sites(NAMES, LENGTH)["alpha"]
-    assert exchanged._setup is None
+    assert exchanged._keys._setup is None
     assert repr(next(iter(exchanged._roots.roots.values()))) not in repr(exchanged._roots)
 
 

@@ -274,6 +274,22 @@ def test_a_missing_or_damaged_key_is_named(coordinator, home, name):
         load_keys(home)
 
 
+def test_the_key_of_stored_states_is_named_when_damaged_and_made_anew_when_lost(coordinator, home):
+    """Without it running studies end at this site, and nothing else does: patients' hashes need another secret."""
+    enrol(coordinator.token(), home, system_clock)
+    path = home.keys / "secure-sum.key"
+    first = load_keys(home).state
+    path.write_bytes(b"rubbish")
+    with pytest.raises(KeysUnusable, match="damaged"):
+        load_keys(home)
+    path.unlink()
+    assert load_keys(home).state not in (first, b"rubbish")
+    assert load_keys(home).state == load_keys(home).state == path.read_bytes()
+    path.chmod(0o644)
+    with pytest.raises(KeysUnusable, match="may be read by others"):
+        load_keys(home)
+
+
 def test_the_real_coordinator_enrols_once(tmp_path: Path):
     from coordinator.database import transaction as coordinator_transaction
     from coordinator.sites import enrolment
