@@ -77,6 +77,28 @@ class ResidualNetwork(Frozen):
         return found + _linear("head", inputs, 1)
 
 
+class UNet(Frozen):
+    """Images, for masks. Two 3x3 convolutions with GroupNorm and ReLU at each width, half the resolution from one to
+    the next, and back with what went past (Ronneberger et al. 2015); enlarged by repetition. A logit for each pixel."""
+
+    architecture: Literal["unet"]
+    widths: Annotated[tuple[Width, ...], Field(min_length=2, max_length=6)] = (16, 32, 64, 128)
+
+    @property
+    def smallest(self) -> int:
+        """Least height and width; both are multiples of half of it."""
+        return int(2 ** len(self.widths))
+
+    def tensors(self, shape: Shape) -> Tensors:
+        """(name, shape) in wire order for records of `shape` (channels, height, width)."""
+        found: Tensors = []
+        for level, (inputs, width) in enumerate(pairwise((shape[0], *self.widths))):
+            found += _double(f"down.{level}", inputs, width)
+        for level, (width, below) in enumerate(pairwise(self.widths)):
+            found += _double(f"up.{level}", below + width, width)
+        return [*found, ("head.weight", (1, self.widths[0], 1, 1)), ("head.bias", (1,))]
+
+
 class TemporalConvolution(Frozen):
     """Sequences. For each width: 1-D convolution, GroupNorm, ReLU, max-pooling by 2; then the mean over time, one
     logit."""
@@ -171,9 +193,9 @@ class Transformer(Frozen):
         return found + _norm("norm", self.width) + _linear("head", self.width, 1)
 
 
-NetworkModel = ConvolutionalNetwork | ResidualNetwork | TemporalConvolution | RecurrentNetwork | Transformer
-NETWORKS = (ConvolutionalNetwork, ResidualNetwork, TemporalConvolution, RecurrentNetwork, Transformer)
-_TAKES = {"cnn": (3,), "resnet": (3,), "cnn_1d": (2,), "gru": (2,), "transformer": (2, 3)}
+NetworkModel = ConvolutionalNetwork | ResidualNetwork | UNet | TemporalConvolution | RecurrentNetwork | Transformer
+NETWORKS = (ConvolutionalNetwork, ResidualNetwork, UNet, TemporalConvolution, RecurrentNetwork, Transformer)
+_TAKES = {"cnn": (3,), "resnet": (3,), "unet": (3,), "cnn_1d": (2,), "gru": (2,), "transformer": (2, 3)}
 _KINDS = {1: "a table", 2: "a sequence", 3: "an image"}
 
 
@@ -185,6 +207,8 @@ def misfit(model: NetworkModel, shape: Shape) -> str | None:
         return f"{model.architecture} takes {wanted}, and the data set holds {_KINDS[len(shape)]}"
     if min(shape[1:]) < model.smallest:
         return f"{model.architecture} needs at least {model.smallest} along each axis, and a record has {shape[1:]}"
+    if isinstance(model, UNet) and any(size % (model.smallest // 2) for size in shape[1:]):
+        return f"unet needs height and width to be multiples of {model.smallest // 2}, and a record has {shape[1:]}"
     if isinstance(model, Transformer):
         if any(size % model.patch for size in shape[1:]):
             return f"a patch of {model.patch} does not divide a record of {shape[1:]}"
@@ -199,6 +223,11 @@ def _norm(name: str, width: int) -> Tensors:
 
 def _linear(name: str, inputs: int, outputs: int) -> Tensors:
     return [(f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))]
+
+
+def _double(name: str, inputs: int, width: int) -> Tensors:
+    first = _normalised(f"{name}.first", (width, inputs, 3, 3))
+    return first + _normalised(f"{name}.second", (width, width, 3, 3))
 
 
 def _normalised(name: str, kernel: Shape) -> Tensors:

@@ -188,7 +188,28 @@ class NumberLabel(Frozen):
         return (float(value) - self.center) / self.scale
 
 
-Outcome = SurvivalLabel | LabelRule | NumberLabel
+class MaskLabel(Frozen):
+    """Which pixels of the image show what is looked for: those where `operator value` holds of the mask, an image of
+    one channel in the file that the manifest's `column` names."""
+
+    kind: Literal["mask"]
+    name: ColumnName
+    column: ColumnName
+    operator: Literal[">", ">=", "<", "<=", "==", "!="] = ">"
+    value: float = 0.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the outcome is read from."""
+        return (self.column,)
+
+    def code(self, record: Mapping[str, Value]) -> float:
+        """0: the outcome lies in the mask's file. ValueError naming a column without a value."""
+        _present(record, self.column)
+        return 0.0
+
+
+Outcome = SurvivalLabel | LabelRule | NumberLabel | MaskLabel
 
 
 def _present(record: Mapping[str, Value], column: str) -> float | int | str:
@@ -213,6 +234,8 @@ class DatasetSchema(Frozen):
     def _distinct(self) -> DatasetSchema:
         if sum((bool(self.features), self.image is not None, self.sequence is not None)) != 1:
             raise ValueError("a data set has features, or one image, or one sequence")
+        if isinstance(self.label, MaskLabel) and self.image is None:
+            raise ValueError("a mask is the outcome of an image alone")
         names = self.columns
         if len(set(names)) != len(names):
             raise ValueError("two features have one name")

@@ -22,7 +22,9 @@ from protocol.dataset import (
     DatasetSchema,
     Feature,
     LabelRule,
+    MaskLabel,
     NumberLabel,
+    Outcome,
     SurvivalLabel,
     Value,
 )
@@ -30,7 +32,7 @@ from protocol.identifiers import ColumnName, Frozen, SiteName
 from protocol.media import ImageInput, SequenceInput
 from protocol.strict_yaml import DEFAULT_LIMIT, Path, YamlDocument, YamlValue, load_yaml
 
-Role = Literal["patient_id", "feature", "file", "label", "time", "ignore"]
+Role = Literal["patient_id", "feature", "file", "mask", "label", "time", "ignore"]
 Action = Literal["refuse", "drop"]
 Mark = Annotated[str, StringConstraints(max_length=64)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -65,7 +67,7 @@ class Column(Frozen):
             raise ValueError(f"column {self.name}: the time to an event needs the type number or integer")
         if self.role in ("feature", "label") and not described:
             raise ValueError(f"column {self.name}: a {self.role} needs a type: number, integer or category")
-        if self.role in ("patient_id", "file", "ignore") and (
+        if self.role in ("patient_id", "file", "mask", "ignore") and (
             described or self.levels or self.minimum is not None or self.maximum is not None
         ):
             raise ValueError(f"column {self.name}: {self.role} takes no type, range or levels")
@@ -127,13 +129,14 @@ class FileDescription(Frozen):
 
 
 class _Outcome(Frozen):
-    """A rule, with operator and value; or kind number, with center and scale: the column's value itself is predicted.
+    """A rule, with operator and value; or kind number, with center and scale: the column's value itself is predicted;
+    or kind mask: the pixels where the rule (above 0 by default) holds of the file that the column of role mask names.
 
     edges: only for the time to an event, which the column of role time holds.
     """
 
     name: ColumnName
-    kind: Literal["number"] | None = None
+    kind: Literal["number", "mask"] | None = None
     operator: Literal[">", ">=", "<", "<=", "==", "!="] | None = None
     value: float | int | str | None = None
     edges: Annotated[tuple[float, ...], Field(max_length=MAX_INTERVALS)] = ()
@@ -147,6 +150,10 @@ class _Outcome(Frozen):
             raise ValueError("a label needs an operator and a value, and no center or scale unless its kind is number")
         if self.kind == "number" and (None in number or rule != (None, None) or self.edges):
             raise ValueError("a label of kind number needs a center and a scale, and no operator, value or edges")
+        if self.kind == "mask" and (number != (None, None) or self.edges or isinstance(self.value, str)):
+            raise ValueError("a label of kind mask has an operator and a number as its value, or neither")
+        if self.kind == "mask" and (self.operator is None) != (self.value is None):
+            raise ValueError("a label of kind mask has an operator and a number as its value, or neither")
         return self
 
 
@@ -172,6 +179,11 @@ class Dictionary:
     def file_column(self) -> Column | None:
         """The column that names each record's file; None for a table of features."""
         return next((column for column in self.columns if column.role == "file"), None)
+
+    @property
+    def mask_column(self) -> Column | None:
+        """The column that names each record's mask; None where the outcome is no mask."""
+        return next((column for column in self.columns if column.role == "mask"), None)
 
     def is_missing(self, column: Column, text: str) -> bool:
         """Whether a cell's text (stripped) means "no value": equal to a mark, or to a mark's number."""
@@ -203,7 +215,7 @@ def parse_dictionary(data: bytes, *, limit: int = DEFAULT_LIMIT) -> Dictionary:
     return Dictionary(schema, parsed.file, parsed.columns)
 
 
-def _label(parsed: _Document) -> LabelRule | NumberLabel:
+def _label(parsed: _Document) -> Outcome:
     """The outcome of a document without clashes. ValidationError where its parts contradict each other."""
     named = {column.role: column.name for column in parsed.columns}
     if parsed.label.kind == "number":
@@ -221,6 +233,10 @@ def _label(parsed: _Document) -> LabelRule | NumberLabel:
                 "scale": parsed.label.scale,
             }
         )
+    if parsed.label.kind == "mask":
+        mask = {"kind": "mask", "name": parsed.label.name, "column": named["mask"]}
+        given = {"operator": parsed.label.operator, "value": parsed.label.value}
+        return MaskLabel.model_validate({**mask, **(given if parsed.label.operator else {})})
     rule = {
         "name": parsed.label.name,
         "column": named["label"],
@@ -297,7 +313,15 @@ def _refuse_clashes(document: YamlDocument, parsed: _Document) -> None:
                 )
             seen[key] = index
         roles.setdefault(column.role, []).append(index)
-    if len(roles.get("label", [])) != 1:
+    masks = len(roles.get("mask", []))
+    if masks != int(parsed.label.kind == "mask") or (masks and (parsed.image is None or "label" in roles)):
+        raise document.refuse(
+            ("label",),
+            f"{masks} columns have the role mask, and the label's kind is {parsed.label.kind or 'a rule'}.",
+            "For a mask describe an image, give one column the role mask and none the role label, and write "
+            "label: {kind: mask}.",
+        )
+    if not masks and len(roles.get("label", [])) != 1:
         raise document.refuse(
             ("columns",), f"{len(roles.get('label', []))} columns have the role label.", "Give it to exactly one."
         )
@@ -331,7 +355,8 @@ def _refuse_clashes(document: YamlDocument, parsed: _Document) -> None:
             f"{', '.join(identified) or 'no column'}.",
             "Name the one column that identifies patients in both places, or write generated and give it to none.",
         )
-    _refuse_wrong_outcome(document, parsed, roles["label"][0])
+    if not masks:
+        _refuse_wrong_outcome(document, parsed, roles["label"][0])
 
 
 def _refuse_wrong_outcome(document: YamlDocument, parsed: _Document, index: int) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, NumberLabel, SurvivalLabel
+from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, MaskLabel, NumberLabel, SurvivalLabel
 from protocol.identifiers import Frozen
 
 Kind = Literal["classification", "survival", "regression", "segmentation"]
@@ -123,6 +123,8 @@ def kind_of(dataset: DatasetSchema) -> Kind:
     """What the outcome of this schema is measured by."""
     if isinstance(dataset.label, SurvivalLabel):
         return "survival"
+    if isinstance(dataset.label, MaskLabel):
+        return "segmentation"
     return "regression" if isinstance(dataset.label, NumberLabel) else "classification"
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from protocol.architectures import NETWORKS, NetworkModel, misfit
-from protocol.dataset import NumberLabel, Outcome, SurvivalLabel
+from protocol.architectures import NETWORKS, NetworkModel, UNet, misfit
+from protocol.dataset import MaskLabel, NumberLabel, Outcome, SurvivalLabel
 from protocol.identifiers import Frozen
 from protocol.media import Shape
 
@@ -89,6 +89,10 @@ def label_misfit(model: Model, label: Outcome) -> str | None:
         return (
             f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
             f"{edges or 'none'}: discrete_time_survival needs a label with as many edges, other models one without"
+        )
+    if isinstance(model, UNet) != isinstance(label, MaskLabel):
+        return (
+            f"{model.architecture} and the data set's label do not fit: unet, and no other, learns a label of kind mask"
         )
     if (loss_of(model) == "squared") != isinstance(label, NumberLabel):
         return (

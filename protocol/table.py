@@ -26,8 +26,8 @@ _CONFLICT = "one patient has both outcomes"
 @dataclass
 class Table:
     """Encoded records: `x` holds rows * width floats row by row, `y` the label's code (`LabelRule.code`,
-    `NumberLabel.code`) and `patients` a keyed hash per row. Of a manifest `x` is empty (width 0); `files` holds what
-    its column of files says, `rows` the number of each row.
+    `NumberLabel.code`) and `patients` a keyed hash per row. Of a manifest `x` is empty (width 0); `files` and
+    `masks` hold what its columns of these roles say, `rows` the number of each row.
 
     dropped: rows left out, by (column, reason). imputed: cells filled with the dictionary's constant, by column.
     """
@@ -37,6 +37,7 @@ class Table:
     y: array[float] = field(default_factory=lambda: array("d"))
     patients: list[bytes] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     rows_read: int = 0
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -50,6 +51,7 @@ class Table:
         self.patients = [self.patients[index] for index in kept]
         self.rows = [self.rows[index] for index in kept]
         self.files = [self.files[index] for index in kept] if self.files else []
+        self.masks = [self.masks[index] for index in kept] if self.masks else []
 
 
 def read_table(name: str, file: BinaryIO, dictionary: Dictionary, hash_patient: HashPatient) -> Table:
@@ -167,6 +169,8 @@ class _Reading:
             self.table.x.extend(self.dictionary.schema.encode(values))
         else:
             self.table.files.append(str(values[column.name]))
+        if (mask := self.dictionary.mask_column) is not None:
+            self.table.masks.append(str(values[mask.name]))
         self.table.rows.append(self.table.rows_read)
         self.table.y.append(label)
         self.table.patients.append(patient)

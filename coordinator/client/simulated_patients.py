@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from coordinator.client.simulated_media import made_up_media
+from coordinator.client.simulated_media import made_up_masks, made_up_media
 from coordinator.client.simulation import SimulationRefused
 from coordinator.client.spec_file import SpecFile, read_limited
 from privacy.entropy import Float64
 from privacy.local.outcome import sigmoid
 from privacy.local.patients import Cohort, Group, part
-from protocol.dataset import Feature, NumberLabel, Value
+from protocol.dataset import Feature, MaskLabel, NumberLabel, Value
 from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.model import DiscreteTimeSurvival
 from protocol.proposal import held_out_count
@@ -149,6 +149,8 @@ def _held_out(group: Group, random: np.random.Generator) -> Cohort:
 def _made_up(spec: StudySpec, patients: int, seed: int) -> Group:
     random = np.random.default_rng([seed, 2])
     number = np.arange(patients, dtype=np.int64)
+    if spec.dataset.image is not None and isinstance(spec.dataset.label, MaskLabel):
+        return Group(*made_up_masks(spec.dataset.image, patients, random), number, patients)
     if spec.dataset.media is not None:
         records, strength = made_up_media(spec.dataset.media, patients, random)
         return Group(records, _outcomes(spec, _SIGNAL * strength, random), number, patients)

@@ -5,7 +5,7 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting", with the privacy 
 
 from __future__ import annotations
 
-from protocol.dataset import DatasetSchema, Feature, NumberLabel, SurvivalLabel
+from protocol.dataset import DatasetSchema, Feature, MaskLabel, NumberLabel, SurvivalLabel
 from protocol.evaluation import EvaluationReport, figures
 from protocol.media import ImageInput, SequenceInput
 from protocol.release import EpsilonStatement
@@ -59,6 +59,11 @@ def _outcome(schema: DatasetSchema) -> str:
         return (
             f"The number `{label.name}` (column `{label.column}`, unit {_words(label.unit) or '-'}, from "
             f"{label.minimum:g} to {label.maximum:g}), learned about {label.center:g} in steps of {label.scale:g}."
+        )
+    if isinstance(label, MaskLabel):
+        return (
+            f"For each pixel the probability that it shows `{label.name}` (in training: a mask whose value is "
+            f"{label.operator} {label.value:g})."
         )
     rule = f"`{label.column} {label.operator} {_words(str(label.value))}`"
     if not isinstance(label, SurvivalLabel):

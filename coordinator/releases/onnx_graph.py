@@ -54,15 +54,16 @@ class Graph:
         shape: Sequence[int],
         properties: Mapping[str, str] | None = None,
         output: str = OUTPUT,
+        gives: Sequence[int] = (1,),
     ) -> bytes:
         """Serialised ModelProto, checked by onnx's own checker. given: the input's name; kind: its TensorProto type;
-        shape: one record's. The output is `probability` or `value`, (patients, 1) double."""
+        shape: one record's. The output is `probability` or `value`, (patients, *gives) double."""
         proto = helper.make_model(
             helper.make_graph(
                 self.nodes,
                 name,
                 [helper.make_tensor_value_info(given, kind, ["patients", *shape])],
-                [helper.make_tensor_value_info(output, TensorProto.DOUBLE, ["patients", 1])],
+                [helper.make_tensor_value_info(output, TensorProto.DOUBLE, ["patients", *gives])],
                 self.constants,
             ),
             opset_imports=[helper.make_opsetid("", OPSET)],

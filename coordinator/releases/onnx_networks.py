@@ -23,6 +23,7 @@ from protocol.architectures import (
     ResidualNetwork,
     TemporalConvolution,
     Transformer,
+    UNet,
     group_count,
 )
 from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema
@@ -45,7 +46,9 @@ def build_network(model: NetworkModel, schema: DatasetSchema, tensors: Tensors) 
         raise ValueError("a network takes images or sequences")
     logit = writer.logit(model, current, schema.shape)
     graph.add("Cast", [graph.add("Sigmoid", [logit])], OUTPUT, to=TensorProto.DOUBLE)
-    return graph.model(schema.name, given, TensorProto.FLOAT, schema.shape, {"columns": ",".join(schema.columns)})
+    gives = schema.shape[1:] if isinstance(model, UNet) else (1,)
+    columns = {"columns": ",".join(schema.columns)}
+    return graph.model(schema.name, given, TensorProto.FLOAT, schema.shape, columns, gives=gives)
 
 
 def _encoded_image(graph: Graph, image: ImageInput) -> str:
@@ -70,7 +73,7 @@ class _Writer:
         self._tensors = tensors
 
     def logit(self, model: NetworkModel, x: str, shape: Shape) -> str:
-        """(N, 1)."""
+        """(N, 1), or (N, height, width) of a network for masks."""
         match model:
             case ConvolutionalNetwork():
                 for stage in range(len(model.widths)):
@@ -82,6 +85,8 @@ class _Writer:
                 return self._linear("head", self._mean(x, 2))
             case ResidualNetwork():
                 return self._residual(model, x)
+            case UNet():
+                return self._unet(model, x)
             case RecurrentNetwork():
                 return self._recurrent(model, x)
             case Transformer():
@@ -101,6 +106,23 @@ class _Writer:
                 past = self._normalised(f"{name}.shortcut", x, stride=2) if halve else x
                 x = self._relu(self._graph.add("Add", [inner, past]))
         return self._linear("head", self._mean(x, 2, 3))
+
+    def _unet(self, model: UNet, x: str) -> str:
+        past: list[str] = []
+        for level in range(len(model.widths)):
+            x = self._double(f"down.{level}", self._pool(x, 2) if level else x)
+            past.append(x)
+        twice = self._graph.float32(np.array([1.0, 1.0, 2.0, 2.0]))
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        for level in reversed(range(len(model.widths) - 1)):
+            larger = self._graph.add("Resize", [x, "", twice], **how)
+            x = self._double(f"up.{level}", self._graph.add("Concat", [larger, past[level]], axis=1))
+        kernel, bias = (self._graph.float32(self._tensors[f"head.{kind}"]) for kind in ("weight", "bias"))
+        logits = self._graph.add("Conv", [x, kernel, bias])
+        return self._graph.add("Squeeze", [logits, self._graph.int64(1)])
+
+    def _double(self, name: str, x: str) -> str:
+        return self._relu(self._normalised(f"{name}.second", self._relu(self._normalised(f"{name}.first", x))))
 
     def _recurrent(self, model: RecurrentNetwork, x: str) -> str:
         x = self._graph.add("Transpose", [x], perm=[2, 0, 1])

@@ -186,6 +186,4 @@ def _manifest(data: bytes) -> Manifest:
 
 
 def _place(contribution: Contribution) -> Place:
-    return Place.of(
-        contribution.study, contribution.phase, contribution.round, contribution.attempt, contribution.site
-    )
+    return Place.of(contribution.study, contribution.phase, contribution.round, contribution.attempt, contribution.site)

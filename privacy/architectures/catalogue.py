@@ -14,12 +14,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from privacy.architectures.convolutional import ConvolutionalNetwork, ResidualNetwork, TemporalConvolution
 from privacy.architectures.recurrent import RecurrentNetwork
+from privacy.architectures.segmentation import UNet, dice, mask_loss
 from privacy.architectures.transformer import Transformer
 from privacy.local.torch_model import TorchModel
 
 MODULES: Mapping[str, Callable[..., nn.Module]] = {
     "cnn": ConvolutionalNetwork,
     "resnet": ResidualNetwork,
+    "unet": UNet,
     "cnn_1d": TemporalConvolution,
     "gru": RecurrentNetwork,
     "transformer": Transformer,
@@ -32,7 +34,10 @@ def build(architecture: str, shape: Sequence[int], sizes: Mapping[str, Any]) -> 
 
 
 def network(architecture: str, shape: Sequence[int], sizes: Mapping[str, Any]) -> TorchModel:
-    """The network as a site trains and evaluates it: a yes-or-no outcome, cross-entropy, the probability of yes."""
+    """The network as a site trains and evaluates it: a yes-or-no outcome, cross-entropy, the probability of yes; or for
+    a unet masks, `mask_loss` and the Dice score of a record."""
+    if architecture == "unet":
+        return TorchModel(lambda: build(architecture, shape, sizes), mask_loss, probability, fit=dice)
     return TorchModel(lambda: build(architecture, shape, sizes), cross_entropy, probability)
 
 

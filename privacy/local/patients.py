@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from privacy.entropy import Float64
-
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Group:
     """The records of one group of patients, numbered 0..patients-1. x: (R, ...) float64 or float32, an encoded record
-    in each row. y: (R, ...) float64, the labels (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
+    in each row. y: (R, ...), the labels (see `privacy.local.network.Loss`). patient: (R,) int64, rising."""
 
     x: Array
-    y: Float64
+    y: Array
     patient: npt.NDArray[np.int64]
     patients: int
 
@@ -58,7 +56,7 @@ class Cohort:
     held_out: Group
 
 
-def part(x: Array, y: Float64, patient: npt.NDArray[np.int64], held_out: npt.NDArray[np.bool_]) -> Cohort:
-    """x: (R, ...), y: (R,), patient: (R,) index into held_out: (patients,) bool."""
+def part(x: Array, y: Array, patient: npt.NDArray[np.int64], held_out: npt.NDArray[np.bool_]) -> Cohort:
+    """x: (R, ...), y: (R, ...), patient: (R,) index into held_out: (patients,) bool."""
     everybody = Group(x, y, patient, held_out.size)
     return Cohort(everybody.select(~held_out), everybody.select(held_out))

@@ -53,13 +53,16 @@ def summarise(table: Table, snapshot: Draft) -> Quality:
         records=len(table.y),
         patients=snapshot.patients,
         held_out=snapshot.held_out,
-        positive_records=None if isinstance(snapshot.schema.label, NumberLabel) else _positive(table),
+        positive_records=None if isinstance(snapshot.schema.label, NumberLabel) else _positive(table, snapshot),
         imputed=_counts(table.imputed),
     )
 
 
-def _positive(table: Table) -> int | str:
-    positive = sum(int(code) % 2 for code in table.y)  # a survival code is odd where the event was seen
+def _positive(table: Table, snapshot: Draft) -> int | str:
+    if snapshot.arrays.y.ndim > 1:  # masks: a record is positive where the mask is not empty
+        positive = int(snapshot.arrays.y.any(axis=(1, 2)).sum())
+    else:
+        positive = sum(int(code) % 2 for code in table.y)  # a survival code is odd where the event was seen
     return SMALL if 0 < len(table.y) - positive <= MINIMUM_CELL else at_least_cell(positive)
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protocol.table import Table
+    from site_agent.cohort.media import Encoded
 
 
 _MEMBERS = ("x", "y", "patient", "held_out", "schema_digest", "patient_hashes")
@@ -49,12 +50,12 @@ class SnapshotUnusable(CloisterError):
 @dataclass(frozen=True)
 class SnapshotArrays:
     """x: (records, D) float64, or (records, *shape) float32 for images and sequences, encoded. y: (records,) float64,
-    the label's code. patient: (records,) int64, index of the record's patient. held_out: (patients,) bool.
-    schema_digest: of the schema that x is encoded with.
+    the label's code, or (records, height, width) uint8, masks. patient: (records,) int64, index of the record's
+    patient. held_out: (patients,) bool. schema_digest: of the schema that x is encoded with.
     """
 
     x: NDArray[Any]
-    y: NDArray[np.float64]
+    y: NDArray[Any]
     patient: NDArray[np.int64]
     held_out: NDArray[np.bool_]
     schema_digest: str
@@ -88,12 +89,12 @@ def draft(
     table: Table,
     secret: bytes,
     known: Mapping[bytes, bool],
-    media: NDArray[np.float32] | None = None,
+    media: Encoded | None = None,
 ) -> Draft:
     """Freeze a table. `known`: the roles of patients that earlier snapshots hold.
 
-    media: (records, *shape), the encoded images or sequences of a manifest. It becomes the snapshot's own array, put
-    in the order of roles and patients in place, so that whoever parts the snapshot need not copy it.
+    media: the images or sequences of a manifest. Its arrays become the snapshot's own, put in the order of roles and
+    patients in place, so that whoever parts the snapshot need not copy them.
     Raises DatasetRefused for 10 patients or fewer: their number may not leave the site.
     """
     import numpy as np
@@ -107,15 +108,18 @@ def draft(
     place = {patient: index for index, patient in enumerate(hashes)}
     roles = hold_out(secret, hashes, known)
     held_out = np.array([roles[patient] for patient in hashes], dtype=bool)
-    y = np.array(table.y, dtype=np.float64)
+    y: NDArray[Any] = np.array(table.y, dtype=np.float64)
     patient = np.array([place[patient] for patient in table.patients], dtype=np.int64)
     x: NDArray[Any]
     if media is None:
         x = np.frombuffer(table.x, dtype=np.float64).reshape(-1, table.width)
     else:
         order = np.lexsort((patient, held_out[patient]))
-        arrange(media, order)
-        x, y, patient = media, y[order], patient[order]
+        x, y, patient = media.x, y[order], patient[order]
+        arrange(x, order)
+        if media.masks is not None:
+            y = media.masks
+            arrange(y, order)
     arrays = SnapshotArrays(x, y, patient, held_out, schema.digest)
     digest = _digest(secret, arrays, hashes)
     return Draft(name, schema, arrays, hashes, digest, sum(table.dropped.values()))
@@ -266,10 +270,10 @@ def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 def _digest(secret: bytes, arrays: SnapshotArrays, patient_hashes: tuple[bytes, ...]) -> str:
     """ "sha256:" + HMAC over the schema's digest, the shapes and every array's bytes (little-endian)."""
     code = hmac.new(secret, b"cloister snapshot\0" + arrays.schema_digest.encode(), hashlib.sha256)
-    kind_of_x = "<f4" if arrays.x.dtype.itemsize == 4 else "<f8"
-    shapes = [list(arrays.x.shape), len(arrays.y), len(arrays.patient), len(patient_hashes)]
-    code.update(canonical([kind_of_x, *shapes]))
-    for array, kind in ((arrays.x, kind_of_x), (arrays.y, "<f8"), (arrays.patient, "<i8"), (arrays.held_out, "u1")):
+    kinds = [{1: "u1", 4: "<f4", 8: "<f8"}[array.dtype.itemsize] for array in (arrays.x, arrays.y)]
+    shapes = [list(arrays.x.shape), list(arrays.y.shape), len(arrays.patient), len(patient_hashes)]
+    code.update(canonical([*kinds, *shapes]))
+    for array, kind in ((arrays.x, kinds[0]), (arrays.y, kinds[1]), (arrays.patient, "<i8"), (arrays.held_out, "u1")):
         # As a view of the array: a copy of its bytes would take as much memory again.
         code.update(array.astype(kind, order="C", copy=False).reshape(-1).view("u1").data)
     code.update(b"".join(patient_hashes))

@@ -36,7 +36,7 @@ def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
         raise VerificationFailed("model.onnx can't be loaded.", REMEDY) from error
     if isinstance(subject.model, NETWORKS):
         probed = media_probes(subject.dataset)
-        served, wanted = np.array(predictor.run(probed)), network_scores(subject, weights, probed)
+        served, wanted = predictor.outputs(probed), network_outputs(subject, weights, probed)
         most = NETWORK_TOLERANCE
     else:
         records = probes(subject.dataset)
@@ -68,12 +68,13 @@ def forward(weights: dict[str, NDArray[np.float64]], inputs: NDArray[np.float64]
     return float(1.0 - np.prod(1.0 - 1.0 / (1.0 + np.exp(-current))))
 
 
-def network_scores(
+def network_outputs(
     subject: ReleaseSubject, weights: dict[str, NDArray[np.float64]], records: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(N, *shape) in the units of the model's input -> (N,) probabilities by torch."""
-    from privacy.architectures.catalogue import network
-    from privacy.local.patients import Group
+    """(N, *shape) in the units of the model's input -> (N, 1) or (N, height, width) probabilities by torch."""
+    import torch
+
+    from privacy.architectures.catalogue import build
 
     model, media = subject.model, subject.dataset.media
     assert media is not None
@@ -82,10 +83,12 @@ def network_scores(
         encoded = (part - media.center) / media.scale
     else:
         encoded = np.stack([normalise(record, media) for record in records])
-    local = network(model.architecture, subject.dataset.shape, model.model_dump(exclude={"architecture"}))
-    count = len(records)
-    group = Group(encoded.astype(np.float32), np.zeros(count), np.arange(count), count)
-    return local.scores(np.concatenate([tensor.ravel() for tensor in weights.values()]), group).scores
+    module = build(model.architecture, subject.dataset.shape, model.model_dump(exclude={"architecture"}))
+    with torch.no_grad():
+        for parameter, tensor in zip(module.parameters(), weights.values(), strict=True):
+            parameter.copy_(torch.from_numpy(tensor))
+        found = torch.sigmoid(module(torch.from_numpy(encoded).float()))
+    return np.asarray(found.double().numpy())
 
 
 def media_probes(schema: DatasetSchema) -> NDArray[np.float64]:

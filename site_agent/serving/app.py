@@ -89,7 +89,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
             "versions": [version],
             "platform": "onnx",
             "inputs": [{"name": given, "datatype": datatype, "shape": [-1, *shape]}],
-            "outputs": [{"name": predictor.output, "datatype": "FP64", "shape": [-1, 1]}],
+            "outputs": [{"name": predictor.output, "datatype": "FP64", "shape": [-1, *predictor.output_shape]}],
             "parameters": {
                 **_described(predictor.schema),
                 "release_digest": subject.digest,
@@ -107,11 +107,18 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
     def infer(model: str, body: InferenceRequest) -> dict[str, Any]:
         _known(model, name)
         rows = _rows(body, given, len(shape) + 1)
-        result = predictor.run(rows)
+        result = predictor.outputs(rows)
         reply: dict[str, Any] = {
             "model_name": name,
             "model_version": version,
-            "outputs": [{"name": predictor.output, "datatype": "FP64", "shape": [len(result), 1], "data": result}],
+            "outputs": [
+                {
+                    "name": predictor.output,
+                    "datatype": "FP64",
+                    "shape": list(result.shape),
+                    "data": result.ravel().tolist(),
+                }
+            ],
         }
         if body.id is not None:
             reply["id"] = body.id

@@ -14,12 +14,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from protocol.dataset import DatasetSchema, Feature, NumberLabel
+from protocol.dataset import DatasetSchema, Feature, MaskLabel, NumberLabel
 from protocol.errors import Malformed
 from protocol.release import ReleaseSubject
 from site_agent.serving.media_inputs import file_record, model_input, named_record, tensor_name
 
 MAX_ROWS = 10_000
+Prediction = float | list[list[float]]
 
 
 class Predictor:
@@ -43,8 +44,9 @@ class Predictor:
         """What the model takes."""
         return self.subject.dataset
 
-    def predict(self, records: Sequence[Mapping[str, object]]) -> list[float]:
-        """One probability in [0, 1] per record of named values, or one number in the label's unit.
+    def predict(self, records: Sequence[Mapping[str, object]]) -> list[Prediction]:
+        """One probability in [0, 1] per record of named values, or one number in the label's unit, or one probability
+        of each pixel as nested lists.
 
         Raises Malformed naming the record's number and the column, never the value.
         """
@@ -56,8 +58,8 @@ class Predictor:
         rows = [self._row(number, record) for number, record in enumerate(records, start=1)]
         return self.run(np.array(rows, dtype=np.float64))
 
-    def predict_file(self, data: bytes) -> float:
-        """The probability for one image or sequence as a file holds it. Raises Malformed."""
+    def predict_file(self, data: bytes) -> Prediction:
+        """`predict` for one image or sequence as a file holds it. Raises Malformed."""
         if self.schema.media is None:
             raise Malformed("The model takes no file.", "Send named values to /v1/predict.")
         return self.run(file_record(self.schema.media, data)[np.newaxis])[0]
@@ -74,13 +76,24 @@ class Predictor:
             return tensor_name(self.schema.media), "FP32", self.schema.shape
         return "features", "FP64", (len(self.schema.features),)
 
-    def run(self, rows: NDArray[np.float64]) -> list[float]:
-        """rows (N, F) or (N, *shape) as in the ONNX file's input -> N predictions. Raises Malformed for another shape
-        or a value that the schema does not admit."""
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what is predicted of one record: (1,), or (height, width) of masks."""
+        return self.schema.shape[1:] if isinstance(self.schema.label, MaskLabel) else (1,)
+
+    def run(self, rows: NDArray[np.float64]) -> list[Prediction]:
+        """`outputs` as lists: N predictions, or N nested lists of one for each pixel."""
+        found = self.outputs(rows)
+        values: list[Prediction] = (found[:, 0] if self.output_shape == (1,) else found).tolist()
+        return values
+
+    def outputs(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """rows (N, F) or (N, *shape) as in the ONNX file's input -> (N, *output_shape) predictions. Raises Malformed
+        for another shape or a value that the schema does not admit."""
         if self.schema.media is not None:
             given = model_input(self.schema.media, rows)
             (output,) = self._session.run(None, {tensor_name(self.schema.media): given})
-            return [float(value) for value in np.asarray(output)[:, 0]]
+            return np.asarray(output, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != len(self.schema.features) or not 1 <= rows.shape[0] <= MAX_ROWS:
             raise Malformed(
                 f"The input is not a table of {len(self.schema.features)} columns and 1 to {MAX_ROWS} rows.",
@@ -89,7 +102,7 @@ class Predictor:
         for index, feature in enumerate(self.schema.features):
             _check_column(feature, rows[:, index])
         (output,) = self._session.run(None, {"features": rows})
-        return [float(value) for value in np.asarray(output)[:, 0]]
+        return np.asarray(output, dtype=np.float64)
 
     def _row(self, number: int, record: Mapping[str, object]) -> list[float]:
         known = {feature.name for feature in self.schema.features}

@@ -15,7 +15,7 @@ from coordinator.releases.onnx_model import build, tensors
 from coordinator.rounds.optimiser import initial_point
 from privacy.architectures.catalogue import build as build_module
 from protocol.architectures import NetworkModel
-from protocol.dataset import DatasetSchema, LabelRule
+from protocol.dataset import DatasetSchema, LabelRule, MaskLabel
 from protocol.errors import Malformed, VerificationFailed
 from protocol.evaluation import ClassificationReport, Interval
 from protocol.media import ImageInput, SequenceChannel, SequenceInput
@@ -48,6 +48,8 @@ CASES: list[tuple[dict[str, Any], DatasetSchema]] = [
     ({"architecture": "cnn", "widths": (4, 16)}, image(1, 9, 8)),
     ({"architecture": "resnet", "widths": (4, 8), "blocks": 2}, image(3, 8, 8)),
     ({"architecture": "resnet", "widths": (8, 16), "blocks": 1, "stem": "large"}, image(1, 24, 17)),
+    ({"architecture": "unet", "widths": (4, 8)}, image(2, 8, 6)),
+    ({"architecture": "unet", "widths": (4, 4, 8)}, image(1, 8, 12)),
     ({"architecture": "cnn_1d", "widths": (4, 8), "kernel": 5}, sequence(3, 13)),
     ({"architecture": "gru", "hidden": 5, "layers": 2}, sequence(3, 7)),
     ({"architecture": "gru", "hidden": 4}, sequence(1, 5)),
@@ -87,7 +89,7 @@ def by_torch(fields: dict[str, Any], schema: DatasetSchema, parameters: np.ndarr
         assert schema.sequence is not None
         encoded = np.stack([normalise(record, schema.sequence) for record in records])
     with torch.no_grad():
-        return torch.sigmoid(module(torch.from_numpy(encoded).float()))[:, 0].double().numpy()
+        return torch.sigmoid(module(torch.from_numpy(encoded).float())).double().numpy()
 
 
 def subject(fields: dict[str, Any], schema: DatasetSchema) -> ReleaseSubject:
@@ -113,7 +115,7 @@ def subject(fields: dict[str, Any], schema: DatasetSchema) -> ReleaseSubject:
 def test_the_file_computes_what_torch_does(fields, schema):
     parameters, records = vector(fields, schema), raw_records(schema)
     predictor = Predictor(build(spec(fields), schema, parameters), subject(fields, schema))
-    found, wanted = np.array(predictor.run(records)), by_torch(fields, schema, parameters, records)
+    found, wanted = predictor.outputs(records), by_torch(fields, schema, parameters, records)
     assert np.ptp(wanted) > 1e-3
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
@@ -172,7 +174,7 @@ def test_a_predictor_refuses_what_is_no_image():
 
 
 def test_a_predictor_fills_a_sequence_as_training_did():
-    fields, schema = CASES[5]
+    fields, schema = {"architecture": "gru", "hidden": 4}, sequence(1, 5)
     parameters = vector(fields, schema)
     predictor = Predictor(build(spec(fields), schema, parameters), subject(fields, schema))
     assert schema.sequence is not None
@@ -181,7 +183,7 @@ def test_a_predictor_fills_a_sequence_as_training_did():
     assert whole.tolist() == [[70, 90, 90, 90, 50]]
     np.testing.assert_allclose(
         predictor.predict([{"c0": [None, 90, None, None, 50]}]),
-        by_torch(fields, schema, parameters, whole[np.newaxis]),
+        by_torch(fields, schema, parameters, whole[np.newaxis])[:, 0],
         atol=1e-6,
     )
     with pytest.raises(Malformed, match="c0 has a value outside"):
@@ -189,9 +191,21 @@ def test_a_predictor_fills_a_sequence_as_training_did():
 
 
 def test_a_file_is_scored_as_it_was_trained_on():
-    fields, schema = CASES[5]
+    fields, schema = {"architecture": "gru", "hidden": 4}, sequence(1, 5)
     predictor = Predictor(build(spec(fields), schema, vector(fields, schema)), subject(fields, schema))
     text = b"time,channel,value\n60,c0,90\n240,c0,50\n"
     assert predictor.predict_file(text) == predictor.predict([{"c0": [None, 90, None, None, 50]}])[0]
     with pytest.raises(Malformed, match="can't be used"):
         predictor.predict_file(b"GIF89a")
+
+
+def test_a_networks_masks_come_as_rows_of_pixels():
+    fields, schema = next((fields, schema) for fields, schema in CASES if fields["architecture"] == "unet")
+    masked = schema.model_copy(update={"label": MaskLabel(kind="mask", name="tumour", column="mask")})
+    predictor = Predictor(build(spec(fields), schema, vector(fields, schema)), subject(fields, masked))
+    record = raw_records(schema, 1)
+    assert predictor.output_shape == (8, 6)
+    (mask,) = predictor.run(record)
+    assert np.array(mask).shape == (8, 6)
+    assert (np.array(mask) == predictor.outputs(record)[0]).all()
+    assert predictor.predict([{"film": record[0].tolist()}]) == [mask]

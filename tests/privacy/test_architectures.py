@@ -14,9 +14,10 @@ from torch import nn
 
 from privacy.architectures.catalogue import MODULES, build, cross_entropy, network
 from privacy.architectures.convolutional import groups_of
+from privacy.architectures.segmentation import dice, mask_loss
 from privacy.dpsgd.clipping import clip_gradients
 from privacy.dpsgd.per_patient import average_by_patient
-from privacy.dpsgd.private_gradients import PrivateGradients
+from privacy.dpsgd.private_gradients import Losses, PrivateGradients
 from privacy.local.model import Hardware
 from privacy.local.patients import Group
 from protocol.architectures import NetworkModel, group_count, misfit
@@ -28,6 +29,8 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"architecture": "cnn", "widths": (8,)}, (3, 8, 8)),
     ({"architecture": "resnet", "widths": (4, 8), "blocks": 2}, (2, 8, 8)),
     ({"architecture": "resnet", "widths": (8, 16), "blocks": 1, "stem": "large"}, (1, 24, 16)),
+    ({"architecture": "unet", "widths": (4, 8)}, (2, 8, 6)),
+    ({"architecture": "unet", "widths": (4, 4, 8)}, (1, 8, 12)),
     ({"architecture": "cnn_1d", "widths": (4, 8), "kernel": 5}, (3, 12)),
     ({"architecture": "gru", "hidden": 5, "layers": 2}, (3, 7)),
     ({"architecture": "gru", "hidden": 4}, (1, 5)),
@@ -46,12 +49,18 @@ def sizes(fields: dict[str, Any]) -> dict[str, Any]:
     return spec(fields).model_dump(exclude={"architecture"})
 
 
-def cohort(shape: tuple[int, ...], patients: int = 5, seed: int = 4) -> Group:
-    """Patients with one or two records each."""
+def cohort(fields: dict[str, Any], shape: tuple[int, ...], patients: int = 5, seed: int = 4) -> Group:
+    """Patients with one or two records each; masks as outcomes of a unet."""
+    masks = fields["architecture"] == "unet"
     random = np.random.default_rng(seed)
     index = np.sort(np.concatenate([np.arange(patients), np.arange(0, patients, 2)]))
     x = random.normal(size=(index.size, *shape)).astype(np.float32)
-    return Group(x, (index % 2).astype(np.float64), index, patients)
+    y = (random.random((index.size, *shape[1:])) < 0.4).astype(np.uint8) if masks else (index % 2).astype(np.float64)
+    return Group(x, y, index, patients)
+
+
+def loss_for(fields: dict[str, Any]) -> Losses:
+    return mask_loss if fields["architecture"] == "unet" else cross_entropy
 
 
 def vector(model: NetworkModel, shape: tuple[int, ...]) -> np.ndarray:
@@ -81,7 +90,7 @@ def test_the_plan_names_the_modules_own_tensors_in_their_order(fields, shape):
     assert parameter_count(spec(fields), shape) == sum(tensor.numel() for tensor in module.parameters())
 
 
-def opacus_sum(module: nn.Module, group: Group, clip: float) -> np.ndarray:
+def opacus_sum(module: nn.Module, loss: Losses, group: Group, clip: float) -> np.ndarray:
     """Per-record gradients by Opacus' hooks, then averaged, clipped and summed here. It has its own GRU."""
     module = copy.deepcopy(module)
     with warnings.catch_warnings():
@@ -96,7 +105,7 @@ def opacus_sum(module: nn.Module, group: Group, clip: float) -> np.ndarray:
             twin.load_state_dict(layer.state_dict())
             module.recurrent = twin
         wrapped = GradSampleModule(module, loss_reduction="sum")
-        losses = cross_entropy(wrapped(torch.from_numpy(group.x)), torch.from_numpy(group.y).float())
+        losses = loss(wrapped(torch.from_numpy(group.x)), torch.from_numpy(group.y).float())
         losses.sum().backward()
     found: dict[str, torch.Tensor] = {}
     for name, parameter in wrapped.named_parameters():
@@ -112,37 +121,37 @@ def opacus_sum(module: nn.Module, group: Group, clip: float) -> np.ndarray:
 @every_network
 @pytest.mark.parametrize("clip", [0.05, 1e6])
 def test_the_clipped_sum_is_opacus_own(fields, shape, clip):
-    model, group = network(fields["architecture"], shape, sizes(fields)), cohort(shape)
+    model, group = network(fields["architecture"], shape, sizes(fields)), cohort(fields, shape)
     parameters = vector(spec(fields), shape)
     mine = model.gradient_sum(parameters, group, clip)
     module = build(fields["architecture"], shape, sizes(fields))
     torch.nn.utils.vector_to_parameters(torch.from_numpy(parameters).float(), module.parameters())
-    wanted = opacus_sum(module, group, clip)
+    wanted = opacus_sum(module, loss_for(fields), group, clip)
     assert np.linalg.norm(wanted) > 0
     assert np.linalg.norm(mine - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
 
 @every_network
 def test_the_sum_is_book_keepings_and_no_micro_batch_changes_it(fields, shape):
-    group, parameters = cohort(shape, 8), vector(spec(fields), shape)
+    group, parameters = cohort(fields, shape, 8), vector(spec(fields), shape)
     model = network(fields["architecture"], shape, sizes(fields))
     whole = model.gradient_sum(parameters, group, 0.1)
     pieces = model.gradient_sum(parameters, group, 0.1, Hardware(memory=1))
     np.testing.assert_allclose(pieces, whole, atol=1e-5 * np.linalg.norm(whole))
     module = build(fields["architecture"], shape, sizes(fields))
-    engine = PrivateGradients(module, cross_entropy, clip=0.1)
+    engine = PrivateGradients(module, loss_for(fields), clip=0.1)
     engine.clipped_sum(torch.from_numpy(group.x), torch.from_numpy(group.y).float(), group.patient, group.patients)
     assert engine.engine == "bookkeeping"
 
 
 @every_network
 def test_no_record_touches_another_ones_score(fields, shape):
-    group, parameters = cohort(shape, 6), vector(spec(fields), shape)
+    group, parameters = cohort(fields, shape, 6), vector(spec(fields), shape)
     model = network(fields["architecture"], shape, sizes(fields))
     scores = model.scores(parameters, group).scores
-    assert ((scores > 0) & (scores < 1)).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
     changed = np.array(group.x)
-    changed[group.patient == 2] += 1.0
+    changed[group.patient == 2] *= -1.5
     again = model.scores(parameters, Group(changed, group.y, group.patient, group.patients)).scores
     others = np.arange(group.patients) != 2
     np.testing.assert_allclose(again[others], scores[others], atol=1e-6)
@@ -152,3 +161,28 @@ def test_no_record_touches_another_ones_score(fields, shape):
 def test_a_network_that_no_table_names_is_refused():
     with pytest.raises(KeyError):
         build("batch_norm_net", (1, 8, 8), {})
+
+
+def test_dice_is_that_of_the_sets_of_pixels():
+    random = np.random.default_rng(2)
+    logits, masks = random.normal(size=(20, 5, 6)), random.random((20, 5, 6)) < 0.5
+    masks[0], logits[0] = False, -1.0
+    masks[1], logits[1] = False, 1.0
+    found = dice(torch.from_numpy(logits).float(), torch.from_numpy(masks).float()).numpy()
+    assert (found[0], found[1]) == (1.0, 0.0)
+    for logit, mask, score in zip(logits[2:], masks[2:], found[2:], strict=True):
+        inside = logit >= 0
+        assert score == pytest.approx(2 * (inside & mask).sum() / (inside.sum() + mask.sum()), abs=1e-6)
+
+
+def test_a_unets_score_is_the_mean_dice_of_a_patients_images():
+    fields, shape = next((fields, shape) for fields, shape in CASES if fields["architecture"] == "unet")
+    group, parameters = cohort(fields, shape), vector(spec(fields), shape)
+    found = network("unet", shape, sizes(fields)).scores(parameters, group)
+    assert found.groups == 1
+    module = build("unet", shape, sizes(fields))
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(parameters).float(), module.parameters())
+    with torch.no_grad():
+        records = dice(module(torch.from_numpy(group.x)), torch.from_numpy(group.y).float()).numpy()
+    wanted = [records[group.patient == patient].mean() for patient in range(group.patients)]
+    np.testing.assert_allclose(found.scores, wanted, atol=1e-6)

@@ -8,10 +8,18 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from protocol.architectures import NetworkModel, misfit
-from protocol.dataset import DatasetSchema
+from protocol.dataset import DatasetSchema, MaskLabel
 from protocol.dictionary import parse_dictionary
 from protocol.errors import Malformed
-from protocol.model import MAX_PARAMETERS, MultilayerPerceptron, model_misfit, parameter_count, parameter_shapes
+from protocol.evaluation import kind_of
+from protocol.model import (
+    MAX_PARAMETERS,
+    MultilayerPerceptron,
+    label_misfit,
+    model_misfit,
+    parameter_count,
+    parameter_shapes,
+)
 
 IMAGES = """\
 dictionary: 1
@@ -34,6 +42,12 @@ sequence:
     - {name: spo2, unit: "%", minimum: 50, maximum: 100, center: 96, scale: 3, outside: missing}
 """
 SEQUENCES = IMAGES.replace(next(line for line in IMAGES.splitlines() if line.startswith("image")) + "\n", SEQUENCE)
+
+
+MASKS = (
+    IMAGES.replace("- {name: finding, role: label, type: category, levels: [0, 1]}", "- {name: outline, role: mask}")
+    .replace('label: {name: pneumonia, operator: "==", value: 1}', "label: {name: nodule, kind: mask}")
+)  # fmt: skip
 
 
 def parse(text: str):
@@ -158,3 +172,55 @@ def test_a_table_model_takes_no_image():
 def test_a_network_outside_the_caps_is_refused(fields):
     with pytest.raises(ValidationError):
         network(**fields)
+
+
+def test_a_dictionary_describes_masks():
+    dictionary = parse(MASKS)
+    label = dictionary.schema.label
+    assert isinstance(label, MaskLabel)
+    assert (label.name, label.column, label.operator, label.value) == ("nodule", "outline", ">", 0)
+    assert dictionary.mask_column is not None
+    assert kind_of(dictionary.schema) == "segmentation"
+    assert DatasetSchema.model_validate_json(dictionary.schema.model_dump_json()) == dictionary.schema
+    other = parse(MASKS.replace("kind: mask}", 'kind: mask, operator: "==", value: 2}')).schema.label
+    assert isinstance(other, MaskLabel)
+    assert (other.operator, other.value) == ("==", 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("role: mask", "role: ignore", "0 columns have the role mask"),
+        ("role: mask", "role: mask, type: integer", "takes no type"),
+        ("kind: mask}", 'operator: "==", value: 1}', "1 columns have the role mask"),
+        ("kind: mask}", "kind: mask, value: 1}", "or neither"),
+        ("kind: mask}", 'kind: mask, operator: "==", value: high}', "or neither"),
+        ("kind: mask}", "kind: mask, center: 1, scale: 1}", "or neither"),
+        ("- {name: pid, role: patient_id}", "- {name: pid, role: patient_id}\n"
+         "  - {name: sick, role: label, type: category, levels: [0, 1]}", "none the role label"),
+    ],
+)  # fmt: skip
+def test_masks_that_contradict_the_rest_are_refused(old, new, told):
+    assert old in MASKS
+    with pytest.raises(Malformed, match=told):
+        parse(MASKS.replace(old, new))
+
+
+def test_masks_are_of_images():
+    label = MaskLabel(kind="mask", name="nodule", column="outline")
+    with pytest.raises(ValidationError, match="image alone"):
+        DatasetSchema(name="vitals", sequence=parse(SEQUENCES).schema.sequence, label=label)
+
+
+def test_only_a_unet_learns_masks_and_it_learns_nothing_else():
+    unet, cnn = network(architecture="unet"), network(architecture="cnn")
+    mask, rule = parse(MASKS).schema.label, parse(IMAGES).schema.label
+    assert label_misfit(unet, mask) is None
+    assert label_misfit(cnn, rule) is None
+    assert "unet" in (label_misfit(unet, rule) or "")
+    assert "unet" in (label_misfit(cnn, mask) or "")
+
+
+def test_a_unet_needs_sides_that_halve():
+    assert misfit(network(architecture="unet", widths=(4, 8, 8)), (1, 12, 16)) is None
+    assert "multiples of 4" in (misfit(network(architecture="unet", widths=(4, 8, 8)), (1, 10, 16)) or "")

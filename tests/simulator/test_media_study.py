@@ -25,7 +25,7 @@ from protocol.canonical import sha256_hex
 from protocol.consent import PLAN_APPROVAL_TYPE
 from protocol.dictionary import parse_dictionary
 from protocol.envelope import seal
-from protocol.evaluation import ClassificationReport, read_report
+from protocol.evaluation import ClassificationReport, EvaluationReport, SegmentationReport, read_report
 from protocol.release import EpsilonStatement
 from protocol.study import StudySpec
 from protocol.timestamp import timestamp
@@ -66,6 +66,19 @@ def film(sick: bool, random: np.random.Generator) -> bytes:
     if sick:
         row, column = random.integers(0, 8, 2)
         pixels[row : row + 4, column : column + 4] += 130
+    return png(pixels)
+
+
+def outlined(random: np.random.Generator) -> tuple[bytes, bytes]:
+    """A noisy film with a bright square, and its mask."""
+    pixels, mask = random.integers(40, 110, (12, 12)), np.zeros((12, 12), dtype=np.uint8)
+    row, column = random.integers(0, 8, 2)
+    mask[row : row + 5, column : column + 5] = 255
+    pixels[mask > 0] += 130
+    return png(pixels), png(mask)
+
+
+def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(out, "PNG")
     return out.getvalue()
@@ -82,6 +95,11 @@ def vitals(sick: bool, random: np.random.Generator) -> bytes:
     return "\n".join(lines).encode()
 
 
+OUTLINES = FILMS.replace(
+    "- {name: finding, role: label, type: category, levels: [0, 1]}", "- {name: outline, role: mask}"
+)
+OUTLINES = OUTLINES.replace('{name: sick, operator: "==", value: 1}', "{name: square, kind: mask}")
+OUTLINES = OUTLINES.replace("name: films", "name: outlines")
 Made = Callable[[bool, np.random.Generator], bytes]
 
 
@@ -115,11 +133,17 @@ def add_data(federation: Federation, site: SimulatedSite, dictionary: str, make:
     folder.mkdir()
     random = np.random.default_rng(seed)
     with (folder / "manifest.csv").open("w") as manifest:
-        manifest.write("pid,record,finding\n")
+        manifest.write(f"pid,record,{'outline' if described.mask_column else 'finding'}\n")
         for patient in range(PATIENTS):
             sick = bool(random.random() < 0.5)
-            (folder / f"{patient}.bin").write_bytes(make(sick, random))
-            manifest.write(f"{seed}-{patient},{patient}.bin,{int(sick)}\n")
+            if described.mask_column:
+                data, mask = outlined(random)
+                (folder / f"{patient}.mask").write_bytes(mask)
+                outcome = f"{patient}.mask"
+            else:
+                data, outcome = make(sick, random), str(int(sick))
+            (folder / f"{patient}.bin").write_bytes(data)
+            manifest.write(f"{seed}-{patient},{patient}.bin,{outcome}\n")
     engine = site.store._engine
     prepared = prepare(engine, site.keys.secret, folder / "manifest.csv", described, None)
     row = keep(engine, site.settings.home, prepared, site.clock.now)
@@ -156,23 +180,15 @@ def begin(federation: Federation, spec: StudySpec) -> None:
     federation.start(spec.study)
 
 
-@pytest.mark.parametrize(
-    ("name", "dictionary", "make", "model", "learning_rate"),
-    [
-        ("films", FILMS, film, {"architecture": "cnn", "widths": [8, 8]}, 0.5),
-        ("vitals", VITALS, vitals, {"architecture": "gru", "hidden": 6}, 1.0),
-    ],
-    ids=["images", "sequences"],
-)
-def test_a_study_runs_from_files_to_a_prediction(
+def run(
     federation: Federation,
     monkeypatch: pytest.MonkeyPatch,
-    name: str,
     dictionary: str,
     make: Made,
     model: dict[str, object],
     learning_rate: float,
-) -> None:
+) -> tuple[EvaluationReport, Predictor, str]:
+    """The study from the hospitals' files to the installed model: its evaluation, its predictions, its card."""
     federation.reset()
     schema = parse_dictionary(dictionary.encode()).schema
     for number, site in enumerate(federation.sites.values()):
@@ -180,9 +196,9 @@ def test_a_study_runs_from_files_to_a_prediction(
         monkeypatch.setattr(site, "worker", WorkerHere(site.settings.home))
         site.restart()
     spec = study_spec(
-        f"{name}-1",
+        f"{schema.name}-1",
         dataset=schema.model_dump(mode="json"),
-        justified_columns=[*schema.columns, "finding"],
+        justified_columns=[*schema.columns, *schema.label.columns],
         model=model,
         privacy={"epsilon": 8.0, "delta": 1e-4, "retries": 1},
         training={"rounds": 15, "sampling_rate": 0.5, "clip": 1.0, "learning_rate": learning_rate, "momentum": 0.8},
@@ -193,20 +209,53 @@ def test_a_study_runs_from_files_to_a_prediction(
     candidate, plan = federation.candidate(spec.study), federation.plan(spec.study)
     assert candidate is not None
     report = read_report(candidate.evaluation)
-    assert isinstance(report, ClassificationReport)
     assert report.held_out == sum(site.held_out for site in plan.sites) == 4 * 30
     assert federation.charged(spec.study, NAMES[0]) == {False: 15, True: 1}
-
     statement = EpsilonStatement.model_validate_json(candidate.epsilon)
     files = model_files(plan, candidate.weights, statement, report, intended_use="test", use_mode="research")
     subject = subject_of("r-1", plan, sha256_hex(b"plan"), files, statement, report, intended_use="test",
                          use_mode="research")  # fmt: skip
     assert check(subject, files["model.safetensors"], files["model.onnx"]) < 1e-5
-    predictor = Predictor(files["model.onnx"], subject)
+    return report, Predictor(files["model.onnx"], subject), files["model_card.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "make", "model", "learning_rate", "told"),
+    [
+        (FILMS, film, {"architecture": "cnn", "widths": [8, 8]}, 0.5, "1 x 12 x 12"),
+        (VITALS, vitals, {"architecture": "gru", "hidden": 6}, 1.0, "| pulse |"),
+    ],
+    ids=["images", "sequences"],
+)
+def test_a_study_runs_from_files_to_a_prediction(
+    federation: Federation,
+    monkeypatch: pytest.MonkeyPatch,
+    dictionary: str,
+    make: Made,
+    model: dict[str, object],
+    learning_rate: float,
+    told: str,
+) -> None:
+    report, predictor, card = run(federation, monkeypatch, dictionary, make, model, learning_rate)
+    assert isinstance(report, ClassificationReport)
     random = np.random.default_rng(99)
     sick = random.random(150) < 0.5
     scores = [predictor.predict_file(make(bool(one), random)) for one in sick]
     assert roc_auc_score(sick, scores) > 0.75
-    card = files["model_card.md"].decode()
-    assert model["architecture"] in card
-    assert (" 12 x 12" in card) if name == "films" else ("| pulse |" in card)
+    assert str(model["architecture"]) in card
+    assert told in card
+
+
+def test_a_study_of_masks_runs_from_files_to_a_mask(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"architecture": "unet", "widths": [4, 8]}
+    report, predictor, card = run(federation, monkeypatch, OUTLINES, film, model, 1.0)
+    assert isinstance(report, SegmentationReport)
+    assert "For each pixel the probability that it shows `square`" in card
+    random = np.random.default_rng(99)
+    found, drawn = [], []
+    for _ in range(30):
+        data, mask = outlined(random)
+        found.append(predictor.predict_file(data))
+        drawn.append(np.asarray(Image.open(io.BytesIO(mask))) > 0)
+    assert np.array(found).shape == (30, 12, 12)
+    assert roc_auc_score(np.array(drawn).ravel(), np.array(found).ravel()) > 0.8

@@ -16,13 +16,14 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from protocol.dataset import MaskLabel
 from protocol.delimited import DatasetRefused
 from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.media import ImageInput, SequenceChannel, SequenceInput
 from site_agent.clock import system_clock
 from site_agent.cohort.add import keep, prepare
 from site_agent.cohort.assignment import hash_patient
-from site_agent.cohort.images import encode_image
+from site_agent.cohort.images import encode_image, read_mask
 from site_agent.cohort.record_files import BadFile, record_folder
 from site_agent.cohort.sequences import encode_sequence
 from site_agent.cohort.snapshot import arrange, draft, load
@@ -428,3 +429,60 @@ def test_a_draft_of_a_manifest_needs_its_media(tmp_path: Path):
     assert len(table.x) == 0
     with pytest.raises(ValueError, match="reshape"):
         draft("films", dictionary().schema, table, b"s" * 32, {})
+
+
+# Masks
+
+MASKED = """\
+dictionary: 1
+name: outlines
+file: {patient_id: pid}
+columns:
+  - {name: pid, role: patient_id}
+  - {name: film, role: file}
+  - {name: outline, role: mask, on_bad: drop}
+image: {name: film, channels: 1, height: 8, width: 6, low: 0, high: 255, center: 0.5, scale: 0.25}
+label: {name: nodule, kind: mask}
+"""
+NODULE = MaskLabel(kind="mask", name="nodule", column="outline")
+
+
+def test_a_mask_is_where_the_rule_holds():
+    drawn = np.zeros((8, 6), dtype=np.uint8)
+    drawn[2:4, 1:3] = 1
+    drawn[5, 5] = 2
+    for data in (picture(drawn), npy(drawn), dicom(drawn)):
+        mask = read_mask(data, GREY, NODULE)
+        assert mask.dtype == np.uint8
+        assert (mask == (drawn > 0)).all()
+    only = NODULE.model_copy(update={"operator": "==", "value": 2.0})
+    assert read_mask(picture(drawn), GREY, only).sum() == 1
+    with pytest.raises(BadFile, match="another size"):
+        read_mask(picture(drawn[:4]), GREY, NODULE)
+    large = picture(np.kron(drawn, np.ones((3, 3), dtype=np.uint8)))
+    assert (read_mask(large, GREY.model_copy(update={"fit": "resize"}), NODULE) == (drawn > 0)).all()
+
+
+def test_masks_stay_with_their_images_and_bad_ones_drop_the_row(site, tmp_path: Path):
+    home, keys, engine = site
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with (folder / "manifest.csv").open("w") as manifest:
+        manifest.write("pid,film,outline\n")
+        for number in range(50):
+            pixels = np.full((8, 6), number, dtype=np.uint8)
+            mask = np.zeros((8, 6), dtype=np.uint8)
+            mask.flat[number % 48] = 1
+            (folder / f"{number}.png").write_bytes(picture(pixels))
+            (folder / f"{number}.mask").write_bytes(b"none" if number == 7 else picture(mask))
+            manifest.write(f"p{number},{number}.png,{number}.mask\n")
+    described = parse_dictionary(MASKED.encode())
+    prepared = prepare(engine, keys.secret, folder / "manifest.csv", described, None)
+    assert prepared.quality.dropped == (("outline", "not an .npy, PNG, JPEG or DICOM file", 1),)
+    assert (prepared.quality.records, prepared.quality.positive_records) == (49, 49)
+    keep(engine, home, prepared, system_clock)
+    arrays = load(home, prepared.snapshot.digest)
+    assert (arrays.y.shape, arrays.y.dtype) == ((49, 8, 6), np.uint8)
+    numbers = np.rint((arrays.x[:, 0, 0, 0] * 0.25 + 0.5) * 255).astype(int)
+    assert sorted(numbers) == [number for number in range(50) if number != 7]
+    assert [int(np.flatnonzero(mask)[0]) for mask in arrays.y] == [number % 48 for number in numbers]
