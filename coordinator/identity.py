@@ -67,7 +67,7 @@ def read_certificate(der: bytes) -> tuple[str, str, bytes]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         key = certificate.public_key().public_bytes_raw()  # type: ignore[union-attr]  # only Ed25519 is ever issued
-    except (ValueError, x509.ExtensionNotFound, AttributeError):
+    except (ValueError, x509.InvalidVersion, x509.ExtensionNotFound, AttributeError):
         raise refused from None
     uris = [name.value for name in names]
     if list(usages) != [ExtendedKeyUsageOID.CLIENT_AUTH] or len(uris) != 1 or not str(uris[0]).startswith(_SITE_URI):

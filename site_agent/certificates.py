@@ -99,7 +99,7 @@ def validity(pem: bytes) -> Issued:
 def _one(data: bytes) -> x509.Certificate:
     try:
         (certificate,) = x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Malformed("This is not one certificate in PEM.", "Update both sides to the same version.") from None
     return certificate
 

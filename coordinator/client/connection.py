@@ -155,7 +155,7 @@ def fetch_authority(token: Token) -> bytes:
         pem = connection.download("/v1/ca", limit=1 << 16)
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         certificate = None
     if certificate is None or sha256_hex(certificate.public_bytes(Encoding.DER)) != token.ca:
         raise VerificationFailed(

@@ -20,7 +20,7 @@ def request_key(pem: str) -> VerifyingKey:
         request = x509.load_pem_x509_csr(pem.encode("ascii"))
         key = request.public_key()
         signed = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion):
         raise Malformed("The certificate request can't be read.", remedy) from None
     if not isinstance(key, Ed25519PublicKey):
         raise Malformed("The certificate request is over a key that is not Ed25519.", remedy)
