@@ -8,12 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.study import StudyPlan, StudySpec
+from protocol.exploration import ExplorationPlan
+from protocol.proposal import Proposal
+from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 
 ACCOUNTANT = "pld"
+GAUSSIAN_ACCOUNTANT = "gaussian"
+"""Of releases that every patient is in: exact, without sampling."""
 
 
-def study_facts(spec: StudySpec, *, site: str | None = None) -> dict[str, Any]:
+def study_facts(spec: Proposal, *, site: str | None = None) -> dict[str, Any]:
     """`study.*` as far as the spec holds it; `site`: the site that judges, whose waiver counts, if it has one.
 
     A reference that the spec leaves out is "": it was looked for, and there is none. Dates and a waiver that are left
@@ -47,29 +52,31 @@ def study_facts(spec: StudySpec, *, site: str | None = None) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Epsilons:
     """What a plan costs, as the judging party takes it: of the model, and in the worst case of a site the model's and
-    the evaluation's; the last is None where the evaluation is exact."""
+    the evaluation's; the last is None where the evaluation is exact, or where there is none."""
 
     training: float
     worst_site: float
     evaluation_worst_site: float | None
 
     @classmethod
-    def stated(cls, plan: StudyPlan) -> Epsilons:
+    def stated(cls, plan: AnyPlan) -> Epsilons:
         """As the plan itself says."""
-        return cls(plan.epsilon, plan.epsilon_worst_site, plan.epsilon_evaluation_worst_site)
+        evaluation = plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None
+        return cls(plan.epsilon, plan.epsilon_worst_site, evaluation)
 
 
 def document_facts(
-    plan: StudyPlan, plan_digest: str, *, site: str | None = None, epsilons: Epsilons | None = None
+    plan: AnyPlan, plan_digest: str, *, site: str | None = None, epsilons: Epsilons | None = None
 ) -> dict[str, Any]:
     """`study.*` and `plan.*`. epsilons: as the judging party computed them; left out, the plan's own.
 
     The generator, the sampling and the accountant are those of this very program.
     """
     spec, cost = plan.spec, epsilons or Epsilons.stated(plan)
+    training = isinstance(plan, StudyPlan)
     planned = {
         "digest": plan_digest,
-        "kind": "training",
+        "kind": _kind(plan),
         "dp": {
             "enabled": True,
             "unit": spec.privacy.unit,
@@ -77,8 +84,8 @@ def document_facts(
             "epsilon": cost.training,
             "delta": spec.privacy.delta,
             "epsilon_worst_site": cost.worst_site,
-            "sampling": "poisson",
-            "accountant": ACCOUNTANT,
+            "sampling": "poisson" if training else "none",
+            "accountant": ACCOUNTANT if training else GAUSSIAN_ACCOUNTANT,
             "secure_rng": True,
         },
         "secure_aggregation": True,
@@ -87,11 +94,21 @@ def document_facts(
             {"name": planned.name, "jurisdiction": planned.jurisdiction, "patients": planned.patients}
             for planned in plan.sites
         ],
-        "evaluation": {"mode": spec.evaluation.mode, "epsilon_worst_site": cost.evaluation_worst_site},
+        "evaluation": {
+            "mode": plan.spec.evaluation.mode if isinstance(plan, StudyPlan) else "none",
+            "epsilon_worst_site": cost.evaluation_worst_site,
+        },
     }
     return {"study": {**study_facts(spec, site=site), "submitter": plan.submitter}, "plan": planned}
 
 
-def _by_site(spec: StudySpec, field: str) -> dict[str, str]:
+def _kind(plan: AnyPlan) -> str:
+    """What the plan does with the data: an exploration that only counts patients is a matter of feasibility."""
+    if isinstance(plan, ExplorationPlan):
+        return "feasibility" if plan.spec.counts_only else "exploration"
+    return "training"
+
+
+def _by_site(spec: Proposal, field: str) -> dict[str, str]:
     recorded = {site: getattr(basis, field) for site, basis in spec.legal_basis.items()}
     return {site: str(value) for site, value in recorded.items() if value is not None}

@@ -46,6 +46,7 @@ class EventType(StrEnum):
     ROUND_ATTEMPTED = "round.attempted"
     ROUND_COMMITTED = "round.committed"
     CANDIDATE_EVALUATED = "candidate.evaluated"
+    EXPLORATION_COMPLETED = "exploration.completed"
     RELEASE_DRAFTED = "release.drafted"
     RELEASE_SUBMITTED = "release.submitted"
     RELEASE_APPROVED = "release.approved"

@@ -27,9 +27,14 @@ ROUND_REQUEST_TYPE = "application/vnd.cloister.round-request+json"
 CONTRIBUTION_TYPE = "application/vnd.cloister.contribution+json"
 REFUSAL_TYPE = "application/vnd.cloister.round-refusal+json"
 
-Phase = Literal["train", "evaluate"]
-RoundKind = Literal["train.contribute", "evaluate.histogram"]
-ROUND_KINDS: Mapping[Phase, RoundKind] = {"train": "train.contribute", "evaluate": "evaluate.histogram"}
+Phase = Literal["train", "evaluate", "statistics", "cluster"]
+RoundKind = Literal["train.contribute", "evaluate.histogram", "explore.statistics", "explore.cluster"]
+ROUND_KINDS: Mapping[Phase, RoundKind] = {
+    "train": "train.contribute",
+    "evaluate": "evaluate.histogram",
+    "statistics": "explore.statistics",
+    "cluster": "explore.cluster",
+}
 """Under which name the transport carries a phase's requests."""
 _MAGIC = b"CLP1"
 _HEADER = struct.Struct(">4sI")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, SurvivalLabel
+from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, NumberLabel, SurvivalLabel
 from protocol.errors import Malformed
 from protocol.identifiers import ColumnName, Frozen
 
@@ -46,15 +46,6 @@ class Statistic(Frozen):
         return self
 
 
-class StatisticsSpec(Frozen):
-    """All that is asked at once, for (epsilon, delta) of every patient of the cohort, at most `attempts` times."""
-
-    statistics: Annotated[tuple[Statistic, ...], Field(min_length=1, max_length=MAX_QUERIES)]
-    epsilon: Annotated[float, Field(gt=0, le=100)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    attempts: Annotated[int, Field(ge=1, le=20)] = 2
-
-
 @dataclass(frozen=True)
 class Resolved:
     """A statistic in terms of the encoded inputs; the fields are those of privacy.statistics.queries.Query."""
@@ -70,10 +61,20 @@ class Resolved:
     level: int | None
     probabilities: tuple[float, ...]
 
+    @property
+    def length(self) -> int:
+        """Coordinates of a patient's vector: one for a count or a mean, else one for each bin or level."""
+        if self.kind in ("count", "mean"):
+            return 1
+        return len(self.edges) - 1 if self.edges else self.inputs
+
 
 def resolve(schema: DatasetSchema, statistic: Statistic) -> Resolved:
     """Raises Malformed for a column that the schema lacks, and for a kind that its type does not have."""
-    if statistic.column == schema.label.name and not isinstance(schema.label, SurvivalLabel):
+    label = schema.label
+    if statistic.column == label.name and isinstance(label, NumberLabel):
+        return _numeric(statistic, None, (label.minimum, label.maximum), label.center, label.scale, label.scale)
+    if statistic.column == label.name and not isinstance(label, SurvivalLabel):
         return _categorical(statistic, None, (0, 1))
     start = 0
     for feature in schema.features:
@@ -87,24 +88,33 @@ def resolve(schema: DatasetSchema, statistic: Statistic) -> Resolved:
         )
     if feature.kind == "category":
         return _categorical(statistic, start, feature.levels)
+    unscaled = feature.scale * math.sqrt(schema.width)
+    return _numeric(statistic, start, feature.bounds, feature.center, feature.scale, unscaled)
+
+
+def _numeric(
+    statistic: Statistic, start: int | None, bounds: tuple[float, float], center: float, scale: float, unscaled: float
+) -> Resolved:
+    """unscaled: what an encoded input is times, to be a value less the centre."""
     if statistic.kind == "count":
-        raise Malformed(f"Column {feature.name} is a number and has no levels to count.", "Ask for its histogram.")
-    low, high = feature.bounds
-    low = max(low, feature.center - CLIP_DEVIATIONS * feature.scale)
-    high = min(high, feature.center + CLIP_DEVIATIONS * feature.scale)
+        raise Malformed(f"Column {statistic.column} is a number and has no levels to count.", "Ask for its histogram.")
+    low = max(bounds[0], center - CLIP_DEVIATIONS * scale)
+    high = min(bounds[1], center + CLIP_DEVIATIONS * scale)
     if not low < high:
-        raise Malformed(f"Column {feature.name} has one value for training.", "Correct its centre and scale.")
+        raise Malformed(f"Column {statistic.column} has one value for training.", "Correct its centre and scale.")
     edges: tuple[float, ...] = ()
     if statistic.kind != "mean":
         if statistic.bins is None:
-            raise Malformed(f"The {statistic.kind} of {feature.name} needs bins.", f"Give 2 to {MAX_BINS} bins.")
+            raise Malformed(
+                f"The {statistic.kind} of {statistic.column} needs bins.", f"Give 2 to {MAX_BINS} bins."
+            )
         edges = tuple(low + (high - low) * part / statistic.bins for part in range(statistic.bins + 1))
     return Resolved(
         kind=statistic.kind,
         start=start,
         inputs=1,
-        scale=feature.scale * math.sqrt(schema.width),
-        center=feature.center,
+        scale=unscaled,
+        center=center,
         low=low,
         high=high,
         edges=edges,

@@ -49,7 +49,7 @@ WITNESS_SECONDS = 1.0
 IDLE_FACTOR = 2.0
 RENEWAL_SECONDS = 300.0
 LONGEST_BACKOFF = 30.0
-ENDED = frozenset({"denied", "candidate", "failed", "stopped"})
+ENDED = frozenset({"denied", "candidate", "completed", "failed", "stopped"})
 _log = structlog.get_logger()
 
 

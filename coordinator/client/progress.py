@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 POLL_SECONDS = 0.5
-ENDED = frozenset({"candidate", "failed", "stopped"})
+ENDED = frozenset({"candidate", "completed", "failed", "stopped"})
 
 
 def watch(fetch: Callable[[], dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def progress_line(document: dict[str, Any]) -> str:
         granted = [site["name"] for site in document["sites"] if site["answer"] == "grant"]
         return f"keys: {len(joined)} of {len(granted)} sites have joined{': ' + ', '.join(joined) if joined else ''}"
     latest = done["latest"]
-    norm = f", norm of the noisy mean {latest['norm']:.4g}" if latest else ""
+    norm = f", norm of the noisy mean {latest['norm']:.4g}" if latest and latest["norm"] is not None else ""
     return (
         f"{state}: round {done['committed']} of {done['planned']}, epsilon {spent:.4f} of "
         f"{document['epsilon']:.4f}{norm}"

@@ -28,7 +28,7 @@ from coordinator.rounds.states import (
     Progress,
     next_action,
 )
-from coordinator.studies.plan import build_plan, plan_digest
+from coordinator.studies.plan import Papers, build_plan, plan_digest
 from privacy.entropy import Entropy, Float64, KeyStream
 from privacy.federated.local_training import LocalTraining, delta_without_noise, local_delta
 from privacy.local.contribution import clipped_gradient_sum, private_gradient_sum, score_histogram
@@ -116,17 +116,16 @@ def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> St
         )
         for name in spec.invited
     )
-    return build_plan(
-        spec,
+    papers = Papers(
         proposal_digest=sha256_hex(b"simulation"),
         submitter="simulation",
         sites=sites,
-        approvers=(),
         packs={},
         witness_policy={},
         coordinator=_key("coordinator"),
         created_at=_NO_TIME,
     )
+    return build_plan(spec, papers, ())
 
 
 def _key(name: str) -> str:

@@ -17,7 +17,7 @@ from coordinator.releases.repository import ReleaseRepository, vote_of
 from coordinator.releases.states import ReleaseState, Vote, admit, move, outcome
 from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseVote
 from coordinator.rounds.repository import CandidateRepository
-from coordinator.studies.repository import StudyRepository, plan_of
+from coordinator.studies.repository import StudyRepository, training_plan_of
 from protocol.audit_event import EventType
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.envelope import Envelope, open_json
@@ -47,7 +47,7 @@ def draft(
         raise Conflict(f"Study {study} already has a release.", "See `cloister release list`.")
     if row.plan is None:
         raise Conflict(f"Study {study} has no plan.", "See `cloister study status`.")
-    plan = plan_of(row)
+    plan = training_plan_of(row)
     epsilon = EpsilonStatement.model_validate_json(candidate.epsilon)
     evaluation = read_report(candidate.evaluation)
     files = model_files(plan, candidate.weights, epsilon, evaluation, intended_use=intended_use, use_mode=use_mode)

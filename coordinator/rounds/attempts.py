@@ -20,10 +20,10 @@ from privacy.secagg.refusals import Refused
 from privacy.secagg.server import SecureSum
 from protocol.canonical import digest, parse, sha256_hex
 from protocol.envelope import Envelope, seal
+from protocol.plan import Plan
 from protocol.plan import SecureSum as PlannedSum
 from protocol.round import ROUND_REQUEST_TYPE, Contribution, Packet, RoundRequest
 from protocol.signing import SigningKey, VerifyingKey
-from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
 
 CLOCK_SKEW_SECONDS = 5
@@ -75,7 +75,7 @@ class Intake:
     uploads: where the chunks of a contribution lie that came in chunks; without it none is taken.
     """
 
-    def __init__(self, request: RoundRequest, plan: StudyPlan, uploads: Chunks | None = None) -> None:
+    def __init__(self, request: RoundRequest, plan: Plan, uploads: Chunks | None = None) -> None:
         self._request = request
         self._plan = plan
         self._uploads = uploads

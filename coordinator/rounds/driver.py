@@ -20,6 +20,7 @@ from coordinator.database import reading, transaction
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.contributions import WORD_BYTES
 from coordinator.rounds.exchange import Exchange
+from coordinator.rounds.exploration_work import ExplorationWork
 from coordinator.rounds.gates import LogWatch, RoundGates
 from coordinator.rounds.journal import Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
@@ -48,6 +49,7 @@ from policies.packs import Policy
 from privacy.errors import PrivacyError
 from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
+from protocol.exploration import ExplorationPlan
 from protocol.round import ROUND_KINDS, Phase
 from protocol.timestamp import timestamp
 
@@ -330,4 +332,7 @@ class RoundDriver:
 
 def work_of(running: Running, journal: Journal, now: Callable[[], str]) -> Work:
     """What this kind of study does with its rounds."""
-    return TrainingWork(running.plan, running.plan_digest, journal, now)
+    plan = running.plan
+    if isinstance(plan, ExplorationPlan):
+        return ExplorationWork(plan, running.plan_digest, journal, now)
+    return TrainingWork(plan, running.plan_digest, journal, now)

@@ -33,6 +33,7 @@ from protocol.evaluation import (
     kind_of,
     residual_limit,
 )
+from protocol.plan import Plan
 from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
 
@@ -50,7 +51,7 @@ class Evidence:
     rounds_digest: str
     report: EvaluationReport
     histogram: Float64
-    earlier: tuple[StudyPlan, ...]
+    earlier: tuple[Plan, ...]
     created_at: str
 
 
@@ -171,7 +172,7 @@ def evaluation_epsilon(plan: StudyPlan) -> float | None:
     return repeated_gaussian_epsilon(plan.evaluation_multiplier, spec.evaluation.attempts, spec.privacy.delta)
 
 
-def cohort_to_date(plans: Iterable[StudyPlan], sites: tuple[str, ...]) -> dict[str, float]:
+def cohort_to_date(plans: Iterable[Plan], sites: tuple[str, ...]) -> dict[str, float]:
     """Per site the sum of epsilon over these studies of this coordinator, each at all its steps (basic composition).
 
     It is an upper bound for any patient who trains at the site; the site's own ledger goes by patient and also knows

@@ -17,7 +17,7 @@ from policies.evaluation import evaluate
 from policies.findings import Decision
 from policies.packs import Pack, Policy, Rule
 from policies.study_facts import document_facts
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 
 _KNOWN = ("plan.", "study.", "audit.", "round.number", "round.participants")
 
@@ -33,13 +33,13 @@ class LogWatch(Protocol):
 class RoundGates:
     """One study's gates, compiled."""
 
-    plan: StudyPlan
+    plan: AnyPlan
     plan_digest: str
     policy: Policy
     coordinator_packs: tuple[Pack, ...]
 
     @classmethod
-    def of(cls, plan: StudyPlan, plan_digest: str, policy: Policy) -> RoundGates:
+    def of(cls, plan: AnyPlan, plan_digest: str, policy: Policy) -> RoundGates:
         """Choose the rules of the round gate that the coordinator can judge."""
         return cls(plan, plan_digest, policy, tuple(_coordinators_part(pack) for pack in policy.packs))
 

@@ -23,7 +23,7 @@ from policies.findings import Decision, reasons
 from protocol.audit_event import EventType
 from protocol.canonical import digest
 from protocol.evaluation import EvaluationReport
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 from protocol.timestamp import moment, timestamp
 
 
@@ -32,7 +32,7 @@ class Running:
     """What stays the same while a study runs. curve: (steps, epsilon), rising."""
 
     study: str
-    plan: StudyPlan
+    plan: AnyPlan
     plan_digest: str
     granted: tuple[str, ...]
     curve: tuple[tuple[int, float], ...]
@@ -104,7 +104,7 @@ class Journal:
             excluded=json.dumps(excluded),
             norm=committed.norm,
             model_digest=committed.model_after,
-            epsilon=self._epsilon(after),
+            epsilon=self._spent(after),
             seconds=max(0.0, seconds if committed.seconds is None else committed.seconds),
             committed_at=timestamp(now),
         )
@@ -162,17 +162,32 @@ class Journal:
             session,
             EventType.STUDY_STOPPED,
             numbers={
-                "epsilon": self._epsilon(progress),
-                "rounds": progress.done(TRAIN),
-                "attempts": progress.steps(TRAIN),
+                "epsilon": self._spent(progress),
+                "rounds": sum(progress.done(phase) for phase in self._running.design.on_training),
+                "attempts": sum(progress.steps(phase) for phase in self._running.design.on_training),
             },
             labels={"state": StudyState.FAILED.value, "reason": code.value},
             groups={"excluded": _with_codes(excluded)},
         )
 
-    def _epsilon(self, progress: Progress) -> float:
-        """What the attempts so far have cost: each is all its noisy steps."""
-        return spent(self._running.curve, progress.steps(TRAIN) * self._running.plan.steps_of(TRAIN))
+    def explored(self, session: Session, result_digest: str, after: Progress) -> None:
+        """exploration.completed: the digest of what the researcher reads; no number of it."""
+        phases = self._running.design.on_training
+        self._append(
+            session,
+            EventType.EXPLORATION_COMPLETED,
+            digests={"result": result_digest},
+            numbers={
+                "epsilon": self._running.plan.epsilon,
+                "rounds": sum(after.done(phase) for phase in phases),
+                "attempts": sum(after.steps(phase) for phase in phases),
+            },
+        )
+
+    def _spent(self, progress: Progress) -> float:
+        """Epsilon of all steps so far that the patients who train pay for: each attempt is all its noisy steps."""
+        plan, phases = self._running.plan, self._running.design.on_training
+        return spent(self._running.curve, sum(progress.steps(phase) * plan.steps_of(phase) for phase in phases))
 
     def _append(
         self,

@@ -17,6 +17,7 @@ from coordinator.rounds.exchange import Exchange, Kind, Unreached
 from protocol.canonical import digest, parse, sha256_hex
 from protocol.envelope import Envelope, open_envelope, seal
 from protocol.errors import BadSignature, CloisterError, Malformed
+from protocol.plan import Plan
 from protocol.round import (
     KEY_ADVERT_TYPE,
     KEY_ENCAPSULATION_TYPE,
@@ -30,7 +31,6 @@ from protocol.round import (
     envelopes_to_body,
 )
 from protocol.signing import SigningKey, VerifyingKey
-from protocol.study import StudyPlan
 
 Step = Literal["advertise", "encapsulate", "establish"]
 STEPS: tuple[tuple[Step, Kind, str], ...] = (
@@ -60,7 +60,7 @@ class KeySetupRun:
     """One study's key set-up with a fixed cohort."""
 
     study: str
-    plan: StudyPlan
+    plan: Plan
     plan_digest: str
     cohort: tuple[str, ...]
     signer: SigningKey

@@ -14,11 +14,20 @@ from coordinator.database import one_row
 from coordinator.errors import Conflict, NotFound
 from coordinator.rounds.optimiser import ModelPoint, from_bytes, to_bytes
 from coordinator.rounds.states import Attempt, AttemptStatus, Progress, replay
-from coordinator.rounds.tables import Candidate, KeySetup, ModelState, RoundAttempt, StudyRound
+from coordinator.rounds.tables import (
+    Candidate,
+    ExplorationRecord,
+    KeySetup,
+    ModelState,
+    NoisedSum,
+    RoundAttempt,
+    StudyRound,
+)
 from coordinator.studies.repository import StudyRepository, plan_of
+from privacy.entropy import Float64
 from protocol.canonical import digest
 from protocol.round import Phase, phase_named
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 
 
 class AnotherDriver(Conflict):
@@ -192,19 +201,45 @@ class RoundRepository:
         return list(self._session.exec(query.order_by(col(StudyRound.phase).desc(), col(StudyRound.round))))
 
     def latest_round(self, study: str) -> StudyRound | None:
-        """The training round that was committed last."""
-        query = select(StudyRound).where(col(StudyRound.study) == study, col(StudyRound.phase) == "train")
-        return self._session.exec(query.order_by(col(StudyRound.round).desc()).limit(1)).first()
+        """The round that was committed last, evaluations apart."""
+        query = select(StudyRound).where(col(StudyRound.study) == study, col(StudyRound.phase) != "evaluate")
+        order = col(StudyRound.committed_at).desc(), col(StudyRound.phase), col(StudyRound.round).desc()
+        return self._session.exec(query.order_by(*order).limit(1)).first()
 
     def rounds_digest(self, study: str) -> str:
         """SHA-256 over the canonical list of the committed rounds' records."""
         return digest([round_record(row) for row in self.rounds(study)])
 
-    def other_trained_plans(self, study: str) -> tuple[StudyPlan, ...]:
-        """The plans of the other studies in which a training attempt was made."""
+    def other_trained_plans(self, study: str) -> tuple[AnyPlan, ...]:
+        """The plans of the other studies in which an attempt was made, explorations among them."""
         query = select(RoundAttempt.study).where(col(RoundAttempt.study) != study).distinct()
         studies = StudyRepository(self._session)
         return tuple(plan_of(studies.get(other)) for other in self._session.exec(query.order_by(RoundAttempt.study)))
+
+    def keep_sum(
+        self, study: str, phase: Phase, round_number: int, contributed: tuple[str, ...], total: Float64
+    ) -> None:
+        """Store an exploration's noised sum, once. AnotherDriver where it is stored already."""
+        row = NoisedSum(
+            study=study, phase=phase, round=round_number, contributed=json.dumps(contributed), total=to_bytes(total)
+        )
+        self._session.add(row)
+        self._flush(study)
+
+    def sums(self, study: str, phase: Phase) -> list[tuple[tuple[str, ...], Float64]]:
+        """(who contributed, the noised sum) of each committed round of an exploration's phase, in order."""
+        query = select(NoisedSum).where(col(NoisedSum.study) == study, col(NoisedSum.phase) == phase)
+        rows = self._session.exec(query.order_by(col(NoisedSum.round)))
+        return [(tuple(json.loads(row.contributed)), from_bytes(row.total)) for row in rows]
+
+    def add_result(self, row: ExplorationRecord) -> None:
+        """Store what an exploration found, once."""
+        self._session.add(row)
+        self._flush(row.study)
+
+    def result(self, study: str) -> ExplorationRecord | None:
+        """What the exploration found, once it is completed."""
+        return self._session.get(ExplorationRecord, study)
 
     def add_candidate(self, row: Candidate) -> None:
         """Store the candidate, once."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from protocol.plan import Stage
+from protocol.plan import Plan, Stage
 from protocol.round import Phase
-from protocol.study import StudyPlan
 
 TRAIN: Phase = "train"
 EVALUATE: Phase = "evaluate"
@@ -52,7 +51,7 @@ class Design:
     evaluators: tuple[str, ...]
 
     @classmethod
-    def of(cls, plan: StudyPlan) -> Design:
+    def of(cls, plan: Plan) -> Design:
         """From a study's plan."""
         return cls(
             stages=plan.stages,
@@ -60,6 +59,11 @@ class Design:
             minimum_sites=plan.spec.minimum_sites,
             evaluators=tuple(site.name for site in plan.sites if site.held_out > 0),
         )
+
+    @property
+    def on_training(self) -> tuple[Phase, ...]:
+        """The phases whose steps the patients who train pay for, in order."""
+        return tuple(dict.fromkeys(stage.phase for stage in self.stages if not stage.held_out))
 
     def rounds(self, phase: Phase) -> int:
         """The rounds of all stages of the phase."""

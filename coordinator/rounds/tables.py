@@ -79,6 +79,30 @@ class ModelState(Table, table=True):
     digest: str
 
 
+class NoisedSum(Table, table=True):
+    """The sum of one committed round of an exploration, noised as the plan has it. total: float64, little-endian. The
+    centres of the next round follow from these sums and the plan alone."""
+
+    __tablename__ = "noised_sum"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    phase: str = Field(primary_key=True)
+    round: int = Field(primary_key=True)
+    contributed: str
+    total: bytes = Field(sa_type=LargeBinary)
+
+
+class ExplorationRecord(Table, table=True):
+    """What an exploration found: a `protocol.exploration.ExplorationResult` as canonical JSON, and its digest."""
+
+    __tablename__ = "exploration"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    result: str
+    result_digest: str
+    completed_at: str
+
+
 class Candidate(Table, table=True):
     """What the rounds came to: the weights a release is made of, and the evidence that goes with them (JSON)."""
 

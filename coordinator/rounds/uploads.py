@@ -27,9 +27,9 @@ from privacy.secagg.refusals import Refused as SecAggRefused
 from protocol.canonical import parse
 from protocol.errors import Malformed
 from protocol.errors import Refused as Declined
+from protocol.plan import Plan
 from protocol.round import MAX_CHUNK, Contribution, Packet, RoundRequest
 from protocol.signing import VerifyingKey
-from protocol.study import StudyPlan
 
 MOST_CHUNKS = 4096
 """Of one contribution: as many files. 4 GiB in the chunks that sites send."""
@@ -172,7 +172,7 @@ def _claimed(data: bytes) -> Contribution:
         raise Malformed("The packet holds no contribution.", "Send the bytes that the site has stored.") from None
 
 
-def _verified(data: bytes, request: RoundRequest, plan: StudyPlan, site: str) -> Offered:
+def _verified(data: bytes, request: RoundRequest, plan: Plan, site: str) -> Offered:
     length = plan.secure_sum(request.phase, request.cohort).length
     try:
         key = VerifyingKey.from_text(plan.site(site).identity)

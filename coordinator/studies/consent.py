@@ -14,8 +14,8 @@ from protocol.audit_event import EventType
 from protocol.consent import CONSENT_TYPE, Consent
 from protocol.envelope import Envelope, open_json
 from protocol.errors import Malformed, Refused
+from protocol.plan import Plan
 from protocol.signing import VerifyingKey
-from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
 
 
@@ -80,7 +80,7 @@ def answer(session: Session, appliance: Appliance, site: str, study: str, data: 
     return standing.state
 
 
-def _read(data: bytes, plan: StudyPlan, site: str) -> Consent:
+def _read(data: bytes, plan: Plan, site: str) -> Consent:
     if site not in plan.names:
         raise Refused(f"{site} is not in this study's plan.", "Answer only plans that name this site.")
     key = VerifyingKey.from_text(plan.site(site).identity)
@@ -92,7 +92,7 @@ def _read(data: bytes, plan: StudyPlan, site: str) -> Consent:
         raise Malformed("The consent does not have the agreed form.", "Update the site to the same version.") from None
 
 
-def _require_match(consent: Consent, row: Study, plan: StudyPlan, site: str) -> None:
+def _require_match(consent: Consent, row: Study, plan: Plan, site: str) -> None:
     if consent.site != site or consent.study != row.id:
         raise Refused("The consent is another site's or another study's.", "Send this site's own answer to this study.")
     if consent.plan_digest != row.plan_digest or consent.spec_digest != plan.spec_digest:

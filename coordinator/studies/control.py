@@ -31,8 +31,8 @@ from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
 from protocol.envelope import Envelope, open_json
 from protocol.errors import Malformed, Refused
 from protocol.identifiers import Role
+from protocol.plan import Plan
 from protocol.signing import VerifyingKey
-from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
 
 _MAY_STOP = frozenset({Role.ADMINISTRATOR.value, Role.COMPLIANCE_OFFICER.value})
@@ -117,7 +117,10 @@ def start(session: Session, appliance: Appliance, person: Person, study: str) ->
         actor=person_label(appliance, person.name),
         subject=study,
         digests={"plan": row.plan_digest or ""},
-        numbers={"rounds": plan.spec.training.rounds, "retries": plan.spec.privacy.retries},
+        numbers={
+            "rounds": sum(stage.rounds for stage in plan.stages if not stage.held_out),
+            "retries": plan.spec.privacy.retries,
+        },
         groups={"cohort": members},
     )
     return StudyState.KEYS
@@ -152,7 +155,7 @@ def _stop(session: Session, appliance: Appliance, row: Study, person: Person, re
     )
 
 
-def _read(data: bytes, plan: StudyPlan, person: Person) -> PlanApproval:
+def _read(data: bytes, plan: Plan, person: Person) -> PlanApproval:
     planned = next((approver for approver in plan.approvers if approver.person == person.name), None)
     if planned is None:
         raise Refused(f"{person.name} is not an approver of this plan.", "Ask one of the plan's approvers.")

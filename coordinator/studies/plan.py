@@ -15,8 +15,8 @@ from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
 from protocol.dataset import DatasetSchema
 from protocol.errors import CloisterError
-from protocol.plan import PlannedApprover, PlannedSite
-from protocol.proposal import MINIMUM_CELL
+from protocol.plan import Plan, PlannedApprover, PlannedSite
+from protocol.proposal import MINIMUM_CELL, Proposal
 from protocol.study import StudyPlan, StudySpec
 
 APPROVER_ROLES = ("compliance_officer", "clinical_lead")
@@ -117,14 +117,15 @@ def spent(curve: Sequence[tuple[int, float]], steps: int) -> float:
 
 
 def planned_sites(
-    spec: StudySpec, enrolled: Mapping[str, EnrolledSite], datasets: Sequence[RegisteredDataset]
+    spec: Proposal, enrolled: Mapping[str, EnrolledSite], datasets: Sequence[RegisteredDataset]
 ) -> tuple[PlannedSite, ...]:
     """The invited sites under their pinned keys with the counts of the snapshot they registered for this schema.
 
     Raises PlanRefused naming every site that is not enrolled, has no such dataset, or too few patients.
     """
     wanted = schema_digest(spec.dataset)
-    absent = [name for name in {*spec.invited, *spec.recipients} if name not in enrolled]
+    recipients = spec.recipients if isinstance(spec, StudySpec) else ()
+    absent = [name for name in {*spec.invited, *recipients} if name not in enrolled]
     if absent:
         raise PlanRefused(
             f"Not enrolled here: {', '.join(sorted(absent))}.",
@@ -144,7 +145,7 @@ def planned_sites(
             f"Not more than {MINIMUM_CELL} patients at {', '.join(small)}.", "Leave these sites out of the study."
         )
     evaluators = [name for name in spec.invited if latest[name].held_out > 0]
-    if len(evaluators) < spec.minimum_sites:
+    if isinstance(spec, StudySpec) and len(evaluators) < spec.minimum_sites:
         raise PlanRefused(
             f"Only {len(evaluators)} of the invited sites hold patients out for evaluation; minimum_sites is "
             f"{spec.minimum_sites}.",
@@ -163,7 +164,7 @@ def planned_sites(
     )
 
 
-def require_plausible(spec: StudySpec, sites: Sequence[PlannedSite]) -> None:
+def require_plausible(spec: Proposal, sites: Sequence[PlannedSite]) -> None:
     """Raises PlanRefused where delta is not below one in all the patients of the plan."""
     patients = sum(site.patients for site in sites)
     if spec.privacy.delta >= 1 / patients:
@@ -174,14 +175,25 @@ def require_plausible(spec: StudySpec, sites: Sequence[PlannedSite]) -> None:
         )
 
 
+def require_worst_case(spec: Proposal, epsilon_worst_site: float) -> None:
+    """Raises PlanRefused where a site's worst case is above what the spec allows."""
+    limit = spec.privacy.epsilon_worst_site
+    if limit is not None and epsilon_worst_site > limit:
+        raise PlanRefused(
+            f"A site's worst case is epsilon {epsilon_worst_site:.3g}; the spec allows {limit:g}.",
+            "Lower privacy.epsilon, tolerate fewer drop-outs, or raise privacy.epsilon_worst_site.",
+        )
+
+
+def able_approvers(people: Sequence[PlannedApprover], submitter: str) -> tuple[PlannedApprover, ...]:
+    """Everybody whose signature can count, by name."""
+    able = (person for person in people if person.role in APPROVER_ROLES and person.person != submitter)
+    return tuple(sorted(able, key=lambda person: person.person))
+
+
 def planned_approvers(people: Sequence[PlannedApprover], submitter: str) -> tuple[PlannedApprover, ...]:
     """Everybody whose signature can count at release. Raises PlanRefused where one of the two roles has nobody."""
-    approvers = tuple(
-        sorted(
-            (person for person in people if person.role in APPROVER_ROLES and person.person != submitter),
-            key=lambda person: person.person,
-        )
-    )
+    approvers = able_approvers(people, submitter)
     missing = [role for role in APPROVER_ROLES if role not in {approver.role for approver in approvers}]
     if missing:
         raise PlanRefused(
@@ -192,47 +204,38 @@ def planned_approvers(people: Sequence[PlannedApprover], submitter: str) -> tupl
     return approvers
 
 
-def build_plan(
-    spec: StudySpec,
-    *,
-    proposal_digest: str,
-    submitter: str,
-    sites: tuple[PlannedSite, ...],
-    approvers: tuple[PlannedApprover, ...],
-    packs: Mapping[str, str],
-    witness_policy: Mapping[str, Any],
-    coordinator: str,
-    created_at: str,
-) -> StudyPlan:
+@dataclass(frozen=True)
+class Papers:
+    """What goes into a plan of any kind beside the spec and the noise."""
+
+    proposal_digest: str
+    submitter: str
+    sites: tuple[PlannedSite, ...]
+    packs: dict[str, str]
+    witness_policy: dict[str, Any]
+    coordinator: str
+    created_at: str
+
+
+def build_plan(spec: StudySpec, papers: Papers, approvers: tuple[PlannedApprover, ...]) -> StudyPlan:
     """The plan. Raises PlanRefused where the noise cannot keep every bound that the spec sets."""
-    require_plausible(spec, sites)
+    require_plausible(spec, papers.sites)
     check_bins(spec.evaluation.bins)
-    calibration = calibrate(spec, len(sites))
-    limit = spec.privacy.epsilon_worst_site
-    if limit is not None and calibration.epsilon_worst_site > limit:
-        raise PlanRefused(
-            f"A site's worst case is epsilon {calibration.epsilon_worst_site:.3g}; the spec allows {limit:g}.",
-            "Lower privacy.epsilon, tolerate fewer drop-outs, or raise privacy.epsilon_worst_site.",
-        )
+    calibration = calibrate(spec, len(papers.sites))
+    require_worst_case(spec, calibration.epsilon_worst_site)
     return StudyPlan(
         spec=spec,
         spec_digest=digest(spec.model_dump(mode="json")),
-        proposal_digest=proposal_digest,
-        submitter=submitter,
-        sites=sites,
         approvers=approvers,
         noise_multiplier=calibration.noise_multiplier,
         evaluation_multiplier=calibration.evaluation_multiplier,
         epsilon=calibration.epsilon,
         epsilon_worst_site=calibration.epsilon_worst_site,
         epsilon_evaluation_worst_site=calibration.epsilon_evaluation_worst_site,
-        packs=dict(packs),
-        witness_policy=dict(witness_policy),
-        coordinator=coordinator,
-        created_at=created_at,
+        **vars(papers),
     )
 
 
-def plan_digest(plan: StudyPlan) -> str:
+def plan_digest(plan: Plan) -> str:
     """SHA-256 over the plan's canonical form: what sites consent to."""
     return digest(plan.model_dump(mode="json"))

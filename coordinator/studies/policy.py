@@ -9,7 +9,7 @@ from typing import Any
 
 from policies.packs import Policy, builtin_policy
 from policies.study_facts import document_facts
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 
 
 @cache
@@ -24,7 +24,7 @@ def pack_digests(policy: Policy) -> dict[str, str]:
 
 
 def proposal_facts(
-    plan: StudyPlan, plan_digest: str, *, approvals: Sequence[dict[str, str]] = (), append_ok: bool
+    plan: AnyPlan, plan_digest: str, *, approvals: Sequence[dict[str, str]] = (), append_ok: bool
 ) -> dict[str, Any]:
     """Facts of the proposal gate. approvals: those over this plan whose signatures were verified.
 

@@ -17,10 +17,13 @@ from coordinator.errors import Conflict, Unavailable
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
+from coordinator.studies.exploration_plan import build_exploration_plan, exploration_forecast
 from coordinator.studies.plan import (
     EnrolledSite,
+    Papers,
     PlanRefused,
     RegisteredDataset,
+    able_approvers,
     build_plan,
     forecast,
     plan_digest,
@@ -42,10 +45,12 @@ from protocol.consent import PLAN_TYPE, PROPOSAL_TYPE
 from protocol.envelope import Envelope, open_json
 from protocol.envelope import seal as sign
 from protocol.errors import Malformed, Refused
+from protocol.exploration import ExplorationPlan, ExplorationSpec
 from protocol.identifiers import Role
 from protocol.plan import PlannedApprover
+from protocol.proposal import Proposal
 from protocol.signing import VerifyingKey
-from protocol.study import StudyPlan, StudySpec
+from protocol.study_kind import AnyPlan, AnySpec, spec_from
 from protocol.timestamp import timestamp
 
 
@@ -65,12 +70,12 @@ class Proposed:
     """What came of a proposal. plan: also where the gate is shut, for a dry run."""
 
     decision: Decision
-    plan: StudyPlan
+    plan: AnyPlan
     plan_digest: str
     state: StudyState
 
 
-def read_proposal(data: bytes, person: Person) -> tuple[StudySpec, str]:
+def read_proposal(data: bytes, person: Person) -> tuple[AnySpec, str]:
     """The spec that this person signed, and the digest of the signed bytes.
 
     Raises Malformed with every field that is wrong, BadSignature.
@@ -79,9 +84,9 @@ def read_proposal(data: bytes, person: Person) -> tuple[StudySpec, str]:
         raise Refused(f"{person.name} has no registered key.", "Run `cloister login` with a new invitation.")
     key = VerifyingKey.from_text(person.key)
     envelope = Envelope.from_bytes(data, limit=2 * PLAN_LIMIT)
-    open_json(envelope, PROPOSAL_TYPE, {key.key_id: key}, limit=PLAN_LIMIT)
+    document, _ = open_json(envelope, PROPOSAL_TYPE, {key.key_id: key}, limit=PLAN_LIMIT)
     try:
-        return StudySpec.model_validate_json(envelope.payload), sha256_hex(data)
+        return spec_from(document), sha256_hex(data)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
@@ -94,7 +99,7 @@ def read_proposal(data: bytes, person: Person) -> tuple[StudySpec, str]:
 
 def prepare(
     session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes
-) -> tuple[StudyPlan, str]:
+) -> tuple[AnyPlan, str]:
     """The plan that the proposal would become, and its digest. Nothing is stored.
 
     Raises Conflict for a name that is taken, PlanRefused, PrivacyError, Unavailable before any site witnesses the log.
@@ -110,24 +115,29 @@ def prepare(
         site.name: EnrolledSite(site.name, site.identity) for site in sites.active() if site.identity is not None
     }
     try:
-        plan = build_plan(
-            spec,
+        papers = Papers(
             proposal_digest=proposal_digest,
             submitter=person.name,
             sites=planned_sites(spec, enrolled, _registered(sites, spec)),
-            approvers=planned_approvers(_approvers(session), person.name),
             packs=pack_digests(policy),
             witness_policy=witnesses.to_document(),
             coordinator=appliance.keys.coordinator.public.text,
             created_at=timestamp(appliance.clock()),
         )
+        plan = _plan(spec, papers, _approvers(session))
     except PrivacyError as error:
         raise PlanRefused(error.message, error.remedy) from error
     return plan, plan_digest(plan)
 
 
+def _plan(spec: AnySpec, papers: Papers, people: Sequence[PlannedApprover]) -> AnyPlan:
+    if isinstance(spec, ExplorationSpec):
+        return build_exploration_plan(spec, papers, able_approvers(people, papers.submitter))
+    return build_plan(spec, papers, planned_approvers(people, papers.submitter))
+
+
 def propose(
-    session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes, prepared: tuple[StudyPlan, str]
+    session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes, prepared: tuple[AnyPlan, str]
 ) -> Proposed:
     """Decide at the proposal gate and keep the outcome, in the caller's transaction.
 
@@ -196,11 +206,17 @@ def propose(
                 plan=sign(PLAN_TYPE, plan.model_dump(mode="json"), appliance.keys.coordinator).to_bytes(),
                 plan_digest=its_digest,
                 decision=json.dumps(document),
-                forecast=json.dumps(forecast(spec, plan.noise_multiplier)),
+                forecast=json.dumps(_forecast(plan)),
                 proposed_at=now,
             )
         )
     return Proposed(decision, plan, its_digest, state)
+
+
+def _forecast(plan: AnyPlan) -> tuple[tuple[int, float], ...]:
+    if isinstance(plan, ExplorationPlan):
+        return exploration_forecast(plan.spec, plan.noise_multiplier)
+    return forecast(plan.spec, plan.noise_multiplier)
 
 
 def state_of(decision: Decision) -> StudyState:
@@ -218,7 +234,7 @@ def _packs(decision: Decision) -> dict[str, str]:
     return {f"pack_{name.replace('-', '_')}": value for name, value in decision.pack_digests.items()}
 
 
-def _registered(sites: SiteRepository, spec: StudySpec) -> list[RegisteredDataset]:
+def _registered(sites: SiteRepository, spec: Proposal) -> list[RegisteredDataset]:
     rows = sorted(sites.datasets(schema_digest(spec.dataset)), key=lambda row: row.registered_at)
     return [RegisteredDataset(row.site, row.schema_digest, row.snapshot, row.patients, row.held_out) for row in rows]
 

@@ -15,6 +15,7 @@ from coordinator.studies.tables import DeniedProposal, PlanApprovalRecord, Study
 from protocol.canonical import parse
 from protocol.envelope import Envelope
 from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan, plan_from
 
 PLAN_LIMIT = 4 << 20
 """Bytes of a plan: a schema of thousands of columns stands in it whole."""
@@ -120,12 +121,23 @@ class StudyRepository:
         return [row for row in self.all() if row.plan is not None and site in plan_of(row).names]
 
 
-def plan_of(row: Study) -> StudyPlan:
+def plan_of(row: Study) -> AnyPlan:
     """The plan in the study's own signed envelope. NotFound where there is none."""
     if row.plan is None:
         raise NotFound(f"Study {row.id} has no plan.", "Look at its decision with `cloister study status`.")
     payload = Envelope.from_bytes(row.plan, limit=2 * PLAN_LIMIT).payload
-    return StudyPlan.model_validate(parse(payload, limit=PLAN_LIMIT))
+    return plan_from(parse(payload, limit=PLAN_LIMIT))
+
+
+def training_plan_of(row: Study) -> StudyPlan:
+    """Its plan, of a study that trains. NotFound where there is none, Conflict for an exploration."""
+    plan = plan_of(row)
+    if not isinstance(plan, StudyPlan):
+        raise Conflict(
+            f"{row.id} is an exploration: it trains no model that could be released.",
+            "Read what it found with `cloister study results`.",
+        )
+    return plan
 
 
 def forecast_of(row: Study) -> list[tuple[int, float]]:

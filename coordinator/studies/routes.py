@@ -20,6 +20,7 @@ from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import ACTIVE, StudyState, cohort
 from policies.evaluation import evaluate
 from protocol.identifiers import Role
+from protocol.study import StudyPlan
 
 router = APIRouter(prefix="/v1", tags=["studies"])
 _Researcher = Annotated[Person, Depends(current_person(Role.RESEARCHER))]
@@ -57,13 +58,14 @@ def _proposed(proposed: Proposed) -> dict[str, Any]:
     plan = proposed.plan
     return {
         "study": plan.spec.study,
+        "kind": plan.spec.kind,
         "state": proposed.state.value,
         "plan_digest": proposed.plan_digest,
         "decision": proposed.decision.to_dict(),
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": plan.epsilon,
         "epsilon_worst_site": plan.epsilon_worst_site,
-        "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site,
+        "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None,
         "sites": [{"name": site.name, "patients": site.patients, "held_out": site.held_out} for site in plan.sites],
     }
 
@@ -98,6 +100,14 @@ def get_rounds(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[st
     with reading(appliance.engine) as session:
         StudyRepository(session).get(study)
         return views.round_records(session, study)
+
+
+@router.get("/studies/{study}/results")
+def get_results(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+    """What an exploration found."""
+    del person
+    with reading(appliance.engine) as session:
+        return views.results(session, study)
 
 
 @router.post("/studies/{study}/approvals", status_code=201)

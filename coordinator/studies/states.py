@@ -1,7 +1,8 @@
 """The life of a study, as pure transitions.
 
 A proposal is denied, or held while an approval is owed; then consenting -> ready -> keys -> running -> evaluating ->
-candidate, or failed (the rounds could not go on) or stopped (a person, a refusal or a withdrawn consent ended it).
+candidate, or failed (the rounds could not go on) or stopped (a person, a refusal or a withdrawn consent ended it). An
+exploration goes from running to completed.
 """
 
 from __future__ import annotations
@@ -27,19 +28,24 @@ class StudyState(StrEnum):
     RUNNING = "running"
     EVALUATING = "evaluating"
     CANDIDATE = "candidate"
+    COMPLETED = "completed"
     FAILED = "failed"
     STOPPED = "stopped"
 
 
 ACTIVE = frozenset({StudyState.KEYS, StudyState.RUNNING, StudyState.EVALUATING})
 """A driver is at work."""
-ENDED = frozenset({StudyState.DENIED, StudyState.CANDIDATE, StudyState.FAILED, StudyState.STOPPED})
+ENDED = frozenset(
+    {StudyState.DENIED, StudyState.CANDIDATE, StudyState.COMPLETED, StudyState.FAILED, StudyState.STOPPED}
+)
 _ONWARD: Mapping[StudyState, frozenset[StudyState]] = {
     StudyState.HELD: frozenset({StudyState.CONSENTING, StudyState.STOPPED}),
     StudyState.READY: frozenset({StudyState.CONSENTING, StudyState.KEYS, StudyState.STOPPED}),
     StudyState.CONSENTING: frozenset({StudyState.READY, StudyState.STOPPED}),
     StudyState.KEYS: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.STOPPED}),
-    StudyState.RUNNING: frozenset({StudyState.EVALUATING, StudyState.FAILED, StudyState.STOPPED}),
+    StudyState.RUNNING: frozenset(
+        {StudyState.EVALUATING, StudyState.COMPLETED, StudyState.FAILED, StudyState.STOPPED}
+    ),
     StudyState.EVALUATING: frozenset({StudyState.CANDIDATE, StudyState.FAILED, StudyState.STOPPED}),
     StudyState.CANDIDATE: frozenset({StudyState.STOPPED}),
 }

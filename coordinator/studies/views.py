@@ -8,12 +8,14 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.errors import NotFound
 from coordinator.rounds.repository import CandidateRepository, RoundRepository, round_record
-from coordinator.rounds.states import TRAIN
+from coordinator.rounds.states import Design
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import DeniedProposal, Study
+from protocol.study import StudyPlan
 
 
 def summary(row: Study) -> dict[str, Any]:
@@ -53,27 +55,31 @@ def status(session: Session, row: Study) -> dict[str, Any]:
     setup = rounds.key_setup(row.id)
     progress = rounds.progress(row.id)
     curve = forecast_of(row)
+    design = Design.of(plan)
+    trained = design.on_training
+    evaluated = plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None
     joined = set(json.loads(setup.joined)) if setup is not None else set()
     if setup is not None and setup.established_at is not None:
         joined = set(json.loads(setup.cohort))
     latest = rounds.latest_round(row.id)
     return {
         **summary(row),
+        "kind": plan.spec.kind,
         "decision": json.loads(row.decision),
         "epsilon": plan.epsilon,
         "privacy": {
             "target": plan.spec.privacy.epsilon,
             "delta": plan.spec.privacy.delta,
             "epsilon_worst_site": plan.epsilon_worst_site,
-            "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site,
-            "epsilon_spent": spent(curve, progress.steps(TRAIN)),
+            "epsilon_evaluation_worst_site": evaluated,
+            "epsilon_spent": spent(curve, sum(progress.steps(phase) * plan.steps_of(phase) for phase in trained)),
             "noise_multiplier": plan.noise_multiplier,
         },
         "rounds": {
-            "planned": plan.spec.training.rounds,
-            "committed": progress.done(TRAIN),
-            "abandoned_attempts": progress.abandoned.get(TRAIN, 0),
-            "retries_planned": plan.spec.privacy.retries,
+            "planned": sum(design.rounds(phase) for phase in trained),
+            "committed": sum(progress.done(phase) for phase in trained),
+            "abandoned_attempts": sum(progress.abandoned.get(phase, 0) for phase in trained),
+            "retries_planned": sum(design.retries(phase) for phase in trained),
             "latest": round_record(latest) if latest is not None else None,
         },
         "minimum_sites": plan.spec.minimum_sites,
@@ -90,6 +96,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             for site in plan.sites
         ],
         "candidate": _candidate(session, row),
+        "result_digest": found.result_digest if (found := rounds.result(row.id)) is not None else None,
         "plan": plan.model_dump(mode="json"),
     }
 
@@ -105,6 +112,18 @@ def _candidate(session: Session, row: Study) -> dict[str, Any] | None:
         "epsilon": json.loads(candidate.epsilon),
         "created_at": candidate.created_at,
     }
+
+
+def results(session: Session, study: str) -> dict[str, Any]:
+    """What an exploration found, and the digest of it that the log holds. NotFound before it is completed."""
+    row = StudyRepository(session).get(study)
+    found = RoundRepository(session).result(study)
+    if found is None:
+        raise NotFound(
+            f"{study} has no results: it is {row.state}.",
+            "An exploration has them once it is completed; a study that trains has a candidate instead.",
+        )
+    return {"study": study, "result": json.loads(found.result), "result_digest": found.result_digest}
 
 
 def round_records(session: Session, study: str) -> dict[str, Any]:

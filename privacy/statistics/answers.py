@@ -53,16 +53,18 @@ def answers(queries: Sequence[Query], total: Float64, *, noise_std: float, patie
             half = (query.high - query.low) / 2
             unit = half / patients
             middle = query.low + half
-            figures = [_figure(middle + float(part[0]) * unit, Z * noise_std * unit, query.low, query.high)]
+            figures = [figure_within(middle + float(part[0]) * unit, Z * noise_std * unit, query.low, query.high)]
         elif query.kind == "quantiles":
             figures = [_quantile(query, part, p, noise_std, patients) for p in query.probabilities]
         else:
-            figures = [_figure(float(value), Z * noise_std, 0.0, float(patients)) for value in part]
+            figures = [figure_within(float(value), Z * noise_std, 0.0, float(patients)) for value in part]
         found.append(Answer(query, tuple(figures)))
     return tuple(found)
 
 
-def _figure(value: float, reach: float, low: float, high: float) -> Figure:
+def figure_within(value: float, reach: float, low: float, high: float) -> Figure:
+    """value +- reach, all kept to [low, high]."""
+
     def within(x: float) -> float:
         return min(high, max(low, x))
 

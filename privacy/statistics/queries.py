@@ -31,9 +31,9 @@ class Query:
     """One statistic of one column.
 
     The column is `inputs` encoded inputs from `start` on: one for a number, whose value is input * scale + center; one
-    for each level of a category, whose value is the level's place. start None: the label. edges: J + 1 rising ends of
-    the bins of a number (bin j holds edges[j] <= v < edges[j + 1], the first and last also what lies beyond); empty for
-    a category and for a 0-or-1 label. count: how many patients have `level`. Raises ParameterError.
+    for each level of a category, whose value is the level's place. start None: the label, taken likewise. edges: J + 1
+    rising ends of the bins of a number (bin j holds edges[j] <= v < edges[j + 1], the first and last also what lies
+    beyond); empty for a category and for a 0-or-1 label. count: how many patients have `level`. Raises ParameterError.
     """
 
     kind: Kind
@@ -96,7 +96,8 @@ class Query:
 
     def _values(self, x: Float64, y: Float64) -> Float64:
         if self.start is None:
-            return y
+            label: Float64 = y * self.scale + self.center
+            return label
         if self.inputs > 1:
             levels: Float64 = x[:, self.start : self.start + self.inputs].argmax(axis=1).astype(np.float64)
             return levels

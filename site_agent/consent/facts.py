@@ -7,7 +7,7 @@ from typing import Any
 
 from policies.study_facts import Epsilons as PolicyEpsilons
 from policies.study_facts import document_facts
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 from site_agent.consent.governance import Governance
 from site_agent.training.states import Budget, Charge
 
@@ -25,8 +25,8 @@ class LocalData:
 
 @dataclass(frozen=True)
 class Epsilons:
-    """What the site computed itself from the plan's noise: never the plan's own word. An exact evaluation has neither:
-    0 and None."""
+    """What the site computed itself from the plan's noise: never the plan's own word. An exact evaluation has neither,
+    nor has a plan without one: 0 and None."""
 
     training: float
     worst_site: float
@@ -35,7 +35,7 @@ class Epsilons:
 
 
 def consent_facts(
-    plan: StudyPlan,
+    plan: AnyPlan,
     plan_digest: str,
     *,
     site: str,

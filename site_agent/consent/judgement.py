@@ -12,8 +12,11 @@ from privacy.errors import PrivacyError
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
 from protocol.errors import Malformed
+from protocol.exploration import ExplorationPlan
+from protocol.plan import Plan
 from protocol.proposal import MINIMUM_CELL
 from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 from protocol.witness_policy import WitnessPolicy
 from site_agent.consent.facts import Epsilons, LocalData
 from site_agent.training.states import Charge
@@ -53,9 +56,11 @@ class Difference:
     after: str | None
 
 
-def own_epsilons(plan: StudyPlan) -> Epsilons:
+def own_epsilons(plan: AnyPlan) -> Epsilons:
     """The epsilons of the model and of the evaluation, and of either for this site should all others collude, from the
     noise itself. Raises PrivacyError for noise that no mechanism can have."""
+    if isinstance(plan, ExplorationPlan):
+        return _of_exploration(plan)
     spec = plan.spec
     tolerated = spec.privacy.colluders + spec.privacy.dropouts
     alone = plan.noise_multiplier  # in local mode a site adds all the noise itself
@@ -75,15 +80,32 @@ def own_epsilons(plan: StudyPlan) -> Epsilons:
     )
 
 
+def _of_exploration(plan: ExplorationPlan) -> Epsilons:
+    """Every patient is in every sum: no sampling is relied on, and there is no evaluation."""
+    privacy, steps = plan.spec.privacy, plan.spec.steps
+    alone = site_noise_multiplier(plan.noise_multiplier, len(plan.sites), privacy.colluders + privacy.dropouts)
+    return Epsilons(
+        training=repeated_gaussian_epsilon(plan.noise_multiplier, steps, privacy.delta),
+        worst_site=repeated_gaussian_epsilon(alone, steps, privacy.delta),
+        evaluation=0.0,
+        evaluation_worst_site=None,
+    )
+
+
 def _mechanism(plan: StudyPlan, multiplier: float) -> Mechanism:
     spec = plan.spec
     return Mechanism(multiplier, spec.training.sampling_rate, spec.steps, spec.privacy.delta)
 
 
-def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
+def charges(plan: AnyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
     """What the ledger is to set aside: of the training patients for all steps of T + A attempts, of the held-out ones
-    for the evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee."""
+    for the evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee. An
+    exploration asks of the training patients alone, once for all its sums."""
     delta = plan.spec.privacy.delta
+    if isinstance(plan, ExplorationPlan):
+        first, *others = plan.attempts
+        steps = plan.spec.steps
+        return (Charge(first, held_out=False, epsilon=epsilons.training, delta=delta, steps=steps, also=tuple(others)),)
     steps = plan.attempts["train"] * plan.steps_of("train")
     training = Charge("train", held_out=False, epsilon=epsilons.training, delta=delta, steps=steps)
     if plan.spec.evaluation.mode == "exact":
@@ -93,7 +115,7 @@ def charges(plan: StudyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
 
 
 def objections(
-    plan: StudyPlan, *, identity: Identity, data: LocalData | None, epsilons: Epsilons, log_sound: bool
+    plan: AnyPlan, *, identity: Identity, data: LocalData | None, epsilons: Epsilons, log_sound: bool
 ) -> tuple[Objection, ...]:
     """Everything that this site's own checks hold against the plan; empty when nothing does. log_sound: no alarm about
     the coordinator's log stands here."""
@@ -105,7 +127,7 @@ def objections(
     )
 
 
-def _about_papers(plan: StudyPlan, identity: Identity) -> Iterator[Objection]:
+def _about_papers(plan: AnyPlan, identity: Identity) -> Iterator[Objection]:
     again = "Ask the coordinator's administrator; do not grant this plan."
     if plan.spec_digest != digest(plan.spec.model_dump(mode="json")):
         yield Objection("spec-digest", "The plan's digest of the spec is not the digest of the spec in it.", again)
@@ -122,7 +144,7 @@ def _about_papers(plan: StudyPlan, identity: Identity) -> Iterator[Objection]:
             "Ask the researcher to invite more sites.",
         )
     signers = [approver for approver in plan.approvers if approver.person != plan.submitter]
-    if len({approver.role for approver in signers}) < 2:
+    if isinstance(plan, StudyPlan) and len({approver.role for approver in signers}) < 2:
         yield Objection(
             "approvers",
             "The plan does not name approvers in two roles besides the submitter.",
@@ -130,7 +152,7 @@ def _about_papers(plan: StudyPlan, identity: Identity) -> Iterator[Objection]:
         )
 
 
-def _about_this_site(plan: StudyPlan, identity: Identity, data: LocalData | None) -> Iterator[Objection]:
+def _about_this_site(plan: Plan, identity: Identity, data: LocalData | None) -> Iterator[Objection]:
     if identity.site not in plan.names:
         yield Objection("not-planned", "The plan does not hold this site.", "There is nothing to grant.")
         return
@@ -165,7 +187,7 @@ def _about_this_site(plan: StudyPlan, identity: Identity, data: LocalData | None
         )
 
 
-def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
+def _about_noise(plan: AnyPlan, epsilons: Epsilons) -> Iterator[Objection]:
     privacy = plan.spec.privacy
     again = "Ask for a plan whose noise keeps its promise; do not grant this one."
     if epsilons.training > privacy.epsilon * (1 + TOLERANCE):
@@ -193,6 +215,17 @@ def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
             f"{privacy.epsilon_worst_site:.4g}.",
             again,
         )
+    if isinstance(plan, StudyPlan):
+        yield from _about_the_evaluation(plan, epsilons)
+    for phase in plan.attempts:
+        try:
+            sum_parameters(plan.secure_sum(phase, plan.names))
+        except PrivacyError as error:
+            yield Objection("secure-sum", error.message, error.remedy)
+
+
+def _about_the_evaluation(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
+    again = "Ask for a plan whose noise keeps its promise; do not grant this one."
     if epsilons.evaluation > plan.spec.evaluation.epsilon * (1 + TOLERANCE):
         yield Objection(
             "evaluation-noise",
@@ -216,14 +249,9 @@ def _about_noise(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
                 f"An exact evaluation over {shown} held-out patients would show single patients.",
                 "Ask for a noised evaluation.",
             )
-    for phase in plan.attempts:
-        try:
-            sum_parameters(plan.secure_sum(phase, plan.names))
-        except PrivacyError as error:
-            yield Objection("secure-sum", error.message, error.remedy)
 
 
-def _about_the_log(plan: StudyPlan, identity: Identity, log_sound: bool) -> Iterator[Objection]:
+def _about_the_log(plan: Plan, identity: Identity, log_sound: bool) -> Iterator[Objection]:
     if not log_sound:
         yield Objection(
             "log-alarm",
@@ -249,7 +277,7 @@ def _about_the_log(plan: StudyPlan, identity: Identity, log_sound: bool) -> Iter
         )
 
 
-def differences(before: StudyPlan | None, after: StudyPlan) -> tuple[Difference, ...]:
+def differences(before: Plan | None, after: Plan) -> tuple[Difference, ...]:
     """Field by field, by dotted path; nothing where there is no plan before. Unchanged fields are left out."""
     if before is None:
         return ()

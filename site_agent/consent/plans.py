@@ -15,7 +15,7 @@ from protocol.consent import PLAN_TYPE
 from protocol.envelope import Envelope, open_json
 from protocol.errors import CloisterError, Malformed
 from protocol.signing import VerifyingKey
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan, plan_from
 
 PLAN_LIMIT = 4 << 20
 
@@ -30,7 +30,7 @@ class UnknownStudy(CloisterError):
 class SignedPlan:
     """A plan whose signature by the pinned coordinator key holds. digest: of its canonical form."""
 
-    plan: StudyPlan
+    plan: AnyPlan
     digest: str
     envelope: bytes
 
@@ -41,7 +41,7 @@ def open_plan(envelope: bytes, coordinator: str) -> SignedPlan:
     parsed = Envelope.from_bytes(envelope, limit=2 * PLAN_LIMIT)
     document, _ = open_json(parsed, PLAN_TYPE, {key.key_id: key}, limit=PLAN_LIMIT)
     try:
-        plan = StudyPlan.model_validate(document)
+        plan = plan_from(document)
     except ValidationError:
         raise Malformed(
             "The study's plan is not of a form that this version of cloister-site knows.",

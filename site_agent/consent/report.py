@@ -7,6 +7,8 @@ from typing import Any
 from protocol.dataset import DatasetSchema
 from protocol.enrolment import witness_name
 from protocol.errors import Malformed
+from protocol.exploration import ExplorationPlan
+from protocol.plan import Plan
 from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
 from protocol.witness_policy import WitnessPolicy
@@ -63,7 +65,7 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
     }
 
 
-def _witnesses(plan: StudyPlan) -> dict[str, Any]:
+def _witnesses(plan: Plan) -> dict[str, Any]:
     """Who must vouch for the log of this study's release, and which of them are no sites of the study."""
     try:
         policy = WitnessPolicy.from_document(plan.witness_policy)
@@ -86,24 +88,19 @@ def review_text(review: Review, site: str) -> str:
     document = review_document(review, site)
     plan = review.signed.plan
     spec = plan.spec
-    training, privacy = spec.training, spec.privacy
+    what = "all that is asked" if isinstance(plan, ExplorationPlan) else "released model"
     lines = [
         f"Study {spec.study}: {spec.title}",
         f"  purpose       {spec.purpose.code}: {spec.purpose.description}",
         f"  proposed by   {plan.submitter}, planned {plan.created_at}",
         f"  plan digest   {review.signed.digest}",
-        f"  model         {spec.model.architecture}, {plan.parameters} parameters, from {_inputs(spec.dataset)} "
-        f"of {spec.dataset.name}",
-        f"  training      {training.rounds} rounds (+ {privacy.retries} retries), sampling rate "
-        f"{training.sampling_rate:g}, clip {training.clip:g}",
-        *_mode_lines(plan),
-        f"  released to   {', '.join(spec.recipients)}",
+        *(_exploration_lines(plan) if isinstance(plan, ExplorationPlan) else _training_lines(plan)),
         "",
         "What it costs, computed here:",
-        f"  released model      epsilon {review.epsilons.training:.4g} at delta {privacy.delta:g} (promised: "
-        f"{privacy.epsilon:g})",
+        f"  {what:19} epsilon {review.epsilons.training:.4g} at delta {spec.privacy.delta:g} (promised: "
+        f"{spec.privacy.epsilon:g})",
         f"  should all others collude  epsilon {review.epsilons.worst_site:.4g} for this site's patients",
-        *_evaluation_worst_line(review),
+        *(_evaluation_worst_line(review) if isinstance(plan, StudyPlan) else ()),
         *(_cost_line(cost) for cost in review.costs),
         "",
         f"Sites ({spec.minimum_sites} at least in every round), compare the fingerprints by telephone:",
@@ -111,7 +108,8 @@ def review_text(review: Review, site: str) -> str:
     for planned in document["sites"]:
         mark = " (this site)" if planned["this_site"] else ""
         lines.append(f"  {planned['name']:20} {planned['fingerprint']}  {planned['patients']} patients{mark}")
-    lines += ["", "Approvers of the release, compare these fingerprints too:"]
+    if document["approvers"]:
+        lines += ["", f"Approvers of the {'release' if isinstance(plan, StudyPlan) else 'plan'}, compare these too:"]
     for approver in document["approvers"]:
         lines.append(f"  {approver['person']:20} {approver['fingerprint']}  {approver['role']}")
     watched = document["witnesses"]
@@ -128,6 +126,34 @@ def review_text(review: Review, site: str) -> str:
         lines.append(f"  packs that differ from the coordinator's: {', '.join(review.packs_differ)}")
     lines.append(f"Your answer so far: {document['answer']}")
     return "\n".join(one_line(line) for line in lines)
+
+
+def _training_lines(plan: StudyPlan) -> list[str]:
+    spec, training = plan.spec, plan.spec.training
+    return [
+        f"  model         {spec.model.architecture}, {plan.parameters} parameters, from {_inputs(spec.dataset)} "
+        f"of {spec.dataset.name}",
+        f"  training      {training.rounds} rounds (+ {spec.privacy.retries} retries), sampling rate "
+        f"{training.sampling_rate:g}, clip {training.clip:g}",
+        *_mode_lines(plan),
+        f"  released to   {', '.join(spec.recipients)}",
+    ]
+
+
+def _exploration_lines(plan: ExplorationPlan) -> list[str]:
+    """What is asked, each statistic by its column: nothing is trained."""
+    spec, clustering = plan.spec, plan.spec.clustering
+    asked = ", ".join(f"{statistic.kind} of {statistic.column}" for statistic in spec.statistics)
+    lines = [
+        f"  explores      {spec.dataset.name}; trains and releases nothing. Everything is summed over all sites' "
+        "training patients and noised",
+        f"  statistics    {asked}",
+    ]
+    if clustering is not None:
+        lines.append(
+            f"  clusters      {clustering.clusters}, by {', '.join(clustering.columns)}, in {clustering.rounds} rounds"
+        )
+    return [*lines, f"  sums          {spec.steps} at most, {spec.privacy.retries} retries in each phase among them"]
 
 
 def _mode_lines(plan: StudyPlan) -> list[str]:

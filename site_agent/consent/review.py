@@ -11,7 +11,8 @@ from sqlmodel import Session, col, select
 
 from policies.evaluation import evaluate
 from policies.findings import APPROVAL, Decision, Finding, Outcome
-from protocol.study import StudyPlan
+from protocol.plan import Plan
+from protocol.study_kind import AnyPlan
 from site_agent.cohort.snapshot import latest, load, registration
 from site_agent.cohort.tables import Snapshot
 from site_agent.consent.facts import Epsilons, LocalData, consent_facts
@@ -64,7 +65,7 @@ class Review:
         return all(finding.effect == "evidence" and evidence.get(finding.rule) for finding in waiting)
 
 
-def local_data(session: Session, settings: SiteSettings, plan: StudyPlan) -> LocalData | None:
+def local_data(session: Session, settings: SiteSettings, plan: Plan) -> LocalData | None:
     """The site's newest snapshot under the plan's schema, or None. Raises SnapshotUnusable for a damaged file."""
     row = latest(session, plan.spec.dataset.digest)
     if row is None:
@@ -139,7 +140,7 @@ def review(
     )
 
 
-def last_granted(session: Session, study: str, coordinator: str) -> StudyPlan | None:
+def last_granted(session: Session, study: str, coordinator: str) -> AnyPlan | None:
     """The plan that this site granted last: of this study if there is one, else of any."""
     order = (col(StudyGrant.study) == study).desc(), col(StudyGrant.decided_at).desc()
     given = select(StudyGrant).where(col(StudyGrant.state).in_([a.value for a in Answer if a is not Answer.REFUSED]))

@@ -62,6 +62,9 @@ _LARGEST_SPENT = text(
     """
 )
 
+SHARED = "+"
+"""Between the phases that one charge is for."""
+
 
 class LedgerConflict(CloisterError):
     """The ledger does not stand where the caller thought: another process, or a repeated call."""
@@ -114,7 +117,7 @@ def reserve(
                 study=study,
                 plan_digest=plan_digest,
                 snapshot=snapshot,
-                phase=charge.phase,
+                phase=SHARED.join((charge.phase, *charge.also)),
                 held_out=charge.held_out,
                 epsilon=charge.epsilon,
                 delta=charge.delta,
@@ -191,7 +194,7 @@ class BudgetStore:
             if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
             row = session.exec(_attempt(key)).first()
-            charges = session.exec(_charges(plan_digest, key.phase)).all()
+            charges = _charges(session, plan_digest, key.phase)
             if not charges or any(charge.released for charge in charges):
                 raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)
             verdict = decide_attempt(
@@ -404,8 +407,10 @@ def _attempt(key: AttemptKey) -> SelectOfScalar[ConsumedAttempt]:
     )
 
 
-def _charges(plan_digest: str, phase: Phase) -> SelectOfScalar[CohortCharge]:
-    return select(CohortCharge).where(CohortCharge.plan_digest == plan_digest, CohortCharge.phase == phase)
+def _charges(session: Session, plan_digest: str, phase: Phase) -> list[CohortCharge]:
+    """The charges that a step of the phase is counted in."""
+    charges = session.exec(select(CohortCharge).where(CohortCharge.plan_digest == plan_digest))
+    return [charge for charge in charges if phase in charge.phase.split(SHARED)]
 
 
 def _latest(session: Session, study: str) -> Place | None:

@@ -35,7 +35,7 @@ from protocol.round import (
     RoundRequest,
 )
 from protocol.signing import VerifyingKey
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 from protocol.timestamp import moment, timestamp
 from site_agent.consent.plans import open_plan
 from site_agent.consent.tables import StudyGrant
@@ -92,7 +92,7 @@ class Participant:
         self._entropy = entropy
         self._chunk_bytes = chunk_bytes
         self._reached = reached
-        self._plans: dict[str, StudyPlan] = {}
+        self._plans: dict[str, AnyPlan] = {}
 
     def answer(self, kind: str, packet: bytes) -> bytes:
         """The packet to send back: what was asked for, or a signed refusal with a closed code. Never raises for
@@ -123,7 +123,7 @@ class Participant:
             return self._key_step(asked.document, asked, plan)
         return self._contribute(asked.document, asked, plan, grant.snapshot)
 
-    def _granted(self, asked: Asked) -> tuple[StudyGrant, StudyPlan]:
+    def _granted(self, asked: Asked) -> tuple[StudyGrant, AnyPlan]:
         grant = self._store.granted(asked.document.plan_digest)
         if grant is None or grant.study != asked.document.study:
             raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
@@ -137,7 +137,7 @@ class Participant:
 
     # Keys
 
-    def _key_step(self, request: KeyRequest, asked: Asked, plan: StudyPlan) -> bytes:
+    def _key_step(self, request: KeyRequest, asked: Asked, plan: AnyPlan) -> bytes:
         from privacy.secagg.client import SecAggSite
         from privacy.secagg.messages import Encapsulations, KeyAdvert
 
@@ -211,7 +211,7 @@ class Participant:
 
     # Rounds
 
-    def _contribute(self, request: RoundRequest, asked: Asked, plan: StudyPlan, snapshot: str) -> bytes:
+    def _contribute(self, request: RoundRequest, asked: Asked, plan: AnyPlan, snapshot: str) -> bytes:
         check_round(request, asked.body, plan)
         key = AttemptKey(request.study, request.phase, request.round, request.attempt)
         stored = self._store.stored(key, plan_digest=request.plan_digest, request_digest=asked.digest)
@@ -226,7 +226,7 @@ class Participant:
         model = np.frombuffer(asked.body, dtype="<f8")
         if not bool(np.isfinite(model).all()):
             raise AttemptRefused(RefusalCode.MODEL_NOT_FINITE)
-        if float(np.abs(model).max()) > largest_parameter(plan):
+        if model.size and float(np.abs(model).max()) > largest_parameter(plan):
             raise AttemptRefused(RefusalCode.MODEL_TOO_LARGE)
         machine = self._machine(request.study, request.plan_digest)
         if not machine.ready:
@@ -320,7 +320,7 @@ def _subject(asked: Asked) -> tuple[str, str, int, int]:
     return document.study, document.phase, document.round, document.attempt
 
 
-def _of_signers(request: KeyRequest, asked: Asked, plan: StudyPlan) -> list[dict[str, Any]]:
+def _of_signers(request: KeyRequest, asked: Asked, plan: AnyPlan) -> list[dict[str, Any]]:
     """The peers' messages, each naming the site whose pinned key signed it."""
     said = []
     for site, message in peer_messages(request, asked.body, plan):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from protocol.canonical import sha256_hex
 from protocol.envelope import Envelope, open_json
 from protocol.errors import BadSignature, Malformed
+from protocol.plan import Plan
 from protocol.proposal import MINIMUM_CELL
 from protocol.round import (
     KEY_ADVERT_TYPE,
@@ -68,7 +69,7 @@ def open_request(kind: str, data: bytes, coordinator: VerifyingKey) -> Asked:
     return Asked(document, packet.body, sha256_hex(data))
 
 
-def check_cohort(cohort: tuple[str, ...], plan: StudyPlan, site: str) -> None:
+def check_cohort(cohort: tuple[str, ...], plan: Plan, site: str) -> None:
     """Raises AttemptRefused unless the cohort is in name order, of planned sites, with this one, and large enough."""
     if cohort != tuple(sorted(set(cohort))):
         raise AttemptRefused(RefusalCode.MALFORMED)
@@ -80,7 +81,7 @@ def check_cohort(cohort: tuple[str, ...], plan: StudyPlan, site: str) -> None:
         raise AttemptRefused(RefusalCode.COHORT_TOO_SMALL)
 
 
-def check_round(request: RoundRequest, body: bytes, plan: StudyPlan) -> None:
+def check_round(request: RoundRequest, body: bytes, plan: Plan) -> None:
     """Raises AttemptRefused for a round that the plan does not have, a vector of another length, and an exact
     evaluation with a site of too few held-out patients: the sum less the others' counts would tell its own."""
     try:
@@ -89,12 +90,12 @@ def check_round(request: RoundRequest, body: bytes, plan: StudyPlan) -> None:
         raise AttemptRefused(RefusalCode.ROUND_UNKNOWN) from None
     if len(body) != plan.body_length(request.phase) * FLOAT_BYTES:
         raise AttemptRefused(RefusalCode.WRONG_LENGTH)
-    exact = request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"
+    exact = isinstance(plan, StudyPlan) and request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"
     if exact and any(plan.site(name).held_out <= MINIMUM_CELL for name in request.cohort):
         raise AttemptRefused(RefusalCode.NOT_ENOUGH_HELD_OUT)
 
 
-def peer_messages(request: KeyRequest, body: bytes, plan: StudyPlan) -> Iterator[tuple[str, dict[str, Any]]]:
+def peer_messages(request: KeyRequest, body: bytes, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     """(site, message) of each peer's reply to the step before, signed by the key that the plan pins for it.
 
     Raises AttemptRefused: malformed, unknown-site, bad-peer-signature.

@@ -100,8 +100,8 @@ def decide_attempt(
 
 @dataclass(frozen=True)
 class Charge:
-    """What one phase of a study asks of one group of patients, all its steps together. exact: outside the guarantee,
-    epsilon 0."""
+    """What one phase of a study, or several that share one epsilon, ask of one group of patients, all steps together.
+    also: the phases besides the first. exact: outside the guarantee, epsilon 0."""
 
     phase: Phase
     held_out: bool
@@ -109,6 +109,7 @@ class Charge:
     delta: float
     steps: int
     exact: bool = False
+    also: tuple[Phase, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from privacy.parameters import CLIP_STEPS, MODULUS, Grid, plan_grid
+from protocol.exploration import ExplorationPlan
 from protocol.plan import SecureSum
-from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 
 LARGEST_INITIAL = math.sqrt(3.0)
 """No first weight is beyond sqrt(6 / (fan in + fan out)), and the two are at least 1 each."""
@@ -27,15 +28,17 @@ def sum_parameters(secure_sum: SecureSum) -> tuple[Grid, float | None]:
     return parameters.grid, parameters.site_std
 
 
-def largest_parameter(plan: StudyPlan) -> float:
+def largest_parameter(plan: AnyPlan) -> float:
     """A magnitude that no parameter of an honest round's model, nor of the averaged candidate, can pass.
 
     A decoded sum lies within half the modulus of grid steps, and no grid of a plan has a step above clip / CLIP_STEPS.
     It is divided by the expected batch of at least the `minimum_sites` smallest sites; T steps of heavy-ball momentum m
     move a weight by at most T rate / (1 - m) times the largest quotient. Averaging stays within. In local mode the sum
     is of changes, divided by a share of the patients, and the server's rule moves by its momentum, or where it is
-    adaptive by at most rate / tau times the largest quotient.
+    adaptive by at most rate / tau times the largest quotient. The centres of an exploration are kept to [-1, 1].
     """
+    if isinstance(plan, ExplorationPlan):
+        return 1.0
     spec = plan.spec
     training = spec.training
     trained = sorted(max(1, site.patients - site.held_out) for site in plan.sites)

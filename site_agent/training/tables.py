@@ -9,8 +9,9 @@ from sqlmodel import Field, SQLModel
 class CohortCharge(SQLModel, table=True):
     """What one phase of a study may spend, and has begun to spend, of one snapshot's training or held-out patients.
 
-    epsilon, delta: for all `steps_allowed` steps; they count in full from the first step on. exact: the declared
-    exception, outside the guarantee, with epsilon 0. released: given back before any step was charged.
+    phase: or several, joined by "+", that share the charge. epsilon, delta: for all `steps_allowed` steps; they count
+    in full from the first step on. exact: the declared exception, outside the guarantee, with epsilon 0. released:
+    given back before any step was charged.
     """
 
     __tablename__ = "cohort_charge"

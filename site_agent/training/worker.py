@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from site_agent.training.exploration import explore
 from site_agent.training.frames import FrameError, read_frame, write_frame
 
 _FORBIDDEN = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.system", "ftplib.", "urllib.", "smtplib.")
@@ -41,7 +42,8 @@ class WorkerState:
         match header["op"]:
             case "open":
                 self._open(str(header["snapshot"]))
-                self._ready(header["model"])
+                if header["model"] is not None:
+                    self._ready(header["model"])
                 return b""
             case "self-test":
                 return self._self_test()
@@ -49,6 +51,8 @@ class WorkerState:
                 return self._train(header, body)
             case "evaluate":
                 return self._evaluate(header, body)
+            case "statistics" | "cluster":
+                return explore(self._cohort.training, header, body, os.urandom)
         raise ValueError("unknown operation")
 
     def _self_test(self) -> bytes:

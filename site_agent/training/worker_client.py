@@ -14,9 +14,12 @@ from typing import Any
 
 from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
+from protocol.exploration import ExplorationPlan
 from protocol.round import Phase
 from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 from site_agent.settings import SiteHome
+from site_agent.training.exploration import asked_of_worker
 from site_agent.training.frames import FrameError, read_frame, write_frame
 
 IDLE_SECONDS = 60.0
@@ -68,12 +71,12 @@ class WorkerClient:
         """The child's process id."""
         return self._process.pid if self._process is not None and self.running else None
 
-    def open(self, plan: StudyPlan, snapshot: str) -> None:
+    def open(self, plan: AnyPlan, snapshot: str) -> None:
         """Start the worker if need be and load the snapshot, before anything is charged. Raises WorkerFailed."""
         self._ask({"op": "open", "snapshot": snapshot, "model": _model(plan)}, b"", length=0, seconds=START_SECONDS)
 
     def compute(
-        self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
+        self, plan: AnyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
     ) -> bytearray:
         """What this site gives to one attempt of the round: noised float64, little-endian, of the phase's length, in a
         buffer that is the caller's to write over.
@@ -157,12 +160,15 @@ class WorkerClient:
         return self._process
 
 
-def _model(plan: StudyPlan) -> dict[str, Any]:
-    return plan.spec.model.model_dump(mode="json")
+def _model(plan: AnyPlan) -> dict[str, Any] | None:
+    """None for an exploration, which has none."""
+    return plan.spec.model.model_dump(mode="json") if isinstance(plan, StudyPlan) else None
 
 
-def _step(plan: StudyPlan, phase: Phase, site: str) -> dict[str, Any]:
+def _step(plan: AnyPlan, phase: Phase, site: str) -> dict[str, Any]:
     """What the worker must know of the plan for a step of this phase."""
+    if isinstance(plan, ExplorationPlan):
+        return asked_of_worker(plan, phase)
     match phase:
         case "train":
             training = plan.spec.training
@@ -180,6 +186,7 @@ def _step(plan: StudyPlan, phase: Phase, site: str) -> dict[str, Any]:
             return step
         case "evaluate":
             return {"cells": plan.secure_sum(phase, plan.names).length}
+    raise KeyError(phase)
 
 
 def _failed(reason: str) -> WorkerFailed:

@@ -11,6 +11,7 @@ from coordinator.rounds.evaluation import cohort_to_date, evaluation_epsilon
 from coordinator.rounds.optimiser import expected_batch
 from coordinator.studies.plan import (
     EnrolledSite,
+    Papers,
     PlanRefused,
     RegisteredDataset,
     build_plan,
@@ -27,7 +28,7 @@ from privacy.accounting.gaussian import gaussian_epsilon
 from privacy.parameters import Mechanism
 from protocol.canonical import sha256_hex
 from protocol.identifiers import Role
-from protocol.plan import PlannedApprover
+from protocol.plan import PlannedApprover, PlannedSite
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
 from tests.simulator.federation import NAMES, SCHEMA, study_spec
@@ -43,12 +44,14 @@ PEOPLE = [
 
 
 def plan_of(spec: StudySpec) -> StudyPlan:
-    return build_plan(
-        spec,
+    return build_plan(spec, papers(planned_sites(spec, ENROLLED, DATASETS)), planned_approvers(PEOPLE, "rosa"))
+
+
+def papers(sites: tuple[PlannedSite, ...]) -> Papers:
+    return Papers(
         proposal_digest=sha256_hex(b"proposal"),
         submitter="rosa",
-        sites=planned_sites(spec, ENROLLED, DATASETS),
-        approvers=planned_approvers(PEOPLE, "rosa"),
+        sites=sites,
         packs={"gdpr": sha256_hex(b"gdpr")},
         witness_policy={},
         coordinator=KEYS["coordinator"],
@@ -148,17 +151,7 @@ def test_what_cannot_be_planned_is_named(
         replace(row, **(datasets.get(row.site) or {})) for row in DATASETS if datasets.get(row.site, {}) is not None
     ]
     with pytest.raises(PlanRefused, match=message) as refused:
-        build_plan(
-            spec,
-            proposal_digest=sha256_hex(b"proposal"),
-            submitter="rosa",
-            sites=planned_sites(spec, known, rows),
-            approvers=planned_approvers(PEOPLE, "rosa"),
-            packs={},
-            witness_policy={},
-            coordinator=KEYS["coordinator"],
-            created_at="2026-03-01T12:00:00Z",
-        )
+        build_plan(spec, papers(planned_sites(spec, known, rows)), planned_approvers(PEOPLE, "rosa"))
     assert refused.value.remedy
 
 

@@ -25,7 +25,7 @@ from privacy.statistics.answers import Answer, answers
 from privacy.statistics.queries import Query, patient_vectors, private_statistics, sensitivity, vector_length
 from protocol.dataset import DatasetSchema, Feature, LabelRule
 from protocol.errors import Malformed
-from protocol.statistics import Statistic, StatisticsSpec, resolve
+from protocol.statistics import Statistic, resolve
 
 SCHEMA = DatasetSchema(
     name="hearts",
@@ -195,7 +195,7 @@ def test_a_statistic_that_the_schema_does_not_have_is_refused(asked: dict[str, A
 )
 def test_nothing_else_can_be_asked(asked: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        StatisticsSpec.model_validate({"statistics": [asked], "epsilon": 1, "delta": 1e-5})
+        Statistic.model_validate(asked)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ from protocol.errors import CloisterError
 from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
+from protocol.study_kind import AnySpec
 from protocol.timestamp import timestamp
 from site_agent.cohort.tables import Snapshot, SnapshotPatient
 from site_agent.consent.judgement import charges, own_epsilons
@@ -335,7 +336,7 @@ class Federation:
             monotonic=self.clock.monotonic,
         )
 
-    def propose(self, spec: StudySpec) -> Proposed:
+    def propose(self, spec: AnySpec) -> Proposed:
         data = seal(PROPOSAL_TYPE, spec.model_dump(mode="json"), self.researcher_key).to_bytes()
         with reading(self.appliance.engine) as session:
             prepared = prepare(session, self.appliance, active_policy(), self.researcher, data)
@@ -404,7 +405,7 @@ class Federation:
         with transaction(self.appliance.engine) as session:
             start(session, self.appliance, self.researcher, study)
 
-    def ready(self, spec: StudySpec | None = None, refuse: tuple[str, ...] = ()) -> StudySpec:
+    def ready(self, spec: AnySpec | None = None, refuse: tuple[str, ...] = ()) -> AnySpec:
         """Propose, let every site answer, start."""
         spec = spec or study_spec()
         self.propose(spec)

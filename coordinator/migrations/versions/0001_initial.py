@@ -154,6 +154,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study", name=op.f("pk_candidate")),
     )
     op.create_table(
+        "exploration",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("result", sa.String(), nullable=False),
+        sa.Column("result_digest", sa.String(), nullable=False),
+        sa.Column("completed_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_exploration_study_study")),
+        sa.PrimaryKeyConstraint("study", name=op.f("pk_exploration")),
+    )
+    op.create_table(
+        "noised_sum",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("phase", sa.String(), nullable=False),
+        sa.Column("round", sa.Integer(), nullable=False),
+        sa.Column("contributed", sa.String(), nullable=False),
+        sa.Column("total", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_noised_sum_study_study")),
+        sa.PrimaryKeyConstraint("study", "phase", "round", name=op.f("pk_noised_sum")),
+    )
+    op.create_table(
         "key_setup",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("cohort", sa.String(), nullable=False),
@@ -364,6 +383,8 @@ def downgrade() -> None:
     op.drop_table("person_invitation")
     op.drop_table("model_state")
     op.drop_table("key_setup")
+    op.drop_table("noised_sum")
+    op.drop_table("exploration")
     op.drop_table("candidate")
     op.drop_index(op.f("ix_study_submitter"), table_name="study")
     op.drop_index(op.f("ix_study_state"), table_name="study")
