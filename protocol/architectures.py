@@ -18,6 +18,8 @@ from protocol.media import Shape
 Tensors = list[tuple[str, Shape]]
 Width = Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
 MOST_TOKENS = 1024
+MOST_AT_ONCE = 1 << 26
+"""Numbers in the largest value between two layers, of one record: 256 MiB, of which a private step holds several."""
 
 
 def group_count(width: int) -> int:
@@ -35,6 +37,10 @@ class ConvolutionalNetwork(Frozen):
     def smallest(self) -> int:
         """Least height and width."""
         return int(2 ** len(self.widths))
+
+    def largest(self, shape: Shape) -> int:
+        """Numbers in the largest value between two layers, of one record."""
+        return max(width * math.prod(shape[1:]) >> 2 * stage for stage, width in enumerate(self.widths))
 
     def tensors(self, shape: Shape) -> Tensors:
         """(name, shape) in wire order for records of `shape` (channels, height, width)."""
@@ -60,6 +66,11 @@ class ResidualNetwork(Frozen):
     def smallest(self) -> int:
         """Least height and width."""
         return int(2 ** len(self.widths)) * (4 if self.stem == "large" else 1)
+
+    def largest(self, shape: Shape) -> int:
+        """Numbers in the largest value between two layers, of one record."""
+        pixels = math.prod(shape[1:]) // (4 if self.stem == "large" else 1)
+        return max(width * pixels >> 2 * stage for stage, width in enumerate(self.widths))
 
     def tensors(self, shape: Shape) -> Tensors:
         """(name, shape) in wire order for records of `shape` (channels, height, width)."""
@@ -88,6 +99,11 @@ class UNet(Frozen):
     def smallest(self) -> int:
         """Least height and width; both are multiples of half of it."""
         return int(2 ** len(self.widths))
+
+    def largest(self, shape: Shape) -> int:
+        """Numbers in the largest value between two layers, of one record."""
+        joined = (width + below for width, below in pairwise(self.widths))
+        return max(width * math.prod(shape[1:]) >> 2 * level for level, width in enumerate(joined))
 
     def tensors(self, shape: Shape) -> Tensors:
         """(name, shape) in wire order for records of `shape` (channels, height, width)."""
@@ -118,6 +134,10 @@ class TemporalConvolution(Frozen):
         """Least length."""
         return int(2 ** len(self.widths))
 
+    def largest(self, shape: Shape) -> int:
+        """Numbers in the largest value between two layers, of one record."""
+        return max(width * shape[1] >> stage for stage, width in enumerate(self.widths))
+
     def tensors(self, shape: Shape) -> Tensors:
         """(name, shape) in wire order for records of `shape` (channels, length)."""
         found: Tensors = []
@@ -137,6 +157,10 @@ class RecurrentNetwork(Frozen):
     def smallest(self) -> int:
         """Least length."""
         return 1
+
+    def largest(self, shape: Shape) -> int:
+        """Numbers in the largest value between two layers, of one record: the gates of all steps."""
+        return 3 * self.hidden * shape[1]
 
     def tensors(self, shape: Shape) -> Tensors:
         """(name, shape) in wire order for records of `shape` (channels, length). Gates stand as reset, update, new."""
@@ -178,6 +202,11 @@ class Transformer(Frozen):
         """Tokens of one record."""
         return math.prod(size // self.patch for size in shape[1:])
 
+    def largest(self, shape: Shape) -> int:
+        """Numbers in the largest value between two layers, of one record: attention's weights, or a wide layer."""
+        tokens = self.token_count(shape)
+        return tokens * max(self.heads * tokens, 3 * self.width, self.feedforward)
+
     def tensors(self, shape: Shape) -> Tensors:
         """(name, shape) in wire order for records of `shape`."""
         found = _linear("embed", shape[0] * int(self.patch ** (len(shape) - 1)), self.width)
@@ -214,6 +243,8 @@ def misfit(model: NetworkModel, shape: Shape) -> str | None:
             return f"a patch of {model.patch} does not divide a record of {shape[1:]}"
         if model.token_count(shape) > MOST_TOKENS:
             return f"{model.token_count(shape)} patches; a transformer takes at most {MOST_TOKENS}: make them larger"
+    if (numbers := model.largest(shape)) > MOST_AT_ONCE:
+        return f"{model.architecture} makes {numbers} numbers of one record; at most {MOST_AT_ONCE} are taken"
     return None
 
 

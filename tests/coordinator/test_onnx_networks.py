@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -15,14 +18,15 @@ from coordinator.releases.onnx_model import build, tensors
 from coordinator.rounds.optimiser import initial_point
 from privacy.architectures.catalogue import build as build_module
 from protocol.architectures import NetworkModel
-from protocol.dataset import DatasetSchema, LabelRule, MaskLabel
+from protocol.dataset import DatasetSchema, Feature, LabelRule, MaskLabel
 from protocol.errors import Malformed, VerificationFailed
 from protocol.evaluation import ClassificationReport, Interval
 from protocol.media import ImageInput, SequenceChannel, SequenceInput
-from protocol.model import ModelSpec, parameter_count, parameter_shapes
+from protocol.model import LogisticRegression, ModelSpec, parameter_count, parameter_shapes
 from protocol.release import EpsilonStatement, ReleaseSubject
 from site_agent.cohort.sequences import filled, normalise
 from site_agent.releases.self_check import check
+from site_agent.serving.app import create_app
 from site_agent.serving.predictor import Predictor
 
 torch.set_num_threads(1)
@@ -209,3 +213,44 @@ def test_a_networks_masks_come_as_rows_of_pixels():
     assert np.array(mask).shape == (8, 6)
     assert (np.array(mask) == predictor.outputs(record)[0]).all()
     assert predictor.predict([{"film": record[0].tolist()}]) == [mask]
+
+
+async def ask(predictor: Predictor, method: str, path: str, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app=create_app(predictor, lambda: None))
+    async with httpx.AsyncClient(transport=transport, base_url="http://site") as client:
+        return await client.request(method, path, **options)
+
+
+def test_images_are_served_as_tensors_values_and_files():
+    fields, schema = CASES[0]
+    predictor = Predictor(build(spec(fields), schema, vector(fields, schema)), subject(fields, schema))
+    told = asyncio.run(ask(predictor, "GET", "/v2/models/films")).json()
+    assert told["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 9, 8]}]
+    assert told["parameters"]["input"]["low"] == -1000
+    records = raw_records(schema, 2)
+    wanted = predictor.run(records)
+    tensor = {"name": "image", "shape": [2, 1, 9, 8], "datatype": "FP32", "data": records.ravel().tolist()}
+    answer = asyncio.run(ask(predictor, "POST", "/v2/models/films/infer", json={"inputs": [tensor]})).json()
+    assert answer["outputs"][0]["shape"] == [2, 1]
+    np.testing.assert_allclose(answer["outputs"][0]["data"], wanted, atol=1e-7)
+    named = {"records": [{"film": record.tolist()} for record in records]}
+    assert asyncio.run(ask(predictor, "POST", "/v1/predict", json=named)).json()["probabilities"] == wanted
+    out = io.BytesIO()
+    np.save(out, records[0])
+    file = asyncio.run(ask(predictor, "POST", "/v1/predict-file", content=out.getvalue()))
+    assert file.json()["probability"] == pytest.approx(wanted[0], abs=1e-6)
+    bad = asyncio.run(ask(predictor, "POST", "/v1/predict-file", content=b"GIF89a"))
+    assert bad.status_code == 400
+    assert "not an .npy, PNG, JPEG or DICOM file" in bad.json()["error"]
+    flat = {**tensor, "shape": [2, 72]}
+    assert asyncio.run(ask(predictor, "POST", "/v2/models/films/infer", json={"inputs": [flat]})).status_code == 400
+
+
+def test_a_table_takes_no_file():
+    schema = DatasetSchema(
+        name="table", features=(Feature(name="a", kind="number", minimum=0, maximum=1, center=0, scale=1),), label=LABEL
+    )
+    model = LogisticRegression(architecture="logistic_regression")
+    about = subject(CASES[0][0], CASES[0][1]).model_copy(update={"model": model, "dataset": schema})
+    predictor = Predictor(build(model, schema, np.zeros(2)), about)
+    assert asyncio.run(ask(predictor, "POST", "/v1/predict-file", content=b"1")).status_code == 400

@@ -145,6 +145,24 @@ def test_the_sum_is_book_keepings_and_no_micro_batch_changes_it(fields, shape):
 
 
 @every_network
+def test_the_plan_knows_how_large_a_records_values_get(fields, shape):
+    """No layer gives, and no layer of a unet takes, a larger value than the plan's bound; one comes near it."""
+    module, seen = build(fields["architecture"], shape, sizes(fields)), [0]
+
+    def look(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        seen.extend(value.numel() for value in (*inputs, *outputs) if isinstance(value, torch.Tensor))
+
+    for layer in module.modules():
+        if not any(True for _ in layer.children()):
+            layer.register_forward_hook(look)
+    with torch.no_grad():
+        module(torch.zeros(1, *shape))
+    assert max(seen) <= max(spec(fields).largest(shape), np.prod(shape))
+    assert max(seen) >= spec(fields).largest(shape) // 4
+
+
+@every_network
 def test_no_record_touches_another_ones_score(fields, shape):
     group, parameters = cohort(fields, shape, 6), vector(spec(fields), shape)
     model = network(fields["architecture"], shape, sizes(fields))

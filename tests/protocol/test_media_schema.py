@@ -138,6 +138,9 @@ def test_the_flat_vector_has_every_tensor_once():
         ({"architecture": "gru"}, (5,), "takes a sequence, and the data set holds a table"),
         ({"architecture": "transformer", "patch": 5}, (2, 48), "does not divide"),
         ({"architecture": "transformer", "patch": 1}, (1, 64, 64), "at most 1024"),
+        ({"architecture": "unet", "widths": (512, 512)}, (1, 2048, 2048), "numbers of one record"),
+        ({"architecture": "cnn", "widths": (64,)}, (1, 2048, 2048), "numbers of one record"),
+        ({"architecture": "gru", "hidden": 512}, (1, 100_000), "numbers of one record"),
     ],
 )
 def test_a_network_that_does_not_fit_the_records_is_refused_with_the_reason(fields, shape, told):

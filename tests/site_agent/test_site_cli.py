@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from site_agent import cli
@@ -156,6 +157,33 @@ def test_add_and_list_a_data_set(run, home, files):
     code, out, _ = run("datasets", "add", table, "--dictionary", dictionary, "--home", home, "--json")
     assert json.loads(out)["snapshot"] == added["snapshot"]
     assert len(json.loads(run("datasets", "list", "--home", home, "--json")[1])) == 1
+
+
+def test_add_images_by_a_manifest(run, home, tmp_path):
+    """The files may lie in another folder than the manifest; the reading is told on stderr, without any file's name."""
+    films = tmp_path / "export"
+    films.mkdir()
+    lines = ["pid,film,sick"]
+    for number in range(60):
+        np.save(films / f"doe-{number}.npy", np.full((4, 4), number, dtype=np.uint8))
+        lines.append(f"p{number},doe-{number}.npy,{number % 2}")
+    manifest, dictionary = tmp_path / "manifest.csv", tmp_path / "films.yaml"
+    manifest.write_text("\n".join(lines) + "\n")
+    dictionary.write_text(
+        "dictionary: 1\nname: films\nfile: {patient_id: pid}\ncolumns:\n- {name: pid, role: patient_id}\n"
+        "- {name: film, role: file}\n- {name: sick, role: label, type: category, levels: [0, 1]}\n"
+        "image: {name: film, channels: 1, height: 4, width: 4, low: 0, high: 255, center: 0.5, scale: 0.25}\n"
+        'label: {name: disease, operator: "==", value: 1}\n'
+    )
+    code, _, err = run("datasets", "add", manifest, "--dictionary", dictionary, "--home", home)
+    assert code == 1
+    assert "row 1, column film: no such file" in err
+    assert "doe" not in err
+    code, out, err = run("datasets", "add", manifest, "--dictionary", dictionary, "--files", films, "--home", home)
+    assert code == 0
+    assert "60 rows read, 0 dropped; 60 records of 60 patients, 15 of them held out" in out
+    assert "read 60 of 60 files" in err
+    assert "doe" not in out + err
 
 
 def test_a_dry_run_writes_and_sends_nothing(run, coordinator, home, files):
