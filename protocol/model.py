@@ -12,10 +12,12 @@ from pydantic import BeforeValidator, Field
 
 from protocol.architectures import NETWORKS, NetworkModel, UNet, misfit
 from protocol.dataset import MaskLabel, NumberLabel, Outcome, SurvivalLabel
+from protocol.graph import MAX_PARAMETERS as MAX_PARAMETERS
+from protocol.graph import ExportedGraph, ExportRefused
+from protocol.graph_shapes import measure
 from protocol.identifiers import Frozen
 from protocol.media import Shape
 
-MAX_PARAMETERS = 50_000_000
 MAX_INTERVALS = 50
 COX = frozenset({"cox", "coxph", "cox_ph", "cox_partial_likelihood", "cox_proportional_hazards", "deepsurv"})
 
@@ -50,7 +52,7 @@ class LinearRegression(Frozen):
 
 
 TableModel = LogisticRegression | LinearRegression | MultilayerPerceptron | DiscreteTimeSurvival
-Model = TableModel | NetworkModel
+Model = TableModel | NetworkModel | ExportedGraph
 
 
 def _refuse_cox(value: Any) -> Any:
@@ -76,6 +78,8 @@ Loss = Literal["logistic", "hazard", "squared"]
 
 def loss_of(model: Model) -> Loss:
     """What is minimised, by the name that `privacy.local.outcome` gives it."""
+    if isinstance(model, ExportedGraph):
+        return model.loss
     if isinstance(model, DiscreteTimeSurvival):
         return "hazard"
     return "squared" if isinstance(model, LinearRegression) else "logistic"
@@ -83,6 +87,8 @@ def loss_of(model: Model) -> Loss:
 
 def label_misfit(model: Model, label: Outcome) -> str | None:
     """Why the model can't learn this outcome; None where it can."""
+    if isinstance(model, ExportedGraph):
+        return _graph_misfit(model, label)
     edges = len(label.edges) if isinstance(label, SurvivalLabel) else None
     intervals = model.intervals if isinstance(model, DiscreteTimeSurvival) else None
     if intervals != edges:
@@ -106,6 +112,9 @@ def model_misfit(model: Model, shape: Shape) -> str | None:
     """Why the model can't take records of this shape, or has more than 50 million parameters; None where it can."""
     if isinstance(model, NETWORKS):
         reason = misfit(model, shape)
+    elif isinstance(model, ExportedGraph):
+        fits = model.input == tuple(shape)
+        reason = None if fits else f"the graph takes records of shape {model.input}, the data set has {tuple(shape)}"
     else:
         reason = (
             None if len(shape) == 1 else f"{model.architecture} takes a table, and the data set holds other records"
@@ -113,6 +122,27 @@ def model_misfit(model: Model, shape: Shape) -> str | None:
     if reason is None and (count := parameter_count(model, shape)) > MAX_PARAMETERS:
         reason = f"the model has {count} parameters; at most {MAX_PARAMETERS} are taken"
     return reason
+
+
+def _graph_misfit(graph: ExportedGraph, label: Outcome) -> str | None:
+    """Every operator is checked here, whoever sent the graph: a plan that holds it is refused as a whole otherwise."""
+    try:
+        outputs = measure(graph).outputs
+    except ExportRefused as error:
+        return f"{error.message} {error.remedy}"
+    loss, wanted = "logistic", 1
+    if isinstance(label, MaskLabel):
+        return "a graph predicts one row of outputs, and the data set's label is a mask: use unet"
+    if isinstance(label, SurvivalLabel):
+        loss, wanted = "hazard", len(label.edges)
+    elif isinstance(label, NumberLabel):
+        loss = "squared"
+    if (graph.loss, outputs) != (loss, wanted):
+        return (
+            f"the graph has {outputs} outputs and was packed for the {graph.loss} loss; the data set's label needs "
+            f"{wanted} and {loss}"
+        )
+    return None
 
 
 def parameter_shapes(model: Model, inputs: int | Shape) -> list[tuple[str, Shape]]:
@@ -123,6 +153,8 @@ def parameter_shapes(model: Model, inputs: int | Shape) -> list[tuple[str, Shape
     shape = (inputs,) if isinstance(inputs, int) else inputs
     if isinstance(model, NETWORKS):
         return model.tensors(shape)
+    if isinstance(model, ExportedGraph):
+        return model.tensors()
     (width,) = shape
     widths = layer_widths(model, width)
     shapes: list[tuple[str, tuple[int, ...]]] = []

@@ -105,9 +105,7 @@ def _numeric(
     edges: tuple[float, ...] = ()
     if statistic.kind != "mean":
         if statistic.bins is None:
-            raise Malformed(
-                f"The {statistic.kind} of {statistic.column} needs bins.", f"Give 2 to {MAX_BINS} bins."
-            )
+            raise Malformed(f"The {statistic.kind} of {statistic.column} needs bins.", f"Give 2 to {MAX_BINS} bins.")
         edges = tuple(low + (high - low) * part / statistic.bins for part in range(statistic.bins + 1))
     return Resolved(
         kind=statistic.kind,

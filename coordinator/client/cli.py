@@ -8,13 +8,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from coordinator.client import policy, release, study
+from coordinator.client import model, policy, release, study
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify, query.")
 app.add_typer(study.app, name="study")
+app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit, name="audit")

@@ -43,6 +43,8 @@ from protocol.canonical import sha256_hex
 from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
 from protocol.evaluation import EvaluationReport, residual_limit
+from protocol.graph import ExportedGraph
+from protocol.graph_shapes import measure
 from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 from protocol.plan import PlannedSite
@@ -83,6 +85,10 @@ def network_of(model: Model, inputs: int | Shape) -> LocalModel:
         from privacy.architectures.catalogue import network
 
         return network(model.architecture, shape, model.model_dump(exclude={"architecture"}))
+    if isinstance(model, ExportedGraph):
+        from privacy.local.graph_network import graph_model
+
+        return graph_model(model, model.loss, measure(model).outputs)
     (width,) = shape
     return Network(layer_widths(model, width), loss_of(model))
 

@@ -17,6 +17,8 @@ from protocol import study as study_documents
 from protocol.dataset import DatasetSchema
 from protocol.dictionary import parse_dictionary
 from protocol.errors import CloisterError, Malformed
+from protocol.graph import ExportedGraph, ExportRefused, read_graph
+from protocol.graph_shapes import measure
 from protocol.strict_yaml import Path as YamlPath
 from protocol.strict_yaml import YamlDocument, YamlValue, load_yaml
 from protocol.study import StudySpec
@@ -72,7 +74,8 @@ class SpecFile:
 
 
 def load_spec(path: Path) -> SpecFile:
-    """Read a spec. `dataset: {dictionary: FILE}` is resolved against the spec's folder, or a schema stands there whole.
+    """Read a spec. `dataset: {dictionary: FILE}` and `model: {graph: FILE}` are resolved against the spec's folder, or
+    stand there whole.
 
     Raises SpecInvalid with every problem, Malformed for what is no YAML text at all, OSError.
     """
@@ -84,17 +87,20 @@ def load_spec(path: Path) -> SpecFile:
     if not isinstance(document.value, dict):
         raise SpecInvalid(path, (Problem(1, "", "a study is a mapping", "Begin with study: NAME."),))
     value, problems = dict(document.value), list[Problem]()
+    graph = _graph(path, document, value.get("model"), problems)
+    if graph is not None:
+        value["model"] = graph.model_dump(mode="json")
     schema = _dataset(path, document, value.get("dataset"), problems)
     if schema is not None:
         value["dataset"] = schema.model_dump(mode="json")
     try:
         spec = StudySpec.model_validate(value)
     except ValidationError as error:
-        skip = "dataset" if problems else None
+        skip = {problem.field.partition(".")[0] for problem in problems}
         problems += [
             _problem(document, item)
             for item in error.errors(include_url=False, include_input=False)
-            if not (item["loc"] and item["loc"][0] == skip)
+            if not (item["loc"] and item["loc"][0] in skip)
         ]
         spec = None
     if problems or spec is None:
@@ -116,6 +122,31 @@ def read_limited(path: Path) -> bytes:
     if b"\0" in data:
         raise Malformed(f"{path} is a binary file.", "Name the YAML file of the study.")
     return data
+
+
+def _graph(path: Path, document: YamlDocument, value: YamlValue, problems: list[Problem]) -> ExportedGraph | None:
+    """The graph of the named file; None where the model is named by its architecture or the file can't be read."""
+    if not isinstance(value, dict) or "graph" not in value:
+        return None
+    where: YamlPath = ("model", "graph")
+    named = value["graph"]
+    if set(value) != {"graph"} or not isinstance(named, str):
+        message = "names a graph and more besides, or no file name"
+        problems.append(Problem(document.line(where), "model", message, "Write graph: FILE.json alone."))
+        return None
+    file = path.parent / named
+    try:
+        graph = read_graph(read_limited(file))
+        measure(graph)
+    except (Malformed, ExportRefused) as error:
+        problems.append(Problem(document.line(where), "model.graph", f"{named}: {error.message}", error.remedy))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        remedy = "Name the file that `cloister model pack` made, relative to the study's file."
+        problems.append(Problem(document.line(where), "model.graph", f"{file} can't be read: {reason}", remedy))
+    else:
+        return graph
+    return None
 
 
 def _dataset(path: Path, document: YamlDocument, value: YamlValue, problems: list[Problem]) -> DatasetSchema | None:

@@ -33,8 +33,14 @@ from coordinator.federation.packet import PART_BYTES, Outgoing, from_content, ma
 from protocol.errors import Malformed
 
 Kind = Literal[
-    "query.keys", "query.encapsulate", "query.establish", "query.probe", "train.contribute", "evaluate.histogram",
-    "explore.statistics", "explore.cluster"
+    "query.keys",
+    "query.encapsulate",
+    "query.establish",
+    "query.probe",
+    "train.contribute",
+    "evaluate.histogram",
+    "explore.statistics",
+    "explore.cluster",
 ]
 
 POLL_SECONDS = 0.05

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from protocol.dataset import DatasetSchema, Feature, MaskLabel, NumberLabel, SurvivalLabel
 from protocol.evaluation import EvaluationReport, figures
+from protocol.graph import ExportedGraph
 from protocol.media import ImageInput, SequenceInput
 from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
@@ -18,7 +19,12 @@ def write(
     """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
     spec = plan.spec
     model = spec.model
-    sizes = ", ".join(f"{name} {_size(value)}" for name, value in model.model_dump(exclude={"architecture"}).items())
+    if isinstance(model, ExportedGraph):
+        operators = len({node.operator for node in model.nodes})
+        sizes = f"{len(model.nodes)} operations of {operators} kinds, brought by the researcher as data"
+    else:
+        dumped = model.model_dump(exclude={"architecture"})
+        sizes = ", ".join(f"{name} {_size(value)}" for name, value in dumped.items())
     layers = f" ({sizes})" if sizes else ""
     sections = [
         f"# {_words(spec.title)}",

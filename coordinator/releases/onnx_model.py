@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from coordinator.releases.onnx_exported import scan_graph
 from coordinator.releases.onnx_graph import OUTPUT, VALUE, Graph
-from coordinator.releases.onnx_networks import build_network
+from coordinator.releases.onnx_networks import build_network, encoded_media
 from protocol.architectures import NETWORKS
 from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature, NumberLabel
+from protocol.graph import ExportedGraph
 from protocol.media import Shape
 from protocol.model import Model, loss_of, parameter_count, parameter_shapes
 
@@ -43,11 +45,10 @@ def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> b
     weights = tensors(model, schema.shape, vector)
     if isinstance(model, NETWORKS):
         return build_network(model, schema, weights)
+    if isinstance(model, ExportedGraph):
+        return _build_exported(model, schema, weights)
     graph = Graph()
-    encoded = graph.add(
-        "Concat", [_encode(graph, i, feature) for i, feature in enumerate(schema.features)], "encoded", axis=1
-    )
-    current = graph.add("Div", [encoded, graph.constant("root", np.array(math.sqrt(schema.width)))], "inputs")
+    current = _encoded_table(graph, schema)
     layers = len(weights) // 2
     for layer in range(layers):
         weight = graph.constant(f"layers.{layer}.weight", weights[f"layers.{layer}.weight"])
@@ -57,6 +58,24 @@ def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> b
             current = graph.add("Tanh", [current], f"hidden{layer}")
     output = predicted(graph, model, schema, current)
     columns = {"columns": ",".join(schema.columns)}
+    return graph.model(schema.name, INPUT, TensorProto.DOUBLE, (len(schema.features),), columns, output)
+
+
+def _encoded_table(graph: Graph, schema: DatasetSchema) -> str:
+    encoded = graph.add(
+        "Concat", [_encode(graph, i, feature) for i, feature in enumerate(schema.features)], "encoded", axis=1
+    )
+    return graph.add("Div", [encoded, graph.constant("root", np.array(math.sqrt(schema.width)))], "inputs")
+
+
+def _build_exported(model: ExportedGraph, schema: DatasetSchema, weights: dict[str, NDArray[np.float64]]) -> bytes:
+    graph, columns = Graph(), {"columns": ",".join(schema.columns)}
+    if schema.media is not None:
+        given, encoded = encoded_media(graph, schema.media)
+        output = predicted(graph, model, schema, scan_graph(graph, model, weights, encoded))
+        return graph.model(schema.name, given, TensorProto.FLOAT, schema.shape, columns, output)
+    encoded = graph.add("Cast", [_encoded_table(graph, schema)], "inputs32", to=TensorProto.FLOAT)
+    output = predicted(graph, model, schema, scan_graph(graph, model, weights, encoded))
     return graph.model(schema.name, INPUT, TensorProto.DOUBLE, (len(schema.features),), columns, output)
 
 

@@ -38,17 +38,21 @@ def build_network(model: NetworkModel, schema: DatasetSchema, tensors: Tensors) 
     """Serialised ModelProto. ValueError for a schema of a table."""
     graph = Graph()
     writer = _Writer(graph, tensors)
-    if isinstance(schema.media, ImageInput):
-        given, current = "image", _encoded_image(graph, schema.media)
-    elif schema.media is not None:
-        given, current = "sequence", _encoded_sequence(graph, schema.media)
-    else:
+    if schema.media is None:
         raise ValueError("a network takes images or sequences")
+    given, current = encoded_media(graph, schema.media)
     logit = writer.logit(model, current, schema.shape)
     graph.add("Cast", [graph.add("Sigmoid", [logit])], OUTPUT, to=TensorProto.DOUBLE)
     gives = schema.shape[1:] if isinstance(model, UNet) else (1,)
     columns = {"columns": ",".join(schema.columns)}
     return graph.model(schema.name, given, TensorProto.FLOAT, schema.shape, columns, gives=gives)
+
+
+def encoded_media(graph: Graph, media: ImageInput | SequenceInput) -> tuple[str, str]:
+    """(the input's name, its encoded value)."""
+    if isinstance(media, ImageInput):
+        return "image", _encoded_image(graph, media)
+    return "sequence", _encoded_sequence(graph, media)
 
 
 def _encoded_image(graph: Graph, image: ImageInput) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from privacy.entropy import Float64, KeyStream
 from privacy.federated.server_optimiser import ServerOptimiser, ServerState
 from protocol.canonical import sha256_hex
+from protocol.graph import ExportedGraph, initial_values
 from protocol.media import Shape
 from protocol.model import ModelSpec, parameter_count, parameter_shapes
 from protocol.study import StudyPlan
@@ -62,7 +63,12 @@ def from_bytes(data: bytes) -> Float64:
 def initial_point(model: ModelSpec, inputs: int | Shape, plan_digest: str) -> ModelPoint:
     """The first model, the same for everybody who knows the plan: zeros for a linear model; matrices of others
     begin uniform within sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010), convolutions within sqrt(6 / fan in)
-    (He et al. 2015), a normalisation's scales at 1, biases at 0. inputs: the shape of one encoded record."""
+    (He et al. 2015), a normalisation's scales at 1, biases at 0. A graph may bring its own. inputs: the shape of one
+    encoded record."""
+    brought = initial_values(model) if isinstance(model, ExportedGraph) else None
+    if brought is not None:
+        weights = np.array(brought)
+        return ModelPoint(0, weights, np.zeros_like(weights), np.zeros_like(weights), 0)
     shapes = parameter_shapes(model, inputs)
     weights = np.zeros(parameter_count(model, inputs))
     if len(shapes) > 2:

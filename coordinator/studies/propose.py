@@ -97,9 +97,7 @@ def read_proposal(data: bytes, person: Person) -> tuple[AnySpec, str]:
         ) from None
 
 
-def prepare(
-    session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes
-) -> tuple[AnyPlan, str]:
+def prepare(session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes) -> tuple[AnyPlan, str]:
     """The plan that the proposal would become, and its digest. Nothing is stored.
 
     Raises Conflict for a name that is taken, PlanRefused, PrivacyError, Unavailable before any site witnesses the log.

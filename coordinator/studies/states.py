@@ -43,9 +43,7 @@ _ONWARD: Mapping[StudyState, frozenset[StudyState]] = {
     StudyState.READY: frozenset({StudyState.CONSENTING, StudyState.KEYS, StudyState.STOPPED}),
     StudyState.CONSENTING: frozenset({StudyState.READY, StudyState.STOPPED}),
     StudyState.KEYS: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.STOPPED}),
-    StudyState.RUNNING: frozenset(
-        {StudyState.EVALUATING, StudyState.COMPLETED, StudyState.FAILED, StudyState.STOPPED}
-    ),
+    StudyState.RUNNING: frozenset({StudyState.EVALUATING, StudyState.COMPLETED, StudyState.FAILED, StudyState.STOPPED}),
     StudyState.EVALUATING: frozenset({StudyState.CANDIDATE, StudyState.FAILED, StudyState.STOPPED}),
     StudyState.CANDIDATE: frozenset({StudyState.STOPPED}),
 }

@@ -26,12 +26,18 @@ def parameter_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def module_gradients(
-    module: nn.Module, loss: Loss, features: Tensor, labels: Tensor, patients: Index, count: int
+    module: nn.Module,
+    loss: Loss,
+    features: Tensor,
+    labels: Tensor,
+    patients: Index,
+    count: int,
+    at_once: int = RECORDS_AT_ONCE,
 ) -> Float64:
     """(count, D) float64: each patient's mean over its records of the gradient of `loss`, flattened by parameter.
 
     features: (R, ...). labels: (R, ...). patients: (R,) in 0..count-1. `loss(output, label)` takes batches of one
-    record and gives a scalar that depends on that record alone. Records are worked on 256 at a time.
+    record and gives a scalar that depends on that record alone. Records are worked on `at_once` at a time.
     Raises ParameterError for batch normalisation, which couples patients so that clipping bounds nothing, for active
     dropout, and for arrays that do not fit.
     """
@@ -48,8 +54,8 @@ def module_gradients(
 
     per_record = vmap(grad(record_loss), in_dims=(None, 0, 0))
     sums = np.zeros((count, sum(value.numel() for value in trained.values())))
-    for start in range(0, features.shape[0], RECORDS_AT_ONCE):
-        part = slice(start, start + RECORDS_AT_ONCE)
+    for start in range(0, features.shape[0], at_once):
+        part = slice(start, start + at_once)
         gradients = per_record(trained, features[part], labels[part])
         rows = torch.cat([gradients[name].flatten(1) for name in names], dim=1)
         np.add.at(sums, patients[part], rows.to(torch.float64).cpu().numpy())

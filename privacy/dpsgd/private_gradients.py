@@ -21,7 +21,7 @@ from privacy.dpsgd.chain import Chain
 from privacy.dpsgd.clipping import NOT_FINITE, clip_gradients
 from privacy.dpsgd.compiled import CompiledStep
 from privacy.dpsgd.layer_rules import Clock, PatientBatch
-from privacy.dpsgd.module_gradients import module_gradients
+from privacy.dpsgd.module_gradients import RECORDS_AT_ONCE, module_gradients
 from privacy.dpsgd.per_patient import average_by_patient
 from privacy.dpsgd.record_parts import Part, pad_batch, patients_of, take
 from privacy.dpsgd.step import PrivateSum
@@ -217,9 +217,11 @@ class PrivateGradients:
         if self.engine == "opacus":
             rows = self._opacus_gradients(kept)
         else:
-            index = kept.numbers()
+            index, at_once = kept.numbers(), min(self._micro_batch or RECORDS_AT_ONCE, RECORDS_AT_ONCE)
             with self._precision(kept.inputs):
-                rows = module_gradients(self._module, self._scalar, kept.inputs, kept.targets, index, kept.patients)
+                rows = module_gradients(
+                    self._module, self._scalar, kept.inputs, kept.targets, index, kept.patients, at_once
+                )
         clipped = clip_gradients(rows, self._clip)
         total.values.add_(torch.from_numpy(clipped.gradients.sum(axis=0)).to(part.inputs.device))
         return int(clipped.refused.size)

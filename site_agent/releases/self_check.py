@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from protocol.architectures import NETWORKS
 from protocol.dataset import DatasetSchema, Feature, NumberLabel, Value
 from protocol.errors import VerificationFailed
+from protocol.graph import ExportedGraph
 from protocol.media import ImageInput
 from protocol.model import Loss, loss_of
 from protocol.release import ReleaseSubject
@@ -34,7 +35,10 @@ def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
         predictor = Predictor(onnx, subject)
     except Exception as error:  # ONNX Runtime's errors share no base class; none may pass
         raise VerificationFailed("model.onnx can't be loaded.", REMEDY) from error
-    if isinstance(subject.model, NETWORKS):
+    if isinstance(subject.model, ExportedGraph):
+        served, wanted = _of_graph(subject, subject.model, weights, predictor)
+        most = NETWORK_TOLERANCE
+    elif isinstance(subject.model, NETWORKS):
         probed = media_probes(subject.dataset)
         served, wanted = predictor.outputs(probed), network_outputs(subject, weights, probed)
         most = NETWORK_TOLERANCE
@@ -52,6 +56,27 @@ def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
     if not worst <= most:
         raise VerificationFailed("model.onnx and model.safetensors give different predictions.", REMEDY)
     return worst
+
+
+def _of_graph(
+    subject: ReleaseSubject, graph: ExportedGraph, weights: dict[str, NDArray[np.float64]], predictor: Predictor
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(what the ONNX file says, what the site's own interpreter says) of made-up records."""
+    from privacy.local.graph_network import graph_outputs
+    from privacy.local.outcome import scores
+
+    if subject.dataset.media is None:
+        records = probes(subject.dataset)
+        served = np.array(predictor.predict(records))
+        encoded = np.array([subject.dataset.encode(record) for record in records])
+    else:
+        probed = media_probes(subject.dataset)
+        served, encoded = np.array(predictor.run(probed)), _encoded(subject.dataset, probed)
+    vector = np.concatenate([tensor.ravel() for tensor in weights.values()])
+    outputs = graph_outputs(graph, vector, encoded)
+    if graph.loss == "squared":
+        return served, outputs[:, 0]
+    return served, scores(graph.loss, outputs, np.zeros(len(outputs)))
 
 
 def forward(weights: dict[str, NDArray[np.float64]], inputs: NDArray[np.float64], loss: Loss) -> float:
@@ -76,19 +101,23 @@ def network_outputs(
 
     from privacy.architectures.catalogue import build
 
-    model, media = subject.model, subject.dataset.media
-    assert media is not None
-    if isinstance(media, ImageInput):
-        part = (np.clip(records, media.low, media.high) - media.low) / (media.high - media.low)
-        encoded = (part - media.center) / media.scale
-    else:
-        encoded = np.stack([normalise(record, media) for record in records])
+    model, encoded = subject.model, _encoded(subject.dataset, records)
     module = build(model.architecture, subject.dataset.shape, model.model_dump(exclude={"architecture"}))
     with torch.no_grad():
         for parameter, tensor in zip(module.parameters(), weights.values(), strict=True):
             parameter.copy_(torch.from_numpy(tensor))
         found = torch.sigmoid(module(torch.from_numpy(encoded).float()))
     return np.asarray(found.double().numpy())
+
+
+def _encoded(schema: DatasetSchema, records: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, *shape) in the units of the model's input -> as it was trained on."""
+    media = schema.media
+    assert media is not None
+    if isinstance(media, ImageInput):
+        part = (np.clip(records, media.low, media.high) - media.low) / (media.high - media.low)
+        return np.asarray((part - media.center) / media.scale)
+    return np.stack([normalise(record, media) for record in records])
 
 
 def media_probes(schema: DatasetSchema) -> NDArray[np.float64]:

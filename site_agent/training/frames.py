@@ -10,7 +10,8 @@ import os
 import struct
 from typing import Any
 
-MAX_HEADER = 64 * 1024
+MAX_HEADER = 512 * 1024
+"""A model that a researcher brings as a graph stands in the header."""
 _PIECE = 1 << 20
 _LENGTHS = struct.Struct(">IQ")
 

@@ -6,11 +6,13 @@ import math
 
 from privacy.parameters import CLIP_STEPS, MODULUS, Grid, plan_grid
 from protocol.exploration import ExplorationPlan
+from protocol.graph import ExportedGraph, initial_values
 from protocol.plan import SecureSum
+from protocol.study import StudyPlan
 from protocol.study_kind import AnyPlan
 
-LARGEST_INITIAL = math.sqrt(3.0)
-"""No first weight is beyond sqrt(6 / (fan in + fan out)), and the two are at least 1 each."""
+LARGEST_INITIAL = math.sqrt(6.0)
+"""No first weight that is drawn is beyond sqrt(6 / fan in), which is at least 1."""
 
 
 def sum_parameters(secure_sum: SecureSum) -> tuple[Grid, float | None]:
@@ -46,8 +48,14 @@ def largest_parameter(plan: AnyPlan) -> float:
         server, share = training.server, sum(trained[: spec.minimum_sites]) / sum(trained)
         largest = plan.secure_sum("train", plan.names).exact_step * MODULUS / 2 / share
         gain = 1.0 / (1.0 - server.beta1) if server.rule == "fedavg" else 1.0 / server.tau
-        return LARGEST_INITIAL + training.rounds * server.rate * gain * largest
+        return _largest_initial(plan) + training.rounds * server.rate * gain * largest
     largest_sum = training.clip / CLIP_STEPS * MODULUS / 2
     batch = training.sampling_rate * sum(trained[: spec.minimum_sites])
     moved = training.rounds * training.learning_rate / (1.0 - training.momentum) * largest_sum / batch
-    return LARGEST_INITIAL + moved
+    return _largest_initial(plan) + moved
+
+
+def _largest_initial(plan: StudyPlan) -> float:
+    model = plan.spec.model
+    brought = initial_values(model) if isinstance(model, ExportedGraph) else None
+    return LARGEST_INITIAL if brought is None else max(map(abs, brought))

@@ -161,8 +161,9 @@ class WorkerClient:
 
 
 def _model(plan: AnyPlan) -> dict[str, Any] | None:
-    """None for an exploration, which has none."""
-    return plan.spec.model.model_dump(mode="json") if isinstance(plan, StudyPlan) else None
+    """None for an exploration, which has none. A researcher's first weights begin the first round, at the coordinator;
+    no step needs them."""
+    return plan.spec.model.model_dump(mode="json", exclude={"initial"}) if isinstance(plan, StudyPlan) else None
 
 
 def _step(plan: AnyPlan, phase: Phase, site: str) -> dict[str, Any]:

@@ -130,9 +130,7 @@ def test_the_wired_mode_is_the_library_s_local_dp_sgd(rule: str) -> None:
     for _ in range(4):
         deltas = {}
         for name in NAMES:
-            deltas[name] = local_delta(
-                COHORTS[name].training, network, state.weights, _training(plan), entropy=entropy
-            )
+            deltas[name] = local_delta(COHORTS[name].training, network, state.weights, _training(plan), entropy=entropy)
             KeyStream.fresh(entropy)  # the study rounds onto its grid here
         state = optimiser.step(state, mean_delta(deltas, dict.fromkeys(NAMES, PATIENTS - HELD_OUT)))
         averaged.append(state.weights)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from coordinator.client.simulation import exact_measure
 from coordinator.database import transaction
@@ -163,6 +165,77 @@ def test_survival_reports_those_who_were_lost(federation: Federation, monkeypatc
     assert measured > 0.7
     young, old = released(federation, "death-1").predict([{"age": 40, "sex": 0}, {"age": 70, "sex": 0}])
     assert 0 < young < old < 1
+
+
+def linear(operator_input: str, weight: str, bias: str) -> dict[str, Any]:
+    named = (("input", operator_input), ("weight", weight), ("bias", bias))
+    arguments = [{"name": name, "kind": "tensor", "value": value} for name, value in named]
+    return {"operator": "linear.default", "arguments": arguments}
+
+
+def network(loss: str, outputs: int) -> dict[str, Any]:
+    """A graph by hand: linear, tanh, linear, over the three inputs of the schema."""
+    return {
+        "architecture": "exported_graph",
+        "loss": loss,
+        "input": [3],
+        "parameters": [[6, 3], [6], [outputs, 6], [outputs]],
+        "nodes": [
+            linear("x", "p0", "p1"),
+            {"operator": "tanh.default", "arguments": [{"name": "self", "kind": "tensor", "value": "n0"}]},
+            linear("n1", "p2", "p3"),
+        ],
+        "output": "n2",
+    }
+
+
+def test_a_brought_graph_trains_evaluates_and_is_released(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, cohorts, weights = run(federation, monkeypatch, "graph-1", schema_of(PRESSURE), model=network("squared", 1))
+    assert isinstance(report, RegressionReport)
+    measured = exact_measure(federation.plan("graph-1"), cohorts, weights)
+    assert measured is not None
+    assert report.rmse.value == pytest.approx(measured, abs=1.5)
+    assert measured < 17  # 20 is what the spread of the made-up pressures would give
+    young, old = released(federation, "graph-1").predict([{"age": 40, "sex": 0}, {"age": 70, "sex": 0}])
+    assert young < old
+
+
+def test_a_brought_survival_graph_begins_with_the_researcher_s_weights(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = np.random.default_rng(3).normal(size=6 * 3 + 6 + 3 * 6 + 3).astype("<f4")
+    model = {**network("hazard", 3), "initial": base64.b64encode(first.tobytes()).decode()}
+    training = {"rounds": 1, "sampling_rate": 0.5, "clip": 0.25, "learning_rate": 1e-9}
+    report, _, weights = run(
+        federation, monkeypatch, "graph-2", schema_of(DEATH), model=model, training=training
+    )  # fmt: skip
+    assert isinstance(report, SurvivalReport)
+    np.testing.assert_allclose(weights, first, atol=1e-4)
+    assert 0 < released(federation, "graph-2").predict([{"age": 40, "sex": 0}])[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": "n1"}, "has 6 outputs"),
+        ({"loss": "logistic"}, "packed for the logistic loss"),
+        ({"parameters": [[10**6, 10**6], [6], [1, 6], [1]]}, "parameters; at most"),
+        ({"input": [4]}, "do not fit the input"),
+        ({"parameters": [[6, 4], [6], [1, 6], [1]], "input": [4]}, "takes records of shape"),
+        ({"initial": "AAAA"}, "initial weights"),
+        (
+            {"nodes": [{"operator": "batch_norm.default", "arguments": []}], "output": "n0"},
+            "use GroupNorm or LayerNorm",
+        ),
+    ],
+)
+def test_a_graph_that_no_site_would_train_is_no_proposal(change: dict[str, Any], message: str) -> None:
+    dataset = schema_of(PRESSURE).model_dump(mode="json")
+    study_spec("graph-3", dataset=dataset, model=network("squared", 1))
+    with pytest.raises(ValidationError, match=message):
+        study_spec("graph-3", dataset=dataset, model={**network("squared", 1), **change})
 
 
 def test_a_noised_evaluation_of_a_number_carries_its_interval(

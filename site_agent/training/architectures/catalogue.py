@@ -5,6 +5,8 @@ from __future__ import annotations
 from privacy.local.model import LocalModel
 from privacy.local.network import Network
 from protocol.architectures import NETWORKS
+from protocol.graph import ExportedGraph
+from protocol.graph_shapes import measure
 from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 
@@ -17,5 +19,9 @@ def local_model(model: Model, inputs: int | Shape) -> LocalModel:
         from privacy.architectures.catalogue import network
 
         return network(model.architecture, shape, model.model_dump(exclude={"architecture"}))
+    if isinstance(model, ExportedGraph):
+        from privacy.local.graph_network import graph_model
+
+        return graph_model(model, model.loss, measure(model).outputs)
     (width,) = shape
     return Network(layer_widths(model, width), loss_of(model))

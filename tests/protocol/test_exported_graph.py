@@ -15,9 +15,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from coordinator.releases.onnx_exported import TABLE
 from privacy.dpsgd.step import clipped_sum
-from protocol.exported import OPERATORS, ExportedGraph, ExportRefused, GraphNode, check_graph, read_exported
-from site_agent.training.exported import ExportedNetwork, exported_gradients
+from privacy.errors import ParameterError
+from privacy.local.graph_network import OPERATORS as INTERPRETED
+from privacy.local.graph_network import GraphNetwork, graph_model, graph_outputs
+from privacy.local.patients import Group
+from protocol.exported import read_exported
+from protocol.graph import OPERATORS, ExportedGraph, ExportRefused, GraphNode
+from protocol.graph_shapes import _RULES, MAX_ELEMENTS, measure
 
 torch.set_num_threads(1)
 WIDTH = 8
@@ -76,24 +82,31 @@ def test_a_graph_computes_and_trains_as_the_original(kind: Callable[[], nn.Modul
     graph, weights = read_exported(exported(model, *shape))
     parameters = np.frombuffer(weights, dtype="<f8").astype(np.float64)
     original = model.double()
-    assert graph.parameter_count == parameters.size == sum(p.numel() for p in original.parameters())
+    assert (graph.input, graph.parameter_count, measure(graph).outputs) == (shape, parameters.size, 1)
+    assert parameters.size == sum(p.numel() for p in original.parameters())
     random = np.random.default_rng(2)
     x, y = random.normal(size=(9, *shape)), random.integers(0, 2, 9).astype(float)
-    rebuilt = ExportedNetwork(graph, parameters)
-    for record in torch.from_numpy(x):
-        torch.testing.assert_close(rebuilt(record[None]), original(record[None]))
+    reference = original(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(graph_outputs(graph, parameters, x), reference, atol=1e-5)
 
     patients = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4])
-    rows = exported_gradients(graph, parameters, x, y, patients, 5)
+    local = graph_model(graph, "logistic", 1)
     # The wire order is the file's; the original's gradients are put into it by their values' own places.
-    order = _order(original, parameters)
+    order, expected, rows = _order(original, parameters), np.zeros(parameters.size), []
     for patient in range(5):
         original.zero_grad()
         logits = original(torch.from_numpy(x[patients == patient]))[:, 0]
         nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(y[patients == patient])).backward()
-        flat = torch.cat([p.grad.flatten() for p in original.parameters() if p.grad is not None]).numpy()
-        np.testing.assert_allclose(rows[patient], flat[order], rtol=1e-7, atol=1e-9)
-    assert np.linalg.norm(clipped_sum(rows, 0.1).total) <= 0.5 + 1e-9
+        rows.append(torch.cat([p.grad.flatten() for p in original.parameters() if p.grad is not None]).numpy()[order])
+        expected += rows[-1] * min(1.0, 0.1 / np.linalg.norm(rows[-1]))
+    people = Group(x, y, patients, 5)
+    found = local.gradient_sum(parameters, people, 0.1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The engine and this program's own rule clip the same: no patient counts for more than the clip.
+    np.testing.assert_allclose(found, clipped_sum(np.array(rows), 0.1).total, atol=1e-5)
+    chances = 1 / (1 + np.exp(-reference[:, 0]))
+    means = np.array([chances[patients == patient].mean() for patient in range(5)])
+    np.testing.assert_allclose(local.scores(parameters, people).scores, means, atol=1e-5)
     assert ExportedGraph.model_validate_json(graph.model_dump_json()) == graph
 
 
@@ -111,9 +124,9 @@ def test_attention_is_torch_s_own(causal: bool, scale: float | None) -> None:
 
     model = Attending()
     graph, weights = read_exported(exported(model, 2, 3, 2))
-    rebuilt = ExportedNetwork(graph, np.frombuffer(weights, dtype="<f8").astype(np.float64))
-    x = torch.randn(1, 2, 3, 2, dtype=torch.float64)
-    torch.testing.assert_close(rebuilt(x), model.double()(x))
+    x = np.random.default_rng(1).normal(size=(1, 2, 3, 2))
+    found = graph_outputs(graph, np.frombuffer(weights, dtype="<f8"), x)
+    np.testing.assert_allclose(found, model.double()(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
 
 def _order(original: nn.Module, parameters: np.ndarray) -> np.ndarray:
@@ -270,44 +283,55 @@ def graph_of(operator: str, **arguments: tuple[str, Any]) -> ExportedGraph:
     return ExportedGraph(input=(4,), parameters=((1, 4),), nodes=(node,), output="n0")
 
 
-def test_a_graph_from_a_plan_is_checked_again_at_the_site() -> None:
+def test_a_graph_from_a_plan_is_checked_wherever_it_is_read() -> None:
     good = graph_of("linear.default", input=("tensor", "x"), weight=("tensor", "p0"))
-    assert ExportedNetwork(good, np.ones(4))(torch.ones(1, 4, dtype=torch.float64)).item() == 4
+    assert measure(good).outputs == 1
+    assert graph_outputs(good, np.ones(4), np.ones((1, 4))).item() == 4
     for bad in (
         graph_of("rand_like.default", self=("tensor", "x")),
         graph_of("linear.default", input=("tensor", "n0"), weight=("tensor", "p0")),
         graph_of("linear.default", input=("tensor", "x"), weight=("tensor", "p0"), out=("tensor", "x")),
         graph_of("softmax.int", self=("tensor", "x"), dim=("bool", True)),
+        graph_of("softmax.int", self=("tensor", "x"), dim=("int", 1 << 40)),
         good.model_copy(update={"output": "p0"}),
         good.model_copy(update={"parameters": ((50_000_000, 2),)}),
+        good.model_copy(update={"parameters": ((10**6, 10**6),)}),
     ):
         with pytest.raises(ExportRefused):
-            check_graph(bad)
-        with pytest.raises(ExportRefused):
-            ExportedNetwork(bad, np.ones(4))
-    with pytest.raises(ExportRefused, match="finite"):
-        ExportedNetwork(good, np.full(4, np.inf))
+            measure(bad)
+    with pytest.raises(ParameterError, match="not listed"):
+        GraphNetwork(graph_of("rand_like.default", self=("tensor", "x")))
     with pytest.raises(ValidationError):
         ExportedGraph.model_validate({**good.model_dump(), "code": "import os"})
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValidationError, match="finite"):
+            graph_of("add.Tensor", self=("tensor", "x"), other=("float", number))
 
 
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (graph_of("matmul.default", self=("tensor", "x"), other=("tensor", "p0")), "do not fit together"),
-        (graph_of("relu.default", self=("tensor", "x")), "not \\(1, 1\\)"),
-        (graph_of("relu.default"), "do not fit together"),
+        (graph_of("matmul.default", self=("tensor", "x"), other=("tensor", "p0")), "matrices do not fit"),
+        (graph_of("relu.default", self=("tensor", "p0"), **{}), None),
+        (graph_of("relu.default"), "self is missing"),
+        (graph_of("select.int", self=("tensor", "x"), dim=("int", 1), index=("int", 4)), "no axis 4"),
+        (graph_of("view.default", self=("tensor", "x"), size=("ints", (3, -1))), "shape does not fit"),
+        (graph_of("slice.Tensor", self=("tensor", "x"), dim=("int", 1), start=("int", 4)), "empty"),
     ],
-)
-def test_a_graph_that_does_not_work_is_refused_before_any_patient_is_read(graph: ExportedGraph, message: str) -> None:
-    with pytest.raises(ExportRefused, match=message):
-        ExportedNetwork(graph, np.ones(4))
+)  # fmt: skip
+def test_a_graph_that_does_not_work_is_refused_with_the_node(graph: ExportedGraph, message: str | None) -> None:
+    if message is None:
+        assert measure(graph).values == ((1, 4),)
+        return
+    with pytest.raises(ExportRefused, match=f"Operator 0 .*{message}"):
+        measure(graph)
 
 
-def test_an_intermediate_value_that_would_fill_the_memory_is_refused_unallocated() -> None:
-    def node(operator: str, **arguments: tuple[str, Any]) -> GraphNode:
-        return graph_of(operator, **arguments).nodes[0]
+def node(operator: str, **arguments: tuple[str, Any]) -> GraphNode:
+    return graph_of(operator, **arguments).nodes[0]
 
+
+def test_values_that_would_fill_the_memory_are_refused_unallocated() -> None:
     graph = ExportedGraph(
         input=(30_000, 1),
         parameters=((1, 1),),
@@ -317,8 +341,85 @@ def test_an_intermediate_value_that_would_fill_the_memory_is_refused_unallocated
         ),
         output="n1",
     )
-    with pytest.raises(ExportRefused, match="16777216 numbers"):
-        ExportedNetwork(graph, np.ones(1))
+    with pytest.raises(ExportRefused, match=f"more than {MAX_ELEMENTS} numbers"):
+        measure(graph)
+
+
+def test_a_graph_that_doubles_at_every_node_is_refused_at_once() -> None:
+    """1,900 nodes, each joining a value with itself: 2^1900 numbers."""
+    joined = tuple(
+        node("cat.default", tensors=("tensors", (before, before)), dim=("int", 1))
+        for before in ("x", *(f"n{place}" for place in range(1900)))
+    )
+    graph = ExportedGraph(input=(4,), parameters=((1, 4),), nodes=joined[:1900], output="n3")
+    with pytest.raises(ExportRefused, match="numbers"):
+        measure(graph)
+
+
+def test_a_graph_that_would_compute_for_days_is_refused() -> None:
+    square = node("mm.default", self=("tensor", "p0"), mat2=("tensor", "p0"))
+    graph = ExportedGraph(input=(4,), parameters=((1400, 1400),), nodes=(square,) * 15, output="n0")
+    with pytest.raises(ExportRefused, match="multiplications"):
+        measure(graph)
+
+
+def test_no_graph_can_reach_another_patient_s_record() -> None:
+    """A graph that sums over its leading axis, normalises over it and turns it around: over a batch that would couple
+    patients; here each patient is alone, so nobody's gradient or score changes with the others."""
+    graph = ExportedGraph(
+        input=(4,),
+        parameters=((1, 4), (4,), (4,)),
+        nodes=(
+            node("mean.dim", self=("tensor", "x"), dim=("ints", (0,)), keepdim=("bool", True)),
+            node("sub.Tensor", self=("tensor", "x"), other=("tensor", "n0")),
+            node("add.Tensor", self=("tensor", "n1"), other=("tensor", "x")),
+            node("softmax.int", self=("tensor", "x"), dim=("int", 0)),
+            node("add.Tensor", self=("tensor", "n2"), other=("tensor", "n3")),
+            node("reshape.default", self=("tensor", "n4"), shape=("ints", (-1,))),
+            node("unsqueeze.default", self=("tensor", "n5"), dim=("int", 0)),
+            node("layer_norm.default", input=("tensor", "n6"), normalized_shape=("ints", (4,)),
+                 weight=("tensor", "p1"), bias=("tensor", "p2")),
+            node("linear.default", input=("tensor", "n7"), weight=("tensor", "p0")),
+        ),
+        output="n8",
+    )  # fmt: skip
+    measure(graph)
+    random = np.random.default_rng(4)
+    parameters, local = random.normal(size=graph.parameter_count), graph_model(graph, "logistic", 1)
+    x, y = random.normal(size=(6, 4)), random.integers(0, 2, 6).astype(float)
+    everybody = Group(x, y, np.arange(6), 6)
+    alone = [Group(x[[place]], y[[place]], np.arange(1), 1) for place in range(6)]
+    summed = sum(local.gradient_sum(parameters, one, 0.1) for one in alone)
+    np.testing.assert_allclose(local.gradient_sum(parameters, everybody, 0.1), summed, atol=1e-7)
+    scores = [local.scores(parameters, one).scores[0] for one in alone]
+    np.testing.assert_allclose(local.scores(parameters, everybody).scores, scores, atol=1e-7)
+    # Whatever the others hold, infinity included, one patient's part of the sum is the same.
+    x[1:] = np.inf
+    spoilt = local.gradient_sum(parameters, Group(x, y, np.arange(6), 6), 0.1)
+    np.testing.assert_allclose(spoilt, local.gradient_sum(parameters, alone[0], 0.1), atol=1e-7)
+
+
+def test_a_parameter_that_several_operators_share_has_one_gradient() -> None:
+    tied = ExportedGraph(
+        input=(4,),
+        parameters=((4, 4), (1, 4)),
+        nodes=(
+            node("linear.default", input=("tensor", "x"), weight=("tensor", "p0")),
+            node("tanh.default", self=("tensor", "n0")),
+            node("linear.default", input=("tensor", "n1"), weight=("tensor", "p0")),
+            node("linear.default", input=("tensor", "n2"), weight=("tensor", "p1")),
+        ),
+        output="n3",
+    )
+    random = np.random.default_rng(5)
+    parameters, x, y = random.normal(size=20), random.normal(size=(3, 4)), np.array([0.0, 1.0, 1.0])
+    found = graph_model(tied, "logistic", 1).gradient_sum(parameters, Group(x, y, np.arange(3), 3), 100.0)
+    w = torch.tensor(parameters, requires_grad=True)
+    first, last = w[:16].reshape(4, 4), w[16:].reshape(1, 4)
+    logits = (torch.tanh(torch.from_numpy(x) @ first.T) @ first.T @ last.T)[:, 0]
+    nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(y), reduction="sum").backward()
+    assert w.grad is not None
+    np.testing.assert_allclose(found, w.grad.numpy(), atol=1e-5)
 
 
 def test_every_listed_operator_exists_in_torch_and_takes_the_listed_arguments() -> None:
@@ -327,3 +428,7 @@ def test_every_listed_operator_exists_in_torch_and_takes_the_listed_arguments() 
         schema = getattr(getattr(torch.ops.aten, operator), overload)._schema
         assert set(arguments) <= {argument.name for argument in schema.arguments}, name
         assert not schema.is_mutable, name
+
+
+def test_the_list_the_interpreter_the_shapes_and_the_release_know_the_same_operators() -> None:
+    assert set(OPERATORS) == set(INTERPRETED) == set(_RULES) == set(TABLE)

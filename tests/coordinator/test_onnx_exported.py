@@ -1,0 +1,194 @@
+"""Each listed operator: the shape foretold, what the site's interpreter computes, and what the ONNX file does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from coordinator.releases.onnx_exported import TABLE, scan_graph
+from coordinator.releases.onnx_graph import IR_VERSION, OPSET, Graph
+from coordinator.releases.onnx_model import build, tensors
+from privacy.local.graph_network import graph_outputs
+from protocol.dataset import DatasetSchema, Feature, LabelRule, NumberLabel
+from protocol.graph import ExportedGraph, GraphNode
+from protocol.graph_shapes import measure
+
+torch.set_num_threads(1)
+Values = dict[str, tuple[str, Any]]
+X: tuple[str, Any] = ("tensor", "x")
+
+
+def ints(*values: int) -> tuple[str, Any]:
+    return "ints", values
+
+
+# (operator, shape of one record, shapes of parameters, arguments); the leading axis of 1 is the graph's own.
+CASES: list[tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...], Values]] = [
+    ("linear.default", (3, 4), ((5, 4), (5,)), {"input": X, "weight": ("tensor", "p0"), "bias": ("tensor", "p1")}),
+    ("linear.default", (4,), ((5, 4),), {"input": X, "weight": ("tensor", "p0"), "bias": ("none", None)}),
+    ("addmm.default", (4,), ((3,), (4, 3)), {"self": ("tensor", "p0"), "mat1": X, "mat2": ("tensor", "p1")}),
+    ("mm.default", (4,), ((4, 3),), {"self": X, "mat2": ("tensor", "p0")}),
+    ("matmul.default", (2, 3, 4), ((4, 5),), {"self": X, "other": ("tensor", "p0")}),
+    ("bmm.default", (3, 4), ((1, 4, 2),), {"self": X, "mat2": ("tensor", "p0")}),
+    ("t.default", (4,), ((1,),), {"self": X}),
+    ("permute.default", (2, 3, 4), ((1,),), {"self": X, "dims": ints(0, 3, -2, 1)}),
+    ("transpose.int", (3, 4), ((1,),), {"self": X, "dim0": ("int", 1), "dim1": ("int", -1)}),
+    ("contiguous.default", (3,), ((1,),), {"self": X}),
+    ("view.default", (4, 3), ((1,),), {"self": X, "size": ints(1, 2, -1)}),
+    ("reshape.default", (4, 3), ((1,),), {"self": X, "shape": ints(-1, 6)}),
+    ("flatten.using_ints", (2, 3, 4), ((1,),), {"self": X, "start_dim": ("int", 1), "end_dim": ("int", 2)}),
+    ("unflatten.int", (6, 2), ((1,),), {"self": X, "dim": ("int", 1), "sizes": ints(2, -1)}),
+    ("unsqueeze.default", (3,), ((1,),), {"self": X, "dim": ("int", -1)}),
+    ("squeeze.dim", (1, 3), ((1,),), {"self": X, "dim": ("int", 1)}),
+    ("squeeze.dim", (2, 3), ((1,),), {"self": X, "dim": ("int", 1)}),
+    ("select.int", (3, 4), ((1,),), {"self": X, "dim": ("int", -1), "index": ("int", -2)}),
+    ("slice.Tensor", (7, 2), ((1,),), {"self": X, "dim": ("int", 1), "start": ("int", -5), "end": ("int", 7),
+                                       "step": ("int", 2)}),
+    ("slice.Tensor", (7, 2), ((1,),), {"self": X, "dim": ("int", 1), "start": ("int", 2), "end": ("none", None)}),
+    ("cat.default", (3, 2), ((1, 2, 2),), {"tensors": ("tensors", ("x", "p0", "x")), "dim": ("int", -2)}),
+    ("add.Tensor", (3, 2), ((3, 1),), {"self": X, "other": ("tensor", "p0"), "alpha": ("float", 0.5)}),
+    ("add.Tensor", (3, 2), ((1,),), {"self": X, "other": ("float", 1.5)}),
+    ("sub.Tensor", (3, 2), ((2,),), {"self": X, "other": ("tensor", "p0")}),
+    ("sub.Tensor", (3, 2), ((2,),), {"self": X, "other": ("int", 2), "alpha": ("int", 3)}),
+    ("mul.Tensor", (3, 2), ((2,),), {"self": X, "other": ("tensor", "p0")}),
+    ("div.Tensor", (3, 2), ((2,),), {"self": X, "other": ("tensor", "p0")}),
+    ("div.Tensor", (3, 2), ((2,),), {"self": X, "other": ("int", 4)}),
+    ("mean.dim", (3, 2, 4), ((1,),), {"self": X, "dim": ints(-1, 1), "keepdim": ("bool", True)}),
+    ("sum.dim_IntList", (3, 2, 4), ((1,),), {"self": X, "dim": ints(2)}),
+    *((f"{name}.default", (3, 2), ((1,),), {"self": X}) for name in ("relu", "tanh", "sigmoid", "silu", "exp", "gelu")),
+    ("gelu.default", (6,), ((1,),), {"self": X, "approximate": ("text", "tanh")}),
+    ("elu.default", (6,), ((1,),), {"self": X, "alpha": ("float", 0.7)}),
+    ("leaky_relu.default", (6,), ((1,),), {"self": X, "negative_slope": ("float", 0.2)}),
+    ("leaky_relu.default", (6,), ((1,),), {"self": X}),
+    ("softmax.int", (3, 4), ((1,),), {"self": X, "dim": ("int", 1)}),
+    ("log_softmax.int", (3, 4), ((1,),), {"self": X, "dim": ("int", -1)}),
+    ("layer_norm.default", (3, 4), ((4,), (4,)), {"input": X, "normalized_shape": ints(4), "weight": ("tensor", "p0"),
+                                                  "bias": ("tensor", "p1"), "eps": ("float", 1e-3)}),
+    ("layer_norm.default", (3, 4), ((1,),), {"input": X, "normalized_shape": ints(3, 4)}),
+    ("group_norm.default", (4, 3), ((4,), (4,)), {"input": X, "num_groups": ("int", 2), "weight": ("tensor", "p0"),
+                                                  "bias": ("tensor", "p1")}),
+    ("group_norm.default", (4, 3, 3), ((1,),), {"input": X, "num_groups": ("int", 4), "eps": ("float", 1e-2)}),
+    ("conv1d.default", (4, 9), ((6, 2, 3), (6,)), {"input": X, "weight": ("tensor", "p0"), "bias": ("tensor", "p1"),
+                                                   "stride": ints(2), "padding": ints(1), "groups": ("int", 2)}),
+    ("conv2d.default", (2, 7, 8), ((3, 2, 3, 2),), {"input": X, "weight": ("tensor", "p0"), "stride": ints(1, 2),
+                                                    "padding": ints(2, 1), "dilation": ints(2, 1)}),
+    ("conv3d.default", (1, 4, 4, 5), ((2, 1, 2, 2, 2),), {"input": X, "weight": ("tensor", "p0")}),
+    ("max_pool1d.default", (2, 9), ((1,),), {"self": X, "kernel_size": ints(3), "stride": ints(2), "padding": ints(1)}),
+    ("max_pool2d.default", (2, 6, 8), ((1,),), {"self": X, "kernel_size": ints(2), "dilation": ints(2)}),
+    ("avg_pool1d.default", (2, 9), ((1,),), {"self": X, "kernel_size": ints(3), "padding": ints(1)}),
+    ("avg_pool2d.default", (2, 6, 8), ((1,),), {"self": X, "kernel_size": ints(3, 2), "stride": ints(1, 2),
+                                                "padding": ints(1, 0), "count_include_pad": ("bool", False)}),
+    ("adaptive_avg_pool1d.default", (2, 8), ((1,),), {"self": X, "output_size": ints(4)}),
+    ("adaptive_avg_pool2d.default", (2, 6, 8), ((1,),), {"self": X, "output_size": ints(1, 2)}),
+    ("scaled_dot_product_attention.default", (2, 5, 4), ((1, 2, 5, 4), (1, 2, 5, 3)),
+     {"query": X, "key": ("tensor", "p0"), "value": ("tensor", "p1"), "is_causal": ("bool", True)}),
+    ("scaled_dot_product_attention.default", (5, 4), ((1, 3, 4), (1, 3, 2)),
+     {"query": X, "key": ("tensor", "p0"), "value": ("tensor", "p1"), "scale": ("float", 0.3)}),
+]  # fmt: skip
+
+
+def node(operator: str, arguments: Values) -> GraphNode:
+    given = [{"name": name, "kind": kind, "value": value} for name, (kind, value) in arguments.items()]
+    return GraphNode.model_validate({"operator": operator, "arguments": given})
+
+
+def scanned(graph: ExportedGraph, vector: np.ndarray) -> onnxruntime.InferenceSession:
+    """The graph alone as an ONNX file: x (N, *input) float32 -> outputs (N, J) double."""
+    outer = Graph()
+    output = scan_graph(outer, graph, tensors(graph, graph.input, vector), "x")
+    proto = helper.make_model(
+        helper.make_graph(
+            outer.nodes,
+            "graph",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["patients", *graph.input])],
+            [helper.make_tensor_value_info(output, TensorProto.DOUBLE, ["patients", None])],
+            outer.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    return onnxruntime.InferenceSession(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(("operator", "shape", "parameters", "arguments"), CASES, ids=[case[0] for case in CASES])
+def test_every_operator_means_one_thing_everywhere(
+    operator: str, shape: tuple[int, ...], parameters: tuple[tuple[int, ...], ...], arguments: Values
+) -> None:
+    flat = node("reshape.default", {"self": ("tensor", "n0"), "shape": ints(1, -1)})
+    graph = ExportedGraph(input=shape, parameters=parameters, nodes=(node(operator, arguments), flat), output="n1")
+    cost = measure(graph)
+    random = np.random.default_rng(1)
+    vector, x = random.normal(size=graph.parameter_count), random.normal(size=(3, *shape)).astype(np.float32)
+    expected = graph_outputs(graph, vector, x)
+    assert expected.shape == (3, cost.outputs)
+    assert math.prod(cost.values[0]) == cost.outputs
+    (found,) = scanned(graph, vector).run(None, {"x": x})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    # One at a time it says the same: the released file does not let patients meet either.
+    (single,) = scanned(graph, vector).run(None, {"x": x[1:2]})
+    np.testing.assert_allclose(single, found[1:2], atol=1e-6)
+
+
+@pytest.mark.parametrize(("operator", "shape", "parameters", "arguments"), CASES, ids=[case[0] for case in CASES])
+def test_the_foretold_shape_is_torch_s_own(
+    operator: str, shape: tuple[int, ...], parameters: tuple[tuple[int, ...], ...], arguments: Values
+) -> None:
+    flat = node("reshape.default", {"self": ("tensor", "n0"), "shape": ints(1, -1)})
+    graph = ExportedGraph(input=shape, parameters=parameters, nodes=(node(operator, arguments), flat), output="n1")
+    values: dict[str, Any] = {f"p{place}": torch.empty(size, device="meta") for place, size in enumerate(parameters)}
+    values["x"] = torch.empty((1, *shape), device="meta")
+    given = {}
+    for name, (kind, value) in arguments.items():
+        given[name] = values[value] if kind == "tensor" else [values[v] for v in value] if kind == "tensors" else value
+    family, _, overload = operator.partition(".")
+    named = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    result = getattr(getattr(torch.ops.aten, family), overload)(**named)
+    assert measure(graph).values[0] == tuple(result.shape)
+
+
+def test_the_cases_reach_every_operator() -> None:
+    assert {case[0] for case in CASES} == set(TABLE)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        LabelRule(name="disease", column="num", operator=">", value=0),
+        NumberLabel(kind="number", name="p", column="q", minimum=0, maximum=300, center=120, scale=20),
+    ],
+    ids=["yes-no", "number"],
+)
+def test_a_released_graph_takes_raw_values(label: LabelRule | NumberLabel) -> None:
+    schema = DatasetSchema(
+        name="heart",
+        features=(
+            Feature(name="age", kind="number", minimum=0, maximum=120, center=55, scale=10, impute=55),
+            Feature(name="sex", kind="category", levels=("f", "m")),
+        ),
+        label=label,
+    )
+    number = isinstance(label, NumberLabel)
+    graph = ExportedGraph(
+        loss="squared" if number else "logistic",
+        input=(3,),
+        parameters=((1, 3), (1,)),
+        nodes=(node("linear.default", CASES[0][3]),),
+        output="n0",
+    )
+    vector = np.array([0.5, -1.0, 2.0, 0.25])
+    session = onnxruntime.InferenceSession(build(graph, schema, vector))
+    raw = np.array([[70.0, 1.0], [np.nan, 0.0]])
+    (found,) = session.run(None, {"features": raw})
+    inputs = np.array([schema.encode({"age": 70.0, "sex": "m"}), schema.encode({"age": None, "sex": "f"})])
+    output = inputs @ vector[:3] + vector[3]
+    expected = 120 + 20 * output if number else 1 / (1 + np.exp(-output))
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+    assert session.get_outputs()[0].name == ("value" if number else "probability")
