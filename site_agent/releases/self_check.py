@@ -20,13 +20,14 @@ from site_agent.releases.weights import REMEDY, read_weights
 from site_agent.serving.predictor import Predictor
 
 TOLERANCE = 1e-9
-NETWORK_TOLERANCE = 1e-4
-"""Of networks for images and sequences, which both files compute in float32."""
+NETWORK_TOLERANCE = 1e-3
+"""Of networks for images and sequences, which both programs compute in float32, each in its own order: seen up to 1e-5
+in a U-Net of 128 x 128 pixels, where normalisations amplify rounding."""
 
 
 def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
     """The largest difference between both files' probabilities, or values in units of the label's scale, on made-up
-    records; at most 1e-9, of a network 1e-4.
+    records; at most 1e-9, of a network 1e-3.
 
     Raises VerificationFailed when a file can't be read, has other tensors than the model, or they disagree.
     """
@@ -121,8 +122,9 @@ def _encoded(schema: DatasetSchema, records: NDArray[np.float64]) -> NDArray[np.
 
 
 def media_probes(schema: DatasetSchema) -> NDArray[np.float64]:
-    """(5, *shape) made-up records in the units of the model's input: the least values, the middle ones, the greatest,
-    and two drawn between them."""
+    """(6, *shape) made-up records in the units of the model's input: noise over the whole range and over its ends, and
+    noise with a slope along each axis. None is constant: normalising nothing but rounding gives anything.
+    """
     media = schema.media
     assert media is not None
     if isinstance(media, ImageInput):
@@ -130,9 +132,13 @@ def media_probes(schema: DatasetSchema) -> NDArray[np.float64]:
     else:
         low = np.array([channel.minimum for channel in media.channels])[:, np.newaxis]
         high = np.array([channel.maximum for channel in media.channels])[:, np.newaxis]
-    drawn = np.random.default_rng(0).random((2, *schema.shape))
-    places = np.concatenate([np.broadcast_to(place, schema.shape)[np.newaxis] for place in (0.0, 0.5, 1.0)] + [drawn])
-    inside: NDArray[np.float64] = np.clip(low + places * (high - low), low, high)
+    drawn = np.random.default_rng(0).random((6, *schema.shape))
+    for place, (begin, width) in enumerate(((0.0, 1.0), (0.0, 1.0), (0.0, 0.3), (0.7, 0.3))):
+        drawn[place] = begin + width * drawn[place]
+    for place, axis in ((4, -1), (5, -min(2, len(schema.shape) - 1))):
+        slope = np.linspace(0.0, 0.7, schema.shape[axis])
+        drawn[place] = 0.3 * drawn[place] + (slope if axis == -1 else slope[:, np.newaxis])
+    inside: NDArray[np.float64] = np.clip(low + drawn * (high - low), low, high)
     return inside
 
 

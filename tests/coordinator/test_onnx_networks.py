@@ -25,7 +25,7 @@ from protocol.media import ImageInput, SequenceChannel, SequenceInput
 from protocol.model import LogisticRegression, ModelSpec, parameter_count, parameter_shapes
 from protocol.release import EpsilonStatement, ReleaseSubject
 from site_agent.cohort.sequences import filled, normalise
-from site_agent.releases.self_check import check
+from site_agent.releases.self_check import check, media_probes
 from site_agent.serving.app import create_app
 from site_agent.serving.predictor import Predictor
 
@@ -254,3 +254,28 @@ def test_a_table_takes_no_file():
     about = subject(CASES[0][0], CASES[0][1]).model_copy(update={"model": model, "dataset": schema})
     predictor = Predictor(build(model, schema, np.zeros(2)), about)
     assert asyncio.run(ask(predictor, "POST", "/v1/predict-file", content=b"1")).status_code == 400
+
+
+def test_a_network_of_real_size_passes_its_self_check():
+    """Rounding grows with depth; records that are constant would make it grow beyond any bound."""
+    fields, schema = {"architecture": "unet"}, image(1, 64, 64)
+    first = initial_point(spec(fields), schema.shape, "sha256:" + "1" * 64).weights
+    weights = save(tensors(spec(fields), schema.shape, first))
+    about = subject(fields, schema)
+    assert check(about, weights, build(spec(fields), schema, first)) < 1e-4
+    probes = media_probes(schema)
+    assert (probes.std(axis=(1, 2, 3)) > 10).all()
+    assert (probes >= -1000).all()
+    assert (probes <= 400).all()
+
+
+def test_transposed_images_do_not_pass():
+    """A file that reads height as width is a build fault that the probes must find."""
+    fields, schema = CASES[0]
+    square = image(1, 8, 8)
+    parameters = vector(fields, square)
+    named = tensors(spec(fields), square.shape, parameters)
+    turned = {name: tensor.swapaxes(-1, -2) if tensor.ndim == 4 else tensor for name, tensor in named.items()}
+    wrong = build(spec(fields), square, np.concatenate([tensor.ravel() for tensor in turned.values()]))
+    with pytest.raises(VerificationFailed, match="different"):
+        check(subject(fields, square), save(named), wrong)

@@ -16,6 +16,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from privacy.local.patients import part
 from protocol.dataset import MaskLabel
 from protocol.delimited import DatasetRefused
 from protocol.dictionary import Dictionary, parse_dictionary
@@ -486,3 +487,17 @@ def test_masks_stay_with_their_images_and_bad_ones_drop_the_row(site, tmp_path: 
     numbers = np.rint((arrays.x[:, 0, 0, 0] * 0.25 + 0.5) * 255).astype(int)
     assert sorted(numbers) == [number for number in range(50) if number != 7]
     assert [int(np.flatnonzero(mask)[0]) for mask in arrays.y] == [number % 48 for number in numbers]
+
+
+def test_the_worker_parts_a_snapshot_of_images_without_copying_it(site, tmp_path: Path):
+    home, keys, engine = site
+    manifest = write_films(tmp_path / "set", 50, records=2)
+    prepared = prepare(engine, keys.secret, manifest, dictionary(), None)
+    keep(engine, home, prepared, system_clock)
+    arrays = load(home, prepared.snapshot.digest)
+    cohort = part(arrays.x, arrays.y, arrays.patient, arrays.held_out)
+    for group in (cohort.training, cohort.held_out):
+        assert np.shares_memory(group.x, arrays.x)
+        assert group.patient.tolist() == sorted(group.patient.tolist())
+        assert set(group.patient) == set(range(group.patients))
+    assert len(cohort.training.x) + len(cohort.held_out.x) == 100
