@@ -52,17 +52,21 @@ def study_facts(spec: Proposal, *, site: str | None = None) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Epsilons:
     """What a plan costs, as the judging party takes it: of the model, and in the worst case of a site the model's and
-    the evaluation's; the last is None where the evaluation is exact, or where there is none."""
+    the evaluation's; the last is None where the evaluation is exact, or where there is none. membership_worst_site: of
+    the membership audit, None where there is none."""
 
     training: float
     worst_site: float
     evaluation_worst_site: float | None
+    membership_worst_site: float | None = None
 
     @classmethod
     def stated(cls, plan: AnyPlan) -> Epsilons:
         """As the plan itself says."""
-        evaluation = plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None
-        return cls(plan.epsilon, plan.epsilon_worst_site, evaluation)
+        if not isinstance(plan, StudyPlan):
+            return cls(plan.epsilon, plan.epsilon_worst_site, None)
+        audited = None if plan.membership is None else plan.membership.epsilon_worst_site
+        return cls(plan.epsilon, plan.epsilon_worst_site, plan.epsilon_evaluation_worst_site, audited)
 
 
 def document_facts(
@@ -97,6 +101,10 @@ def document_facts(
         "evaluation": {
             "mode": plan.spec.evaluation.mode if isinstance(plan, StudyPlan) else "none",
             "epsilon_worst_site": cost.evaluation_worst_site,
+        },
+        "membership": {
+            "planned": cost.membership_worst_site is not None,
+            "epsilon_worst_site": cost.membership_worst_site,
         },
     }
     return {"study": {**study_facts(spec, site=site), "submitter": plan.submitter}, "plan": planned}

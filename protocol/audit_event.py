@@ -47,6 +47,7 @@ class EventType(StrEnum):
     ROUND_COMMITTED = "round.committed"
     CANDIDATE_EVALUATED = "candidate.evaluated"
     EXPLORATION_COMPLETED = "exploration.completed"
+    CANDIDATE_AUDITED = "candidate.audited"
     RELEASE_DRAFTED = "release.drafted"
     RELEASE_SUBMITTED = "release.submitted"
     RELEASE_APPROVED = "release.approved"

@@ -13,6 +13,7 @@ from protocol.canonical import digest
 from protocol.dataset import DatasetSchema
 from protocol.evaluation import EvaluationReport
 from protocol.identifiers import Digest, Frozen, Label, PersonName, ReleaseId, Role, SiteName, StudyId, Timestamp
+from protocol.membership import MembershipReport
 from protocol.model import ModelSpec
 
 APPROVAL_TYPE = "application/vnd.cloister.approval+json"
@@ -45,7 +46,9 @@ class FileDigest(Frozen):
 
 class EpsilonStatement(Frozen):
     """The numbers that always stand together, and what they rest on. epsilon_evaluation and
-    epsilon_evaluation_worst_site are of the held-out patients; None for an exact evaluation."""
+    epsilon_evaluation_worst_site are of the held-out patients; None for an exact evaluation. epsilon_membership and
+    epsilon_membership_worst_site are of the membership audit, for training and held-out patients alike, beside the
+    others; None where none was planned."""
 
     unit: Literal["patient"]
     adjacency: Literal["zero-out"]
@@ -55,6 +58,8 @@ class EpsilonStatement(Frozen):
     epsilon_cohort_to_date: dict[SiteName, float]
     epsilon_evaluation: float | None
     epsilon_evaluation_worst_site: float | None
+    epsilon_membership: float | None = None
+    epsilon_membership_worst_site: float | None = None
     steps_charged: int
     rounds_executed: int
     attempts: int
@@ -64,7 +69,10 @@ class EpsilonStatement(Frozen):
 
 
 class ReleaseSubject(Frozen):
-    """What approvers sign over: its digest is the release digest. Any change voids every approval."""
+    """What approvers sign over: its digest is the release digest. Any change voids every approval.
+
+    membership: None where the plan has no membership audit; one that could not be carried out says so.
+    """
 
     release: ReleaseId
     study: StudyId
@@ -74,6 +82,7 @@ class ReleaseSubject(Frozen):
     files: tuple[FileDigest, ...]
     epsilon: EpsilonStatement
     evaluation: EvaluationReport
+    membership: MembershipReport | None = None
     intended_use: Label
     use_mode: Literal["research", "decision-support"]
     submitter: PersonName

@@ -27,11 +27,14 @@ ROUND_REQUEST_TYPE = "application/vnd.cloister.round-request+json"
 CONTRIBUTION_TYPE = "application/vnd.cloister.contribution+json"
 REFUSAL_TYPE = "application/vnd.cloister.round-refusal+json"
 
-Phase = Literal["train", "evaluate", "statistics", "cluster"]
-RoundKind = Literal["train.contribute", "evaluate.histogram", "explore.statistics", "explore.cluster"]
+Phase = Literal["train", "evaluate", "membership", "statistics", "cluster"]
+RoundKind = Literal[
+    "train.contribute", "evaluate.histogram", "evaluate.membership", "explore.statistics", "explore.cluster"
+]
 ROUND_KINDS: Mapping[Phase, RoundKind] = {
     "train": "train.contribute",
     "evaluate": "evaluate.histogram",
+    "membership": "evaluate.membership",
     "statistics": "explore.statistics",
     "cluster": "explore.cluster",
 }
@@ -69,6 +72,7 @@ class RefusalCode(StrEnum):
     MODEL_NOT_FINITE = "model-not-finite"
     MODEL_TOO_LARGE = "model-too-large"
     MODEL_CHANGED = "model-changed"
+    MODEL_NOT_EVALUATED = "model-not-evaluated"
     EXPIRED = "expired"
     ROUND_UNKNOWN = "round-unknown"
     ROUND_OVER = "round-over"

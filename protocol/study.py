@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from protocol.evaluation import cells, kind_of
 from protocol.identifiers import Frozen, SiteName
+from protocol.membership import MOST_SCORED, Audit, PlannedMembership
 from protocol.model import ModelSpec, label_misfit, model_misfit, parameter_count
 from protocol.plan import Plan, SecureSum, Stage
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Proposal
@@ -38,6 +39,7 @@ class StudySpec(Proposal):
     model: ModelSpec
     training: Training
     evaluation: Evaluation = Evaluation()
+    audit: Audit = Audit()
     recipients: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MAX_SITES)]
 
     @model_validator(mode="after")
@@ -68,12 +70,14 @@ class StudyPlan(Plan):
 
     noise_multiplier: sigma at sampling_rate over spec.steps for (epsilon, delta); evaluation_multiplier: sigma of
     the score histogram over evaluation.attempts (0 in exact mode). epsilon_worst_site, epsilon_evaluation_worst_site:
-    of a site's training and held-out patients if all others collude; the latter is None in exact mode.
+    of a site's training and held-out patients if all others collude; the latter is None in exact mode. membership: the
+    audit before the release; None where there is none.
     """
 
     spec: StudySpec
     evaluation_multiplier: Annotated[float, Field(ge=0)]
     epsilon_evaluation_worst_site: Annotated[float, Field(gt=0)] | None
+    membership: PlannedMembership | None = None
 
     @model_validator(mode="after")
     def _worst_case_of_its_mode(self) -> StudyPlan:
@@ -89,14 +93,19 @@ class StudyPlan(Plan):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Every round of the study in the order in which they run."""
-        return Stage("train", 1, self.spec.training.rounds), Stage("evaluate", 1, 1, held_out=True)
+        audited = () if self.membership is None else (Stage("membership", 1, 1, held_out=True),)
+        return Stage("train", 1, self.spec.training.rounds), Stage("evaluate", 1, 1, held_out=True), *audited
 
     @property
     def attempts(self) -> Mapping[Phase, int]:
         """The most attempts of each phase, over all its rounds, that the noise is calibrated for. The declared
         exception, an exact evaluation, happens once."""
         evaluation = self.spec.evaluation
-        return {"train": self.spec.attempts, "evaluate": 1 if evaluation.mode == "exact" else evaluation.attempts}
+        most: dict[Phase, int] = {
+            "train": self.spec.attempts,
+            "evaluate": 1 if evaluation.mode == "exact" else evaluation.attempts,
+        }
+        return most if self.membership is None else {**most, "membership": self.spec.audit.membership.attempts}
 
     def steps_of(self, phase: Phase) -> int:
         """How many noisy steps one attempt of the phase is, and is charged as."""
@@ -105,6 +114,12 @@ class StudyPlan(Plan):
     def body_length(self, phase: Phase) -> int:
         """How many floats a request of the phase brings to the sites: the model's parameters."""
         return self.parameters
+
+    def scored(self, cohort: Iterable[str]) -> tuple[int, int]:
+        """(members, non-members) that the membership audit counts over the cohort."""
+        sites = [self.site(name) for name in cohort]
+        members = sum(min(site.patients - site.held_out, MOST_SCORED) for site in sites)
+        return members, sum(min(site.held_out, MOST_SCORED) for site in sites)
 
     def patients_share(self, names: Iterable[str]) -> float:
         """The training patients of these sites over those of all planned sites, by the plan's public counts: how much
@@ -115,7 +130,8 @@ class StudyPlan(Plan):
     def secure_sum(self, phase: Phase, cohort: Iterable[str]) -> SecureSum:
         """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients, or in local mode of the
         changes of the model, each times its site's `patients_share`. evaluate: one count per
-        held-out patient, in cells as `protocol.evaluation` lays them out. KeyError for a site outside the plan."""
+        held-out patient, in cells as `protocol.evaluation` lays them out. membership: one count per patient that is
+        scored, in `bins` cells for non-members, then as many for members. KeyError for a site outside the plan."""
         sites = [self.site(name) for name in cohort]
         tolerated = self.spec.privacy.colluders + self.spec.privacy.dropouts
         if phase == "train" and self.spec.privacy.mode == "local":
@@ -137,6 +153,17 @@ class StudyPlan(Plan):
                 largest_batch=sum(site.patients for site in sites),
                 noise_multiplier=self.noise_multiplier,
                 length=self.parameters,
+            )
+        if phase == "membership":
+            if self.membership is None:
+                raise KeyError(phase)
+            return SecureSum(
+                clip=1.0,
+                sites=len(sites),
+                tolerated=tolerated,
+                largest_batch=sum(site.patients for site in sites),
+                noise_multiplier=self.membership.noise_multiplier,
+                length=2 * self.spec.audit.membership.bins,
             )
         exact = self.spec.evaluation.mode == "exact"
         return SecureSum(

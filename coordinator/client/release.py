@@ -17,6 +17,7 @@ from coordinator.terminal import emit, read_passphrase
 
 if TYPE_CHECKING:
     from protocol.errors import CloisterError
+    from protocol.membership import MembershipReport
     from protocol.release import ReleaseSubject
 
 app = typer.Typer(no_args_is_help=True, help="Releases: draft, review, approve, seal.")
@@ -236,9 +237,20 @@ def _summary(subject: ReleaseSubject) -> str:
             f"{_or_exact(epsilon.epsilon_evaluation_worst_site)}",
             f"measured    on {subject.evaluation.held_out} held-out patients{outside}",
             *(f"            {line}" for line in measured),
+            f"attacked    {_attacked(subject.membership)}",
             f"digest      {subject.digest}",
         ]
     )
+
+
+def _attacked(report: MembershipReport | None) -> str:
+    from protocol.membership import audit_figures
+
+    if report is None:
+        return "no membership audit was planned"
+    if not report.ran:
+        return f"the membership audit DID NOT RUN: {report.reason}"
+    return "; ".join(f"{name} {figure.told}" for name, figure in audit_figures(report))
 
 
 def _or_exact(epsilon: float | None) -> str:

@@ -79,6 +79,7 @@ def propose(
         f"plan {proposed['plan_digest']}",
         f"epsilon {proposed['epsilon']:.4f}, a site's worst case {proposed['epsilon_worst_site']:.4f}, in the "
         f"evaluation {worst_evaluation(proposed['epsilon_evaluation_worst_site'])}",
+        f"membership audit: {audit_cost(proposed.get('membership'))}",
         *([owed] if owed else []),
     ]
     if dry_run:
@@ -267,7 +268,30 @@ def status_text(document: dict[str, Any]) -> str:
         lines.append(f"candidate {document['candidate']['weights_digest']}")
         report = read_report(json.dumps(document["candidate"]["evaluation"]))
         lines += [f"  {name}: {figure.told}" for name, figure in figures(report)]
+        lines += audit_lines(document["candidate"].get("membership"))
     return "\n".join(lines)
+
+
+def audit_lines(membership: dict[str, Any] | None) -> list[str]:
+    """What the membership audit of a candidate came to, for a person."""
+    from protocol.membership import MembershipReport, audit_figures
+
+    if membership is None:
+        return []
+    report = MembershipReport.model_validate(membership)
+    if not report.ran:
+        return [f"  membership audit did not run: {report.reason}"]
+    return [f"  {name}: {figure.told}" for name, figure in audit_figures(report)]
+
+
+def audit_cost(planned: dict[str, Any] | None) -> str:
+    """What a membership audit costs each patient, for a person."""
+    if planned is None:
+        return "none (too few held-out patients for it to say anything, or switched off)"
+    return (
+        f"epsilon {planned['epsilon']:.4f} more for every patient, {planned['epsilon_worst_site']:.4f} if all others "
+        "collude"
+    )
 
 
 def worst_evaluation(epsilon: float | None) -> str:
@@ -287,6 +311,7 @@ def plan_text(plan: Any, digest: str) -> str:
             f"{plan.epsilon_worst_site:.4f}",
             f"evaluation  {spec.evaluation.mode}; worst case of a site "
             f"{worst_evaluation(plan.epsilon_evaluation_worst_site)}",
+            f"audit       {audit_cost(None if plan.membership is None else plan.membership.model_dump())}",
             f"digest      {digest}",
         ]
     )

@@ -16,6 +16,7 @@ from coordinator.releases.onnx_model import build, tensors
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.envelope import Envelope
 from protocol.evaluation import EvaluationReport
+from protocol.membership import MembershipReport
 from protocol.release import (
     BUNDLE_FILES,
     MODEL_FILES,
@@ -36,6 +37,7 @@ def model_files(
     weights: bytes,
     epsilon: EpsilonStatement,
     evaluation: EvaluationReport,
+    membership: MembershipReport | None = None,
     *,
     intended_use: str,
     use_mode: UseMode,
@@ -44,7 +46,7 @@ def model_files(
     vector = np.frombuffer(weights, dtype="<f8").astype(np.float64)
     schema, model = plan.spec.dataset, plan.spec.model
     named = tensors(model, schema.shape, vector)
-    card = write(plan, epsilon, evaluation, intended_use=intended_use, use_mode=use_mode)
+    card = write(plan, epsilon, evaluation, membership, intended_use=intended_use, use_mode=use_mode)
     contents = (save(named), build(model, schema, vector), card.encode())
     return dict(zip(MODEL_FILES, contents, strict=True))
 
@@ -56,6 +58,7 @@ def subject_of(
     files: Mapping[str, bytes],
     epsilon: EpsilonStatement,
     evaluation: EvaluationReport,
+    membership: MembershipReport | None = None,
     *,
     intended_use: str,
     use_mode: UseMode,
@@ -72,6 +75,7 @@ def subject_of(
         ),
         epsilon=epsilon,
         evaluation=evaluation,
+        membership=membership,
         intended_use=intended_use,
         use_mode=use_mode,
         submitter=plan.submitter,

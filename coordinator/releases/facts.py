@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from policies.study_facts import document_facts
+from protocol.membership import MembershipReport
 from protocol.release import Approval, ReleaseSubject
 from protocol.study import StudyPlan
 
@@ -21,6 +22,7 @@ def release_facts(
     checkpoint_age_seconds: int,
 ) -> dict[str, Any]:
     """Facts of the release gate. approvals: those whose signatures were verified under the plan's roster."""
+    audit = subject.membership
     return {
         **document_facts(plan, subject.plan_digest),
         "release": {
@@ -33,6 +35,9 @@ def release_facts(
             "delta": subject.epsilon.delta,
             "epsilon_worst_site": subject.epsilon.epsilon_worst_site,
             "epsilon_evaluation_worst_site": subject.epsilon.epsilon_evaluation_worst_site,
+            "membership_ran": audit is not None and audit.ran,
+            "membership_advantage_high": _advantage_high(audit),
+            "epsilon_membership_worst_site": subject.epsilon.epsilon_membership_worst_site,
             "submitter": subject.submitter,
             "recipients": list(subject.recipients),
             "evaluation_exact": subject.evaluation.outside_guarantee,
@@ -56,3 +61,9 @@ def release_facts(
             "last_checkpoint_age_seconds": checkpoint_age_seconds,
         },
     }
+
+
+def _advantage_high(audit: MembershipReport | None) -> float:
+    """The upper end of the advantage's interval. 1 where nobody tried or it has none: not knowing meets no cap."""
+    high = None if audit is None or audit.advantage is None else audit.advantage.high
+    return 1.0 if high is None else high

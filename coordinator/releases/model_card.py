@@ -9,12 +9,19 @@ from protocol.dataset import DatasetSchema, Feature, MaskLabel, NumberLabel, Sur
 from protocol.evaluation import EvaluationReport, figures
 from protocol.graph import ExportedGraph
 from protocol.media import ImageInput, SequenceInput
+from protocol.membership import MembershipReport, audit_figures
 from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
 
 
 def write(
-    plan: StudyPlan, epsilon: EpsilonStatement, evaluation: EvaluationReport, *, intended_use: str, use_mode: str
+    plan: StudyPlan,
+    epsilon: EpsilonStatement,
+    evaluation: EvaluationReport,
+    membership: MembershipReport | None,
+    *,
+    intended_use: str,
+    use_mode: str,
 ) -> str:
     """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
     spec = plan.spec
@@ -50,6 +57,8 @@ def write(
         _evaluation(evaluation),
         "## Privacy",
         _privacy(epsilon),
+        "## Can it be told who trained it?",
+        _membership(membership),
         "## Limits",
         "The model was not tested on hospitals outside the study, nor per subgroup. It supports a decision and does "
         "not make one: a person stays responsible. Differential privacy alone is neither anonymity nor HIPAA "
@@ -162,6 +171,23 @@ def _evaluation(report: EvaluationReport) -> str:
     )
 
 
+def _membership(report: MembershipReport | None) -> str:
+    if report is None:
+        return "The study planned no membership audit: nobody tried. The bound above is all that is known."
+    if not report.ran:
+        return f"The membership audit that was planned **did not run**: {_words(report.reason or '')}."
+    return "\n".join(
+        [
+            f"Each hospital attacked the model with its own patients ({report.members} members, {report.non_members} "
+            "held out): a small loss speaks for a member. One noised histogram of scores for each, charged to both:",
+            "",
+            *(f"- {name}: {figure.told}" for name, figure in audit_figures(report)),
+            "",
+            "Other attacks may find more. Hospitals count their own patients and could count wrongly.",
+        ]
+    )
+
+
 def _privacy(epsilon: EpsilonStatement) -> str:
     evaluation = (
         "none was charged for the evaluation (declared exception)"
@@ -173,6 +199,14 @@ def _privacy(epsilon: EpsilonStatement) -> str:
         if epsilon.epsilon_evaluation_worst_site is None
         else f"{epsilon.epsilon_evaluation_worst_site:.3f} for held-out patients"
     )
+    audit = (
+        []
+        if epsilon.epsilon_membership is None or epsilon.epsilon_membership_worst_site is None
+        else [
+            f"- Membership audit, beside the above: epsilon {epsilon.epsilon_membership:.3f} for patients trained on "
+            f"and held out alike; {epsilon.epsilon_membership_worst_site:.3f} in the worst case for one site."
+        ]
+    )
     to_date = ", ".join(f"{site} {value:.3f}" for site, value in sorted(epsilon.epsilon_cohort_to_date.items()))
     return "\n".join(
         [
@@ -182,6 +216,7 @@ def _privacy(epsilon: EpsilonStatement) -> str:
             f"{evaluation}.",
             f"- Worst case for one site (all others collude, or secure aggregation fails): "
             f"epsilon {epsilon.epsilon_worst_site:.3f} for patients trained on; {held_out}.",
+            *audit,
             f"- Promised to each hospital's patients so far, over all studies that trained at this coordinator: "
             f"{to_date or 'not reported'}. A hospital's own ledger goes by patient and knows of others too.",
             f"- Accounted for {epsilon.steps_charged} steps; {epsilon.rounds_executed} rounds were executed in "

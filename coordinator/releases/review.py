@@ -24,6 +24,7 @@ from protocol.envelope import Envelope, open_json
 from protocol.errors import BadSignature, Malformed, Refused
 from protocol.evaluation import read_report
 from protocol.identifiers import Role
+from protocol.membership import MembershipReport
 from protocol.release import APPROVAL_TYPE, Approval, EpsilonStatement, ReleaseSubject
 from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
@@ -48,14 +49,16 @@ def draft(
     if row.plan is None:
         raise Conflict(f"Study {study} has no plan.", "See `cloister study status`.")
     plan = training_plan_of(row)
+    if plan.membership is not None and candidate.membership is None:
+        raise Conflict(f"The membership audit of study {study} is under way.", "Wait for it: `cloister study status`.")
     epsilon = EpsilonStatement.model_validate_json(candidate.epsilon)
     evaluation = read_report(candidate.evaluation)
-    files = model_files(plan, candidate.weights, epsilon, evaluation, intended_use=intended_use, use_mode=use_mode)
+    membership = None if candidate.membership is None else MembershipReport.model_validate_json(candidate.membership)
+    told = (epsilon, evaluation, membership)
+    files = model_files(plan, candidate.weights, *told, intended_use=intended_use, use_mode=use_mode)
     name = f"{study}-r{len(earlier) + 1}"
     plan_digest = sha256_hex(Envelope.from_bytes(row.plan).payload)
-    subject = subject_of(
-        name, plan, plan_digest, files, epsilon, evaluation, intended_use=intended_use, use_mode=use_mode
-    )
+    subject = subject_of(name, plan, plan_digest, files, *told, intended_use=intended_use, use_mode=use_mode)
     release = Release(
         id=name,
         study=study,

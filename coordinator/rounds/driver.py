@@ -35,13 +35,14 @@ from coordinator.rounds.states import (
     Fail,
     FailureCode,
     Finish,
+    GiveUp,
     Progress,
     Resend,
     next_action,
 )
 from coordinator.rounds.training_work import TrainingWork
 from coordinator.rounds.uploads import Uploads
-from coordinator.rounds.work import Work
+from coordinator.rounds.work import Audits, Work
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import ACTIVE, ENDED, StudyState, cohort
 from policies.findings import Decision, reasons
@@ -149,6 +150,8 @@ class RoundDriver:
                 return self._send(self._recorded())
             case Fail():
                 return self._fail(action.code, action.detail)
+            case GiveUp():
+                return self._give_up(action)
             case Finish():
                 raise StudyEnded("The study has its candidate already.", "Nothing is left to do.")
 
@@ -289,6 +292,18 @@ class RoundDriver:
         return taken.becomes if ended else None
 
     # Ends
+
+    def _give_up(self, action: GiveUp) -> StudyState | None:
+        """End without the phase that the study can do without."""
+        assert isinstance(self._work, Audits)
+        taken = self._work.give_up(action.detail, self._progress)
+        with transaction(self._appliance.engine) as session:
+            self._require_active(session)
+            taken.keep(session)
+            if taken.becomes is not None:
+                self._become(session, taken.becomes, ended=taken.becomes in ENDED)
+        taken.adopt()
+        return taken.becomes
 
     def _deny(self, decision: Decision) -> StudyState:
         with transaction(self._appliance.engine) as session:

@@ -33,7 +33,7 @@ from protocol.evaluation import (
     kind_of,
     residual_limit,
 )
-from protocol.plan import Plan
+from protocol.plan import Plan, SecureSum
 from protocol.release import EpsilonStatement
 from protocol.study import StudyPlan
 
@@ -62,13 +62,9 @@ def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64
     Raises PrivacyError for counts that are not finite.
     """
     planned = plan.secure_sum("evaluate", cohort)
-    noise_std = 0.0
+    noise_std = noise_std_of(planned)
     if planned.noise_multiplier is None:
         counts = np.rint(counts)
-    else:
-        noise_std = plan_grid(
-            planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
-        ).sum_std(len(cohort))
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(to_bytes(counts)).digest(), "big"))
     common = {
         "mode": plan.spec.evaluation.mode,
@@ -82,9 +78,9 @@ def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64
             histogram = ScoreHistogram(counts, noise_std)
             found = evaluate(histogram, rng, groups=min(GROUPS, histogram.bins))
             told = {
-                "auc": _interval(found.auc),
-                "accuracy": _interval(found.accuracy),
-                "calibration_error": _interval(found.expected_calibration_error),
+                "auc": interval_of(found.auc),
+                "accuracy": interval_of(found.accuracy),
+                "calibration_error": interval_of(found.expected_calibration_error),
             }
             return ClassificationReport.model_validate({**common, **told})
         case "survival":
@@ -100,10 +96,19 @@ def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64
 
 
 def _intervals(found: SurvivalEvaluation | ResidualEvaluation | DiceEvaluation) -> dict[str, Interval]:
-    return {field.name: _interval(getattr(found, field.name)) for field in fields(found)}
+    return {field.name: interval_of(getattr(found, field.name)) for field in fields(found)}
 
 
-def _interval(estimate: Estimate) -> Interval:
+def noise_std_of(planned: SecureSum) -> float:
+    """Standard deviation of the noise on each coordinate with the whole cohort's shares; 0 for an exact sum."""
+    if planned.noise_multiplier is None:
+        return 0.0
+    grid = plan_grid(planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier)
+    return grid.sum_std(planned.sites)
+
+
+def interval_of(estimate: Estimate) -> Interval:
+    """As documents have it."""
     return Interval(value=estimate.value, low=estimate.low, high=estimate.high, reason=estimate.reason)
 
 
@@ -135,6 +140,8 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
         epsilon_cohort_to_date=cohort_to_date((*evidence.earlier, plan), plan.names),
         epsilon_evaluation=evaluation_epsilon(plan),
         epsilon_evaluation_worst_site=plan.epsilon_evaluation_worst_site,
+        epsilon_membership=None if plan.membership is None else plan.membership.epsilon,
+        epsilon_membership_worst_site=None if plan.membership is None else plan.membership.epsilon_worst_site,
         steps_charged=spec.steps,
         rounds_executed=evidence.rounds_executed,
         attempts=evidence.attempts,
@@ -180,7 +187,8 @@ def cohort_to_date(plans: Iterable[Plan], sites: tuple[str, ...]) -> dict[str, f
     """
     totals = dict.fromkeys(sites, 0.0)
     for plan in plans:
+        audited = plan.membership if isinstance(plan, StudyPlan) else None
         for site in plan.names:
             if site in totals:
-                totals[site] += plan.epsilon
+                totals[site] += plan.epsilon + (0.0 if audited is None else audited.epsilon)
     return totals

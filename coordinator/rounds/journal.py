@@ -23,6 +23,7 @@ from policies.findings import Decision, reasons
 from protocol.audit_event import EventType
 from protocol.canonical import digest
 from protocol.evaluation import EvaluationReport
+from protocol.membership import MembershipReport
 from protocol.study_kind import AnyPlan
 from protocol.timestamp import moment, timestamp
 
@@ -145,6 +146,19 @@ class Journal:
                 "attempts": after.steps(TRAIN),
             },
             labels={"evaluation_mode": report.mode, "measure": report.kind},
+        )
+
+    def audited(self, session: Session, row: Candidate, report: MembershipReport) -> None:
+        """candidate.audited: what the membership audit came to, or that it did not run."""
+        self._append(
+            session,
+            EventType.CANDIDATE_AUDITED,
+            digests={
+                "model": row.weights_digest,
+                "rounds": row.rounds_digest,
+                "membership": digest(report.model_dump(mode="json")),
+            },
+            labels={"membership": "ran" if report.ran else "did-not-run"},
         )
 
     def denied(self, session: Session, decision: Decision) -> None:

@@ -26,6 +26,7 @@ from coordinator.rounds.tables import (
 from coordinator.studies.repository import StudyRepository, plan_of
 from privacy.entropy import Float64
 from protocol.canonical import digest
+from protocol.membership import MembershipReport
 from protocol.round import Phase, phase_named
 from protocol.study_kind import AnyPlan
 
@@ -245,6 +246,16 @@ class RoundRepository:
         """Store the candidate, once."""
         self._session.add(row)
         self._flush(row.study)
+
+    def audit_candidate(self, study: str, report: MembershipReport, rounds_digest: str) -> Candidate:
+        """Add what the membership audit came to, once. AnotherDriver where it is there already."""
+        row = self._session.get(Candidate, study)
+        if row is None or row.membership is not None:
+            raise _another(study)
+        row.membership, row.rounds_digest = json.dumps(report.model_dump(mode="json")), rounds_digest
+        self._session.add(row)
+        self._session.flush()
+        return row
 
     def _flush(self, study: str) -> None:
         try:

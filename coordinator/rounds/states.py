@@ -17,6 +17,9 @@ from protocol.round import Phase
 
 TRAIN: Phase = "train"
 EVALUATE: Phase = "evaluate"
+MEMBERSHIP: Phase = "membership"
+OPTIONAL = frozenset({MEMBERSHIP})
+"""Phases that come last and without which there is a candidate all the same."""
 PASSED_OVER = frozenset({"refused:expired"})
 """Codes that say nothing about the site: it is invited to the next attempt although it did not contribute."""
 
@@ -99,12 +102,14 @@ class Absence:
 class Progress:
     """Everything that the next decision rests on; `after` folds one attempt in.
 
-    established: the sites that share keys, empty before. committed, abandoned: closed attempts by phase.
+    established: the sites that share keys, empty before. committed, abandoned: closed attempts by phase. evaluated: the
+    sites that gave to the last committed evaluation.
     """
 
     established: tuple[str, ...] = ()
     committed: Mapping[Phase, int] = field(default_factory=lambda: MappingProxyType({}))
     abandoned: Mapping[Phase, int] = field(default_factory=lambda: MappingProxyType({}))
+    evaluated: tuple[str, ...] = ()
     open: Attempt | None = None
     latest: Attempt | None = None
     absences: Mapping[str, Absence] = field(default_factory=lambda: MappingProxyType({}))
@@ -146,6 +151,7 @@ class Progress:
             self,
             committed=_counted(self.committed, attempt.phase) if committed else self.committed,
             abandoned=self.abandoned if committed else _counted(self.abandoned, attempt.phase),
+            evaluated=attempt.contributed if committed and attempt.phase == EVALUATE else self.evaluated,
             open=None,
             latest=attempt,
             absences=MappingProxyType(absences),
@@ -209,7 +215,15 @@ class Fail:
     detail: str
 
 
-Action = Await | EstablishKeys | Begin | Resend | Finish | Fail
+@dataclass(frozen=True)
+class GiveUp:
+    """The optional phase can't be carried out: make the candidate without it, saying why."""
+
+    phase: Phase
+    detail: str
+
+
+Action = Await | EstablishKeys | Begin | Resend | Finish | GiveUp | Fail
 
 
 def next_action(
@@ -236,16 +250,26 @@ def next_action(
         return Finish()
     abandoned = progress.abandoned.get(stage.phase, 0)
     if abandoned > design.retries(stage.phase):
-        return _exhausted(stage.phase, abandoned, design)
+        return _or_without(stage.phase, _exhausted(stage.phase, abandoned, design))
     members = tuple(
-        site for site in progress.established if site in granted and (site in design.evaluators or not stage.held_out)
+        site
+        for site in progress.established
+        if site in granted
+        and (site in design.evaluators or not stage.held_out)
+        # A site attacks no model that it did not evaluate.
+        and (site in progress.evaluated or stage.phase != MEMBERSHIP)
     )
-    return _begin(design, members, progress, present, patient, stage.phase)
+    return _or_without(stage.phase, _begin(design, members, progress, present, patient, stage.phase))
+
+
+def _or_without(phase: Phase, action: Await | Begin | Fail) -> Await | Begin | GiveUp | Fail:
+    return GiveUp(phase, action.detail) if isinstance(action, Fail) and phase in OPTIONAL else action
 
 
 def _exhausted(phase: Phase, abandoned: int, design: Design) -> Fail:
-    if phase == EVALUATE:
-        detail = f"all {design.attempts[phase]} planned evaluations missed a site"
+    if phase in (EVALUATE, MEMBERSHIP):
+        what = "evaluations" if phase == EVALUATE else "membership audits"
+        detail = f"all {design.attempts[phase]} planned {what} missed a site"
         return Fail(FailureCode.EVALUATION_EXHAUSTED, detail)
     detail = f"{abandoned} attempts were abandoned and the noise is calibrated for {design.retries(phase)}"
     return Fail(FailureCode.RETRIES_EXHAUSTED, detail)

@@ -104,7 +104,10 @@ class ExplorationRecord(Table, table=True):
 
 
 class Candidate(Table, table=True):
-    """What the rounds came to: the weights a release is made of, and the evidence that goes with them (JSON)."""
+    """What the rounds came to: the weights a release is made of, and the evidence that goes with them (JSON).
+
+    membership: what the audit found, or that it did not run; None where none is planned, or while it is under way.
+    """
 
     __tablename__ = "candidate"
 
@@ -115,4 +118,5 @@ class Candidate(Table, table=True):
     evaluation: str
     histogram: str
     epsilon: str
+    membership: str | None = None
     created_at: str

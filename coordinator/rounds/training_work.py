@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.journal import Journal
+from coordinator.rounds.membership import membership_report
 from coordinator.rounds.optimiser import (
     ModelPoint,
     candidate_weights,
@@ -18,11 +19,12 @@ from coordinator.rounds.optimiser import (
     to_bytes,
 )
 from coordinator.rounds.repository import RoundRepository
-from coordinator.rounds.states import TRAIN, Attempt, Progress
+from coordinator.rounds.states import MEMBERSHIP, TRAIN, Attempt, Progress
 from coordinator.rounds.work import Taken
 from coordinator.studies.states import StudyState
 from privacy.entropy import Float64
 from protocol.canonical import sha256_hex
+from protocol.membership import MembershipReport
 from protocol.round import Phase
 from protocol.study import StudyPlan
 
@@ -50,8 +52,25 @@ class TrainingWork:
         return self._at.vector() if phase == TRAIN else to_bytes(candidate_weights(self._at))
 
     def take(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
-        """The next model, or the candidate with what the histogram says of it."""
+        """The next model, the candidate with what the histogram says of it, or what the attack on it found."""
+        if closed.phase == MEMBERSHIP:
+            return self._audited(membership_report(self._plan, closed.cohort, total), after)
         return self._step(closed, total, after) if closed.phase == TRAIN else self._judge(closed, total, after)
+
+    def give_up(self, detail: str, progress: Progress) -> Taken:
+        """The candidate without the audit that the plan has: it says so for ever."""
+        return self._audited(MembershipReport(ran=False, reason=detail), progress)
+
+    def _audited(self, report: MembershipReport, after: Progress) -> Taken:
+        study = self._plan.spec.study
+        model = sha256_hex(to_bytes(candidate_weights(self._at)))
+
+        def keep(session: Session) -> None:
+            rounds = RoundRepository(session)
+            row = rounds.audit_candidate(study, report, rounds.rounds_digest(study))
+            self._journal.audited(session, row, report)
+
+        return Taken(norm=None, before=model, after=model, becomes=StudyState.CANDIDATE, keep=keep)
 
     @property
     def _at(self) -> ModelPoint:
@@ -102,6 +121,6 @@ class TrainingWork:
             norm=None,
             before=self._at.digest,
             after=sha256_hex(to_bytes(weights)),
-            becomes=StudyState.CANDIDATE,
+            becomes=StudyState.CANDIDATE if self._plan.membership is None else None,
             keep=keep,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sqlmodel import Session
 
@@ -52,3 +52,11 @@ class Work(Protocol):
     def take(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
         """What the committed attempt's sum comes to. after: the progress with it. Raises PrivacyError and ValueError
         for a sum that can't be taken; the study fails then."""
+
+
+@runtime_checkable
+class Audits(Protocol):
+    """The work of a study whose plan may hold a phase that it can do without."""
+
+    def give_up(self, detail: str, progress: Progress) -> Taken:
+        """What the study comes to without the phase; detail: why it could not be carried out."""

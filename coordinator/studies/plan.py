@@ -10,11 +10,13 @@ from typing import Any
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.accounting.epsilon import FORECAST_INTERVAL, curve_points, epsilon, epsilon_per_round
 from privacy.accounting.gaussian import gaussian_multiplier_for, repeated_gaussian_epsilon
+from privacy.auditing.membership import audit_multiplier, worth_asking
 from privacy.evaluation.histogram import check_bins
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
 from protocol.dataset import DatasetSchema
 from protocol.errors import CloisterError
+from protocol.membership import MOST_SCORED, PlannedMembership
 from protocol.plan import Plan, PlannedApprover, PlannedSite
 from protocol.proposal import MINIMUM_CELL, Proposal
 from protocol.study import StudyPlan, StudySpec
@@ -100,6 +102,24 @@ def calibrate(spec: StudySpec, sites: int) -> Calibration:
         epsilon_worst_site=epsilon(mechanism(spec, alone)),
         evaluation_multiplier=evaluation,
         epsilon_evaluation_worst_site=evaluation_worst,
+    )
+
+
+def plan_membership(spec: StudySpec, non_members: int) -> PlannedMembership | None:
+    """The noise of the membership audit among all invited sites and what it costs; None where the spec wants none, or
+    leaves it to the counts and `non_members` held-out patients could say nothing."""
+    asked, privacy = spec.audit.membership, spec.privacy
+    if asked.mode == "off":
+        return None
+    sites, tolerated = len(spec.invited), privacy.colluders + privacy.dropouts
+    sigma = audit_multiplier(asked.epsilon, privacy.delta, asked.attempts)
+    if asked.mode == "auto" and not worth_asking(sigma, sites, tolerated, asked.bins, non_members):
+        return None
+    alone = site_noise_multiplier(sigma, sites, tolerated)
+    return PlannedMembership(
+        noise_multiplier=sigma,
+        epsilon=repeated_gaussian_epsilon(sigma, asked.attempts, privacy.delta),
+        epsilon_worst_site=repeated_gaussian_epsilon(alone, asked.attempts, privacy.delta),
     )
 
 
@@ -232,6 +252,7 @@ def build_plan(spec: StudySpec, papers: Papers, approvers: tuple[PlannedApprover
         epsilon=calibration.epsilon,
         epsilon_worst_site=calibration.epsilon_worst_site,
         epsilon_evaluation_worst_site=calibration.epsilon_evaluation_worst_site,
+        membership=plan_membership(spec, sum(min(site.held_out, MOST_SCORED) for site in papers.sites)),
         **vars(papers),
     )
 

@@ -66,6 +66,7 @@ def _proposed(proposed: Proposed) -> dict[str, Any]:
         "epsilon": plan.epsilon,
         "epsilon_worst_site": plan.epsilon_worst_site,
         "epsilon_evaluation_worst_site": plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None,
+        "membership": views.membership(plan),
         "sites": [{"name": site.name, "patients": site.patients, "held_out": site.held_out} for site in plan.sites],
     }
 

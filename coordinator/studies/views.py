@@ -16,6 +16,7 @@ from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import DeniedProposal, Study
 from protocol.study import StudyPlan
+from protocol.study_kind import AnyPlan
 
 
 def summary(row: Study) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             "delta": plan.spec.privacy.delta,
             "epsilon_worst_site": plan.epsilon_worst_site,
             "epsilon_evaluation_worst_site": evaluated,
+            "membership": membership(plan),
             "epsilon_spent": spent(curve, sum(progress.steps(phase) * plan.steps_of(phase) for phase in trained)),
             "noise_multiplier": plan.noise_multiplier,
         },
@@ -101,6 +103,12 @@ def status(session: Session, row: Study) -> dict[str, Any]:
     }
 
 
+def membership(plan: AnyPlan) -> dict[str, Any] | None:
+    """What the plan's membership audit costs; None where there is none."""
+    planned = plan.membership if isinstance(plan, StudyPlan) else None
+    return None if planned is None else planned.model_dump(mode="json")
+
+
 def _candidate(session: Session, row: Study) -> dict[str, Any] | None:
     candidate = CandidateRepository(session).find(row.id)
     if candidate is None:
@@ -109,6 +117,7 @@ def _candidate(session: Session, row: Study) -> dict[str, Any] | None:
         "weights_digest": candidate.weights_digest,
         "rounds_digest": candidate.rounds_digest,
         "evaluation": json.loads(candidate.evaluation),
+        "membership": None if candidate.membership is None else json.loads(candidate.membership),
         "epsilon": json.loads(candidate.epsilon),
         "created_at": candidate.created_at,
     }

@@ -8,7 +8,8 @@ Sensitivity. A patient has one count in each attack's histogram, so one patient 
 and a vector of k attacks by sqrt(k), provided that a patient's score depends on nobody else's records: the model under
 attack is already private or is that release's own charge, and shadow models must be made without any patient who is
 counted. Made of the site's other patients, shadow models would move every score at once, and no noise of this size
-would cover it: make them from public or synthetic patients, or from patients of a charge of their own.
+would cover it: make them from public or synthetic patients, or from patients of a charge of their own. A study has
+neither, so what its sites send is the loss attack alone.
 Training patients are charged for the members' half, held-out patients for the other.
 """
 
@@ -18,17 +19,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
+from privacy.accounting.gaussian import gaussian_multiplier_for
 from privacy.dpsgd.noise import add_gaussian
 from privacy.entropy import Float64, KeyStream
 from privacy.errors import ParameterError
 from privacy.evaluation.histogram import SENSITIVITY, ScoreHistogram, score_histogram
 from privacy.evaluation.intervals import Estimate
-from privacy.parameters import require_count, require_probability
+from privacy.local.model import PatientScores
+from privacy.parameters import require_count, require_probability, site_noise_multiplier
 
 LOGIT_REACH = 8.0
 """Logits beyond share the last bin of the loss attack."""
@@ -36,6 +40,9 @@ STD_REACH = 4.0
 """Standard deviations beyond share the last bin of the likelihood ratio attack."""
 FEWEST_SHADOWS = 8
 _SMALLEST_SPREAD = 1e-3
+
+MOST_BLUR = 0.1
+Prediction = Literal["chance", "residual", "quality"]
 
 Fit = Callable[[Float64, Float64], Callable[[Float64], Float64]]
 """(records (R, D), labels (R,)) -> a model: (R, D) -> (R,) probabilities of label 1. Trains as the study did."""
@@ -92,6 +99,47 @@ def shadow_logits(
         half = np.argsort(stream.uniform53(y.size))[: y.size // 2]
         rows.append(true_label_logit(fit(x[half], y[half])(targets[0]), targets[1]))
     return np.stack(rows)
+
+
+def prediction_attack(prediction: Prediction, found: PatientScores) -> Float64:
+    """The loss attack on what `LocalModel.scores` gives, (n,) -> (n,) in [0, 1], whatever is predicted: the better a
+    patient is predicted, the nearer to 1.
+
+    chance: the probability of the true outcome p, as sigmoid(logit(p) / 2), which tells small losses apart; 0.5 where
+    nobody knows the outcome. residual: 1 for none, 0 for one at a limit. quality: the score itself.
+    """
+    if prediction == "quality":
+        return found.scores
+    if prediction == "residual":
+        exact: Float64 = 1.0 - 2.0 * np.abs(found.scores - 0.5)
+        return exact
+    known = found.labels < 2
+    logits = true_label_logit(found.scores, np.where(known, found.labels, 0.0))
+    unit: Float64 = np.where(known, 1.0 / (1.0 + np.exp(-logits / 2.0)), 0.5)
+    return unit
+
+
+def attack_counts(prediction: Prediction, found: PatientScores, bins: int) -> Float64:
+    """(bins,) exact counts of the patients by their attack score. Stays at the site."""
+    scores = prediction_attack(prediction, found)
+    place = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    return np.bincount(place, minlength=bins).astype(np.float64)
+
+
+def audit_multiplier(epsilon: float, delta: float, attempts: int) -> float:
+    """Sigma of each count such that `attempts` histograms together cost (epsilon, delta)."""
+    return gaussian_multiplier_for(epsilon, delta) * math.sqrt(attempts)
+
+
+def noise_blur(multiplier: float, sites: int, tolerated: int, bins: int, non_members: int) -> float:
+    """By how much the noise alone, at 95 %, moves the share of non-members above a threshold in the middle."""
+    std = site_noise_multiplier(multiplier, sites, tolerated) * math.sqrt(sites)
+    return NormalDist().inv_cdf(0.975) * std * math.sqrt(bins / 2) / max(1, non_members)
+
+
+def worth_asking(multiplier: float, sites: int, tolerated: int, bins: int, non_members: int) -> bool:
+    """Whether an audit can say anything: the noise alone blurs a share by at most `MOST_BLUR`."""
+    return noise_blur(multiplier, sites, tolerated, bins, non_members) <= MOST_BLUR
 
 
 def joint_sensitivity(attacks: int) -> float:

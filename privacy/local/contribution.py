@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.auditing.membership import Prediction, attack_counts
 from privacy.dpsgd.noise import add_gaussian
 from privacy.dpsgd.sampling import poisson_sample
 from privacy.entropy import Entropy, Float64, KeyStream
@@ -96,3 +97,37 @@ def score_histogram(
     if noise_std is not None:
         add_gaussian(histogram, noise_std, KeyStream.fresh(entropy))
     return histogram
+
+
+def membership_histogram(
+    members: Group,
+    non_members: Group,
+    model: LocalModel,
+    parameters: Float64,
+    *,
+    prediction: Prediction,
+    bins: int,
+    most: int,
+    noise_std: float,
+    entropy: Entropy,
+    hardware: Hardware = CPU,
+) -> Float64:
+    """(2 bins,) float64: the loss attack's scores of at most `most` non-members, then of as many members, drawn at
+    random where there are more; one count a patient, so the L2 sensitivity is 1. noise_std: this site's share, above 0.
+    """
+    halves = [
+        attack_counts(prediction, model.scores(parameters, _drawn(group, most, entropy), hardware), bins)
+        for group in (non_members, members)
+    ]
+    histogram = np.concatenate(halves)
+    add_gaussian(histogram, noise_std, KeyStream.fresh(entropy))
+    return histogram
+
+
+def _drawn(group: Group, most: int, entropy: Entropy) -> Group:
+    """At most `most` patients. Whom the draw takes does not depend on what any of them holds."""
+    if group.patients <= most:
+        return group
+    chosen = np.zeros(group.patients, dtype=bool)
+    chosen[np.argsort(KeyStream.fresh(entropy).uniform53(group.patients), kind="stable")[:most]] = True
+    return group.select(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,15 @@ class LocalData:
 @dataclass(frozen=True)
 class Epsilons:
     """What the site computed itself from the plan's noise: never the plan's own word. An exact evaluation has neither,
-    nor has a plan without one: 0 and None."""
+    nor has a plan without one: 0 and None. membership: of the audit, for members and non-members alike; None where
+    there is none."""
 
     training: float
     worst_site: float
     evaluation: float
     evaluation_worst_site: float | None
+    membership: float | None = None
+    membership_worst_site: float | None = None
 
 
 def consent_facts(
@@ -43,11 +47,12 @@ def consent_facts(
     data: LocalData | None,
     epsilons: Epsilons,
     spent: Budget,
-    charge: Charge,
+    charges: Sequence[Charge],
     log_sound: bool,
 ) -> dict[str, Any]:
     """The facts of the consent gate. Without a snapshot its facts are absent, and the gate denies.
 
+    charges: what the plan asks of the training patients, whose ledger the gate is about.
     log_sound: the log's mirror at this site raised no alarm, so what was logged still stands.
     """
     columns = [*plan.spec.dataset.columns, *plan.spec.dataset.label.columns]
@@ -70,17 +75,22 @@ def consent_facts(
             plan,
             plan_digest,
             site=site,
-            epsilons=PolicyEpsilons(epsilons.training, epsilons.worst_site, epsilons.evaluation_worst_site),
+            epsilons=PolicyEpsilons(
+                epsilons.training,
+                epsilons.worst_site,
+                epsilons.evaluation_worst_site,
+                epsilons.membership_worst_site,
+            ),
         ),
         "dataset": dataset,
         "site": here,
         "ledger": {
             "epsilon_spent": spent.epsilon,
             "epsilon_limit": governance.epsilon_limit,
-            "epsilon_requested": charge.epsilon,
+            "epsilon_requested": sum(charge.epsilon for charge in charges),
             "delta_spent": spent.delta,
             "delta_limit": governance.delta_limit,
-            "delta_requested": charge.delta,
+            "delta_requested": sum(charge.delta for charge in charges),
         },
         "audit": {"append_ok": log_sound},
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from privacy.accounting.epsilon import epsilon
 from privacy.accounting.gaussian import repeated_gaussian_epsilon
+from privacy.auditing.membership import worth_asking
 from privacy.errors import PrivacyError
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
@@ -72,7 +73,15 @@ def own_epsilons(plan: AnyPlan) -> Epsilons:
         evaluation = repeated_gaussian_epsilon(plan.evaluation_multiplier, attempts, delta)
         evaluation_alone = site_noise_multiplier(plan.evaluation_multiplier, len(plan.sites), tolerated)
         evaluation_worst = repeated_gaussian_epsilon(evaluation_alone, attempts, delta)
+    membership, membership_worst = None, None
+    if plan.membership is not None:
+        asked, sigma, delta = spec.audit.membership.attempts, plan.membership.noise_multiplier, spec.privacy.delta
+        membership = repeated_gaussian_epsilon(sigma, asked, delta)
+        membership_alone = site_noise_multiplier(sigma, len(plan.sites), tolerated)
+        membership_worst = repeated_gaussian_epsilon(membership_alone, asked, delta)
     return Epsilons(
+        membership=membership,
+        membership_worst_site=membership_worst,
         training=epsilon(_mechanism(plan, plan.noise_multiplier)),
         worst_site=epsilon(_mechanism(plan, alone)),
         evaluation=evaluation,
@@ -99,8 +108,8 @@ def _mechanism(plan: StudyPlan, multiplier: float) -> Mechanism:
 
 def charges(plan: AnyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
     """What the ledger is to set aside: of the training patients for all steps of T + A attempts, of the held-out ones
-    for the evaluation. An exact evaluation happens once and costs no epsilon: it is outside the guarantee. An
-    exploration asks of the training patients alone, once for all its sums."""
+    for the evaluation, of both for the membership audit. An exact evaluation happens once and costs no epsilon: it is
+    outside the guarantee. An exploration asks of the training patients alone, once for all its sums."""
     delta = plan.spec.privacy.delta
     if isinstance(plan, ExplorationPlan):
         first, *others = plan.attempts
@@ -108,10 +117,15 @@ def charges(plan: AnyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
         return (Charge(first, held_out=False, epsilon=epsilons.training, delta=delta, steps=steps, also=tuple(others)),)
     steps = plan.attempts["train"] * plan.steps_of("train")
     training = Charge("train", held_out=False, epsilon=epsilons.training, delta=delta, steps=steps)
-    if plan.spec.evaluation.mode == "exact":
-        return training, Charge("evaluate", held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
     attempts = plan.attempts["evaluate"]
-    return training, Charge("evaluate", held_out=True, epsilon=epsilons.evaluation, delta=delta, steps=attempts)
+    evaluation = Charge("evaluate", held_out=True, epsilon=epsilons.evaluation, delta=delta, steps=attempts)
+    if plan.spec.evaluation.mode == "exact":
+        evaluation = Charge("evaluate", held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
+    if epsilons.membership is None:
+        return training, evaluation
+    steps, asked = plan.attempts["membership"], epsilons.membership
+    audited = (Charge("membership", held_out, epsilon=asked, delta=delta, steps=steps) for held_out in (False, True))
+    return training, evaluation, *audited
 
 
 def objections(
@@ -123,6 +137,7 @@ def objections(
         *_about_papers(plan, identity),
         *_about_this_site(plan, identity, data),
         *_about_noise(plan, epsilons),
+        *(_about_the_audit(plan, epsilons) if isinstance(plan, StudyPlan) else ()),
         *_about_the_log(plan, identity, log_sound),
     )
 
@@ -249,6 +264,39 @@ def _about_the_evaluation(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objec
                 f"An exact evaluation over {shown} held-out patients would show single patients.",
                 "Ask for a noised evaluation.",
             )
+
+
+def _about_the_audit(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
+    asked, privacy = plan.spec.audit.membership, plan.spec.privacy
+    again = "Ask for a plan whose noise keeps its promise; do not grant this one."
+    planned, computed, worst = plan.membership, epsilons.membership, epsilons.membership_worst_site
+    if planned is None or computed is None or worst is None:
+        if asked.mode == "on":
+            yield Objection("no-audit", "The study asks for a membership audit, and the plan has none.", again)
+        return
+    tolerated = privacy.colluders + privacy.dropouts
+    _, non_members = plan.scored(plan.names)
+    useful = worth_asking(planned.noise_multiplier, len(plan.sites), tolerated, asked.bins, non_members)
+    if asked.mode == "off" or (asked.mode == "auto" and not useful):
+        yield Objection(
+            "unasked-audit",
+            "The plan charges patients for a membership audit that the study does not ask for.",
+            "Ask for a plan without it.",
+        )
+    if computed > min(asked.epsilon, planned.epsilon) * (1 + TOLERANCE):
+        yield Objection(
+            "audit-noise",
+            f"The membership audit promises epsilon {min(asked.epsilon, planned.epsilon):.4g}; its noise gives "
+            f"{computed:.4g} over {asked.attempts} attempts.",
+            again,
+        )
+    if worst > planned.epsilon_worst_site * (1 + TOLERANCE):
+        yield Objection(
+            "audit-worst-case",
+            f"The plan states a worst case of epsilon {planned.epsilon_worst_site:.4g} for the membership audit; this "
+            f"site computes {worst:.4g}.",
+            again,
+        )
 
 
 def _about_the_log(plan: Plan, identity: Identity, log_sound: bool) -> Iterator[Objection]:

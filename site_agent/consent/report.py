@@ -36,6 +36,8 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
             "worst_case_computed_here": review.epsilons.worst_site,
             "evaluation_computed_here": review.epsilons.evaluation,
             "evaluation_worst_case_computed_here": review.epsilons.evaluation_worst_site,
+            "membership_computed_here": review.epsilons.membership,
+            "membership_worst_case_computed_here": review.epsilons.membership_worst_site,
             "promised": spec.privacy.epsilon,
         },
         "costs": [_cost_document(cost) for cost in review.costs],
@@ -100,7 +102,7 @@ def review_text(review: Review, site: str) -> str:
         f"  {what:19} epsilon {review.epsilons.training:.4g} at delta {spec.privacy.delta:g} (promised: "
         f"{spec.privacy.epsilon:g})",
         f"  should all others collude  epsilon {review.epsilons.worst_site:.4g} for this site's patients",
-        *(_evaluation_worst_line(review) if isinstance(plan, StudyPlan) else ()),
+        *((*_evaluation_worst_line(review), *_membership_line(review)) if isinstance(plan, StudyPlan) else ()),
         *(_cost_line(cost) for cost in review.costs),
         "",
         f"Sites ({spec.minimum_sites} at least in every round), compare the fingerprints by telephone:",
@@ -191,6 +193,7 @@ def _short(text: str | None) -> str:
 def _cost_document(cost: Cost) -> dict[str, Any]:
     return {
         "patients": "held-out" if cost.charge.held_out else "training",
+        "phase": cost.charge.phase,
         "epsilon": cost.charge.epsilon,
         "delta": cost.charge.delta,
         "steps": cost.charge.steps,
@@ -206,6 +209,16 @@ def _evaluation_worst_line(review: Review) -> list[str]:
     if worst is None:
         return ["  should all others collude  they see this site's exact counts of held-out patients: no epsilon"]
     return [f"  should all others collude  epsilon {worst:.4g} for this site's held-out patients"]
+
+
+def _membership_line(review: Review) -> list[str]:
+    epsilons = review.epsilons
+    if epsilons.membership is None:
+        return ["  membership audit    none: nobody will have tried to tell who trained the model"]
+    return [
+        f"  membership audit    epsilon {epsilons.membership:.4g} for training and held-out patients alike; should all "
+        f"others collude {epsilons.membership_worst_site:.4g}"
+    ]
 
 
 def _cost_line(cost: Cost) -> str:

@@ -110,7 +110,7 @@ def review(
         data=data,
         epsilons=epsilons,
         spent=before[0],
-        charge=asked[0],
+        charges=[charge for charge in asked if not charge.held_out],
         log_sound=log_sound,
     )
     decision = evaluate("consent", facts, policy.packs, policy.parameters, now=now, salt=os.urandom(32))
@@ -130,14 +130,21 @@ def review(
             log_sound=log_sound,
         ),
         epsilons=epsilons,
-        costs=tuple(
-            Cost(charge, had, Budget(had.epsilon + charge.epsilon, had.delta + charge.delta), limit)
-            for charge, had in zip(asked, before, strict=True)
-        ),
+        costs=_costs(asked, before, limit),
         compared_with=None if granted_before is None else granted_before.spec.study,
         differences=differences(granted_before, plan),
         packs_differ=tuple(sorted({name for name, _ in set(own_packs.items()) ^ set(plan.packs.items())})),
     )
+
+
+def _costs(asked: tuple[Charge, ...], before: list[Budget], limit: Budget) -> tuple[Cost, ...]:
+    """One line for each charge; what a group is charged by several phases adds up from line to line."""
+    costs: list[Cost] = []
+    for charge, had in zip(asked, before, strict=True):
+        earlier = [cost for cost in costs if cost.charge.held_out == charge.held_out]
+        start = earlier[-1].after if earlier else had
+        costs.append(Cost(charge, start, Budget(start.epsilon + charge.epsilon, start.delta + charge.delta), limit))
+    return tuple(costs)
 
 
 def last_granted(session: Session, study: str, coordinator: str) -> AnyPlan | None:

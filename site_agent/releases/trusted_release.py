@@ -143,6 +143,8 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
         raise VerificationFailed("The release hides that its evaluation is outside the guarantee.", _REMEDY)
     if not _measures_what_was_planned(plan, subject.evaluation):
         raise VerificationFailed("The release reports another kind of evaluation than the plan has.", _REMEDY)
+    if not _audits_what_was_planned(plan, subject):
+        raise VerificationFailed("The release reports another membership audit than the plan has.", _REMEDY)
     if not set(subject.recipients) <= set(plan.spec.recipients):
         raise VerificationFailed("The release names a recipient that the plan does not.", _REMEDY)
     return KeysTrusted(fetched, plan, subject, predicate)
@@ -156,6 +158,20 @@ def _measures_what_was_planned(plan: StudyPlan, report: EvaluationReport) -> boo
     if not isinstance(report, RegressionReport) or not isinstance(label, NumberLabel):
         return True
     return (report.unit, report.limit, report.spread) == (label.unit, residual_limit(label), label.scale)
+
+
+def _audits_what_was_planned(plan: StudyPlan, subject: ReleaseSubject) -> bool:
+    """Whether the audit's cost is the plan's, and its figures, where it ran, are of the planned patients at most."""
+    planned, told, report = plan.membership, subject.epsilon, subject.membership
+    if planned is None:
+        return report is None and told.epsilon_membership is None and told.epsilon_membership_worst_site is None
+    if (told.epsilon_membership, told.epsilon_membership_worst_site) != (planned.epsilon, planned.epsilon_worst_site):
+        return False
+    if report is None:
+        return False
+    members, non_members = plan.scored(plan.names)
+    fits = report.bins == plan.spec.audit.membership.bins and report.members <= members
+    return not report.ran or (fits and report.non_members <= non_members)
 
 
 def check_approvals(trusted: KeysTrusted) -> Approved:

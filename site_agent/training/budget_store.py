@@ -109,8 +109,9 @@ def reserve(
     taken = select(CohortCharge).where(CohortCharge.plan_digest == plan_digest)
     if session.exec(taken).first() is not None:
         raise LedgerConflict("The ledger has a reservation for this plan.", "Nothing has to be done again.")
-    for charge in charges:
-        admit(study, spent(session, snapshot, held_out=charge.held_out), charge, cap)
+    before = {held_out: spent(session, snapshot, held_out=held_out) for held_out in (False, True)}
+    for charge in charges:  # a group may be charged by several phases: each on top of the ones before
+        before[charge.held_out] = admit(study, before[charge.held_out], charge, cap)
     for charge in charges:
         session.add(
             CohortCharge(
@@ -207,7 +208,7 @@ class BudgetStore:
                 prior=None if row is None else Prior(row.plan_digest, row.request_digest, row.packet is not None),
                 progress=Progress(
                     latest=_latest(session, key.study),
-                    evaluated=next(iter(evaluated_models(session, plan_digest, key.round)), None),
+                    evaluated=_asked_about(session, plan_digest, key),
                     steps_left=min(charge.steps_allowed - charge.steps_charged for charge in charges),
                 ),
                 steps=steps,
@@ -388,6 +389,19 @@ def evaluated_models(session: Session, plan_digest: str, round_number: int | Non
     if round_number is not None:
         asked = asked.where(ConsumedAttempt.round == round_number)
     return frozenset(model for model in session.exec(asked) if model is not None)
+
+
+def _asked_about(session: Session, plan_digest: str, key: AttemptKey) -> str | None:
+    """The model that an evaluation's round was asked about before; for another phase, that of the last evaluation."""
+    if key.phase == "evaluate":
+        return next(iter(evaluated_models(session, plan_digest, key.round)), None)
+    last = (
+        select(ConsumedAttempt.model)
+        .where(ConsumedAttempt.plan_digest == plan_digest, ConsumedAttempt.phase == "evaluate")
+        .order_by(col(ConsumedAttempt.position).desc())
+        .limit(1)
+    )
+    return session.exec(last).first()
 
 
 def drop_keys(session: Session, study: str) -> None:

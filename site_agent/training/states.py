@@ -48,7 +48,7 @@ class Place:
 @dataclass(frozen=True)
 class Progress:
     """Where the study stands at this site: the last attempt of all, the model that this round's evaluation was asked
-    about, and how many more steps the phase's charges allow."""
+    about (for a membership audit, the plan's last evaluation), and how many more steps the phase's charges allow."""
 
     latest: Place | None
     evaluated: str | None
@@ -77,7 +77,8 @@ def decide_attempt(
     """COMPUTE: charge the attempt's noisy steps, then compute. RESEND: the stored bytes. Raises AttemptRefused.
 
     Expiry bears on new attempts only: a coordinator that was down may collect what was paid for. An evaluation
-    is of one model: with two, a coordinator could ask about one and release the other. position: the round's place in
+    is of one model: with two, a coordinator could ask about one and release the other; and a membership audit is of
+    the model that this site evaluated last, hence of one as well. position: the round's place in
     the plan; a study goes through it forwards only.
     """
     if prior is not None:
@@ -91,7 +92,9 @@ def decide_attempt(
     latest = progress.latest
     if latest is not None and (position, key.attempt) <= (latest.position, latest.attempt):
         raise AttemptRefused(RefusalCode.ROUND_OVER if key.phase == latest.phase else RefusalCode.PHASE_OVER)
-    if key.phase == "evaluate" and progress.evaluated not in (None, model):
+    if key.phase == "membership" and progress.evaluated is None:
+        raise AttemptRefused(RefusalCode.MODEL_NOT_EVALUATED)
+    if key.phase in ("evaluate", "membership") and progress.evaluated not in (None, model):
         raise AttemptRefused(RefusalCode.MODEL_CHANGED)
     if progress.steps_left < steps:
         raise AttemptRefused(RefusalCode.LEDGER_EXHAUSTED)

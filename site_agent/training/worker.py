@@ -51,6 +51,8 @@ class WorkerState:
                 return self._train(header, body)
             case "evaluate":
                 return self._evaluate(header, body)
+            case "membership":
+                return self._membership(header, body)
             case "statistics" | "cluster":
                 return explore(self._cohort.training, header, body, os.urandom)
         raise ValueError("unknown operation")
@@ -146,6 +148,23 @@ class WorkerState:
             _vector(body),
             cells=int(header["cells"]),
             noise_std=None if std is None else float(std),
+            entropy=os.urandom,
+            hardware=self._hardware(),
+        )
+        return result.astype("<f8", copy=False).tobytes()
+
+    def _membership(self, header: dict[str, Any], body: bytearray) -> bytes:
+        from privacy.local.contribution import membership_histogram
+
+        result = membership_histogram(
+            self._cohort.training,
+            self._cohort.held_out,
+            self._ready(header["model"]),
+            _vector(body),
+            prediction=header["prediction"],
+            bins=int(header["bins"]),
+            most=int(header["most"]),
+            noise_std=float(header["noise_std"]),
             entropy=os.urandom,
             hardware=self._hardware(),
         )

@@ -14,7 +14,9 @@ from typing import Any
 
 from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
+from protocol.evaluation import Kind, kind_of
 from protocol.exploration import ExplorationPlan
+from protocol.membership import MOST_SCORED
 from protocol.round import Phase
 from protocol.study import StudyPlan
 from protocol.study_kind import AnyPlan
@@ -22,6 +24,13 @@ from site_agent.settings import SiteHome
 from site_agent.training.exploration import asked_of_worker
 from site_agent.training.frames import FrameError, read_frame, write_frame
 
+PREDICTIONS: dict[Kind, str] = {
+    "classification": "chance",
+    "survival": "chance",
+    "regression": "residual",
+    "segmentation": "quality",
+}
+"""How the membership attack reads what a model of the kind predicts (privacy.auditing.membership.Prediction)."""
 IDLE_SECONDS = 60.0
 START_SECONDS = 120.0
 MOST_BYTES = 512 << 20
@@ -187,6 +196,9 @@ def _step(plan: AnyPlan, phase: Phase, site: str) -> dict[str, Any]:
             return step
         case "evaluate":
             return {"cells": plan.secure_sum(phase, plan.names).length}
+        case "membership":
+            prediction = PREDICTIONS[kind_of(plan.spec.dataset)]
+            return {"prediction": prediction, "bins": plan.spec.audit.membership.bins, "most": MOST_SCORED}
     raise KeyError(phase)
 
 

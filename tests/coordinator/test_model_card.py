@@ -18,6 +18,7 @@ def card(plan: StudyPlan, epsilon: EpsilonStatement | None = None, evaluation: E
         plan,
         epsilon or SUBJECT.epsilon,
         evaluation or SUBJECT.evaluation,
+        SUBJECT.membership,
         intended_use="research.heart",
         use_mode="research",
     )

@@ -134,6 +134,8 @@ class KnownWorker:
         del round_number
         if phase == "evaluate":
             return self._evaluate(plan, body, noise_std)
+        if phase == "membership":
+            return self._attack(plan, body, noise_std or 0.0)
         return self._train(plan, body, noise_std or 0.0)
 
     def _train(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
@@ -148,6 +150,11 @@ class KnownWorker:
         counts = np.concatenate([np.linspace(3, 1, bins), np.linspace(1, 3, bins)]).round()
         noise = 0.0 if noise_std is None else self._draw.normal(0.0, noise_std, counts.size)
         return self._give(parameters, counts + noise)
+
+    def _attack(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
+        bins = plan.spec.audit.membership.bins
+        counts = np.concatenate([np.full(bins, 20 / bins), np.full(bins, 60 / bins)])
+        return self._give(parameters, counts + self._draw.normal(0.0, noise_std, counts.size))
 
     def _give(self, parameters: bytes, vector: np.ndarray, steps: int = 1) -> bytes:
         if self.fails:

@@ -93,7 +93,7 @@ def run(
     evaluated = next(event for event in federation.events(study) if event.event == "candidate.evaluated")
     assert evaluated.labels["measure"] == report.kind
     card = write(
-        federation.plan(study), EpsilonStatement.model_validate_json(candidate.epsilon), report,
+        federation.plan(study), EpsilonStatement.model_validate_json(candidate.epsilon), report, None,
         intended_use="research.heart", use_mode="research",
     )  # fmt: skip
     assert schema.label.name in card

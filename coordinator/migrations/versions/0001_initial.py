@@ -149,6 +149,7 @@ def upgrade() -> None:
         sa.Column("evaluation", sa.String(), nullable=False),
         sa.Column("histogram", sa.String(), nullable=False),
         sa.Column("epsilon", sa.String(), nullable=False),
+        sa.Column("membership", sa.String(), nullable=True),
         sa.Column("created_at", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_candidate_study_study")),
         sa.PrimaryKeyConstraint("study", name=op.f("pk_candidate")),
