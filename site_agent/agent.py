@@ -319,7 +319,14 @@ def run(home: SiteHome, *, gpu: bool = True) -> None:
             stop=stop,
             client=lambda: CoordinatorClient(settings, keys),
             link=lambda: _fleet_connection(settings, keys),
-            worker=WorkerClient(home, gpu=gpu, site=settings.site),
+            worker=WorkerClient(
+                home,
+                gpu=gpu,
+                site=settings.site,
+                processes=settings.training_processes,
+                megabytes=settings.training_megabytes,
+                half=settings.half_precision,
+            ),
         ).run()
 
 

@@ -75,13 +75,20 @@ class SiteHome:
 
 
 class SiteDocument(Frozen):
-    """The content of `site.toml`. `log`: the log's vkey; `coordinator`: the key that signs plans and requests."""
+    """The content of `site.toml`. `log`: the log's vkey; `coordinator`: the key that signs plans and requests.
+
+    `training_processes`: how many compute one step together, each on a GPU of its own where there are as many.
+    `training_megabytes`: memory of one micro-batch in each. `half_precision`: forward passes in bfloat16 on a GPU.
+    """
 
     site: SiteName
     address: Address
     log: Annotated[str, Field(max_length=400)]
     coordinator: KeyText
     poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    training_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    training_megabytes: Annotated[int, Field(ge=64, le=1 << 20)] = 2048
+    half_precision: bool = False
 
     def to_toml(self) -> str:
         """The file's text. A JSON string or number is a TOML one."""
@@ -99,6 +106,9 @@ class SiteSettings:
     log: str
     coordinator: str
     poll_seconds: float
+    training_processes: int = 1
+    training_megabytes: int = 2048
+    half_precision: bool = False
 
 
 def load_settings(home: SiteHome) -> SiteSettings:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from privacy.local.contribution import clipped_gradient_sum, private_gradient_su
 from privacy.local.model import CPU, Hardware, LocalModel
 from privacy.local.patients import Group
 from privacy.parameters import Mechanism, require_count, require_positive, require_probability
+
+if TYPE_CHECKING:
+    from privacy.local.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def local_delta(
     *,
     entropy: Entropy,
     hardware: Hardware = CPU,
+    ranks: Ranks | None = None,
 ) -> Float64:
     """(P,) float64: the site's model after `training.steps` private steps from `weights` (P,), minus `weights`.
 
@@ -118,6 +123,7 @@ def local_delta(
             noise_std=training.noise_std,
             entropy=entropy,
             hardware=hardware,
+            ranks=ranks,
         )
 
     return _delta(weights, training, noisy_sum)

@@ -100,7 +100,7 @@ class Ranks:
         """Rank 0: let the others return."""
         self._tell(_END)
 
-    def follow(self, prepare: Callable[[bytes], Prepared], hardware: Hardware = CPU) -> None:
+    def follow(self, prepare: Callable[[bytes], Prepared], hardware: Callable[[], Hardware] = lambda: CPU) -> None:
         """Any other rank: do what rank 0 tells until it ends. prepare: a document -> the model and the patients.
 
         A part that fails is told to rank 0 as failed, without why: that may hold a patient's values.
@@ -125,7 +125,7 @@ class Ranks:
             try:
                 if prepared is None:
                     raise ValueError("nothing was prepared")
-                own = self._own(prepared[0], parameters, prepared[1], chosen, clip, hardware)
+                own = self._own(prepared[0], parameters, prepared[1], chosen, clip, hardware())
             except Exception:  # noqa: BLE001 - told as failed
                 failed = True
             self._failed(failed=failed)

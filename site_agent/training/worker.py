@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from site_agent.training.exploration import explore
+from site_agent.training.followers import NoClosedNetwork, fork_followers, join, meeting_place, raise_loopback
 from site_agent.training.frames import FrameError, read_frame, write_frame
 
 _FORBIDDEN = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.system", "ftplib.", "urllib.", "smtplib.")
@@ -27,11 +30,16 @@ _PR_SET_DUMPABLE = 4
 
 
 class WorkerState:
-    """The snapshot that is loaded, parted into its two groups; the last model, warm; and where models run."""
+    """The snapshot that is loaded, parted into its two groups; the last model, warm; and where models run.
 
-    def __init__(self, home: Path, *, gpu: bool) -> None:
+    memory: bytes of a micro-batch. half: bfloat16 on a GPU. rank: this process' place among the worker's.
+    """
+
+    def __init__(self, home: Path, *, gpu: bool, memory: int = 1 << 30, half: bool = False, rank: int = 0) -> None:
         self._home = home
-        self._gpu = gpu
+        self._gpu, self._memory, self._half, self._rank = gpu, memory, half, rank
+        self._team: Callable[[], Any] | None = None
+        self._ranks: Any = None
         self._digest = ""
         self._cohort: Any = None
         self._document: dict[str, Any] = {}
@@ -42,8 +50,8 @@ class WorkerState:
         match header["op"]:
             case "open":
                 self._open(str(header["snapshot"]))
-                if header["model"] is not None:
-                    self._ready(header["model"])
+                if header["model"] is not None and self._ready(header["model"]).uses_torch:
+                    self._lead(header)
                 return b""
             case "self-test":
                 return self._self_test()
@@ -101,6 +109,28 @@ class WorkerState:
                 torch.set_num_threads(1)
         return self._model
 
+    def lead(self, team: Callable[[], Any]) -> None:
+        """Share the steps of models that use torch with the processes that `team` meets (or raises, saying why not)."""
+        self._team = team
+
+    def _lead(self, header: dict[str, Any]) -> None:
+        if self._team is not None:
+            self._ranks = self._team() if self._ranks is None else self._ranks
+            self._ranks.prepare(json.dumps({"snapshot": header["snapshot"], "model": header["model"]}).encode())
+
+    def follow(self, ranks: Any) -> None:
+        """In another process than the first: take part in its steps until it ends."""
+
+        def prepare(document: bytes) -> Any:
+            header = json.loads(document)
+            self._open(str(header["snapshot"]))
+            return self._ready(header["model"]), self._cohort.training
+
+        ranks.follow(prepare, self._hardware)
+
+    def _shared(self) -> Any:
+        return self._ranks if self._model.uses_torch else None
+
     def _train(self, header: dict[str, Any], body: bytearray) -> bytes:
         if "local" in header:
             return self._train_locally(header, header["local"], body)
@@ -115,6 +145,7 @@ class WorkerState:
             noise_std=float(header["noise_std"]),
             entropy=os.urandom,
             hardware=self._hardware(),
+            ranks=self._shared(),
         )
         return result.astype("<f8", copy=False).tobytes()
 
@@ -134,7 +165,13 @@ class WorkerState:
         )
         model = self._ready(header["model"])
         delta = local_delta(
-            self._cohort.training, model, _vector(body), training, entropy=os.urandom, hardware=self._hardware()
+            self._cohort.training,
+            model,
+            _vector(body),
+            training,
+            entropy=os.urandom,
+            hardware=self._hardware(),
+            ranks=self._shared(),
         )
         return (delta * float(local["share"])).astype("<f8", copy=False).tobytes()
 
@@ -171,13 +208,14 @@ class WorkerState:
         return result.astype("<f8", copy=False).tobytes()
 
     def _hardware(self) -> Any:
-        from privacy.local.model import CPU, Hardware
+        from privacy.local.model import Hardware
 
-        if not self._gpu or not self._model.uses_torch:
-            return CPU
-        import torch
+        if self._gpu and self._model.uses_torch:
+            import torch
 
-        return Hardware("cuda", memory=4 << 30) if torch.cuda.is_available() else CPU
+            if torch.cuda.is_available():
+                return Hardware(f"cuda:{self._rank % torch.cuda.device_count()}", self._memory, self._half)
+        return Hardware(memory=self._memory)
 
 
 def _vector(body: bytearray) -> Any:
@@ -211,31 +249,53 @@ def keep_freed_memory() -> None:
         library.mallopt(mmap_threshold, never)
 
 
-def confine() -> None:
-    """Give up what computing does not need: the network, other programs, core dumps, outliving the parent."""
+def confine(*, loopback: bool = False) -> bool:
+    """Give up what computing does not need: the network, other programs, core dumps, outliving the parent.
+
+    loopback: whether the empty network is to have its own. Returns whether there is an empty network.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(_PR_SET_DUMPABLE, 0)
     # An empty network namespace where the kernel lets us; the hook below refuses sockets wherever we run.
-    if libc.unshare(_CLONE_NEWNET) != 0:
-        libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+    closed = any(libc.unshare(what) == 0 for what in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET))
+    if closed and loopback:
+        raise_loopback()
 
     def refuse(event: str, _arguments: object) -> None:
         if event.startswith(_FORBIDDEN):
             raise PermissionError("the worker makes no connection and starts no program")
 
     sys.addaudithook(refuse)
+    return closed
 
 
 def main() -> None:
     """The process: requests on descriptor 0, answers on what was descriptor 1; nothing else may print there."""
     home, gpu, most = Path(sys.argv[1]), sys.argv[2] == "gpu", int(sys.argv[3])
+    processes, memory, half = int(sys.argv[4]), int(sys.argv[5]), sys.argv[6] == "half"
     answers = os.dup(1)
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    confine()
+    closed = confine(loopback=processes > 1)
+    state = WorkerState(home, gpu=gpu, memory=memory, half=half)
+    if processes > 1:
+        place = meeting_place() if closed else ""
+
+        def follow(rank: int) -> None:
+            other = WorkerState(home, gpu=gpu, memory=memory, half=half, rank=rank)
+            other.follow(join(place, rank, processes, gpu=gpu))
+
+        def team() -> Any:
+            if not closed:
+                raise NoClosedNetwork
+            return join(place, 0, processes, gpu=gpu)
+
+        if closed:
+            fork_followers(processes, follow, (0, answers))
+        state.lead(team)
     with contextlib.suppress(FrameError):
-        serve(0, answers, WorkerState(home, gpu=gpu), most=most)
+        serve(0, answers, state, most=most)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ class WorkerClient:
     """One child process at a time. Not for use from several threads at once.
 
     step_seconds: how long one private step may take. gpu: whether an mlp may use CUDA. site: whose worker it is, by its
-    name in plans; local mode needs it. clock: monotonic seconds.
+    name in plans; local mode needs it. processes, megabytes, half: see `site_agent.settings.SiteDocument`. clock:
+    monotonic seconds.
     """
 
     def __init__(
@@ -58,6 +59,9 @@ class WorkerClient:
         step_seconds: float = 300.0,
         gpu: bool = True,
         site: str = "",
+        processes: int = 1,
+        megabytes: int = 2048,
+        half: bool = False,
         clock: Callable[[], float] = time.monotonic,
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "site_agent.training.worker"),
     ) -> None:
@@ -65,6 +69,7 @@ class WorkerClient:
         self._step_seconds = step_seconds
         self._gpu = gpu
         self._site = site
+        self._computing = (str(processes), str(megabytes << 20), "half" if half else "full")
         self._clock = clock
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
@@ -157,7 +162,7 @@ class WorkerClient:
         if not self._gpu:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         self._process = subprocess.Popen(  # noqa: S603 - our own module, by the running interpreter
-            [*self._command, str(self._home.path), "gpu" if self._gpu else "cpu", str(MOST_BYTES)],
+            [*self._command, str(self._home.path), "gpu" if self._gpu else "cpu", str(MOST_BYTES), *self._computing],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from site_agent.settings import SiteHome
+from site_agent.training.followers import NoClosedNetwork
 from site_agent.training.frames import FrameError, read_frame, write_frame
+from site_agent.training.worker import WorkerState
 from site_agent.training.worker_client import IDLE_SECONDS, WorkerClient, WorkerFailed
 from tests.site_agent.federation_of_sites import Federation, Hospital, federation, mlp, refusal_in
 
@@ -27,6 +29,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.fixture
 def site(world: Federation) -> Hospital:
     return world.hospitals["cork"]
+
+
+# The worker of this very tree, wherever the package is installed.
+HERE = (
+    sys.executable, "-P", "-c",
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+    "from site_agent.training.worker import main; main()",
+)  # fmt: skip
 
 
 def zeros(world: Federation) -> bytes:
@@ -62,6 +72,54 @@ def test_a_network_trains_through_torch(world: Federation, site: Hospital) -> No
         assert np.linalg.norm(total) > 0.1
     finally:
         client.close()
+
+
+def processes_under(pid: int) -> int:
+    """How many children a process has."""
+    return sum(f"\nPPid:\t{pid}\n" in path.read_text() for path in Path("/proc").glob("[0-9]*/status"))
+
+
+def test_several_processes_take_one_step_together(world: Federation, site: Hospital) -> None:
+    """The same sum as one process gives, at a rate of 1 and next to no noise; they end together."""
+    training = world.spec.training.model_copy(update={"sampling_rate": 1.0})
+    spec = world.spec.model_copy(update={"model": mlp(), "training": training})
+    plan = world.plan().model_copy(update={"spec": spec})
+    parameters = np.random.default_rng(1).normal(size=plan.parameters).astype("<f8").tobytes()
+    sums, clients = [], []
+    try:
+        for processes in (1, 3):
+            client = WorkerClient(site.settings.home, gpu=False, processes=processes, command=HERE)
+            clients.append(client)
+            client.open(plan, site.snapshot)
+            client.open(plan, site.snapshot)  # every attempt does
+            assert client.pid is not None
+            assert processes_under(client.pid) == processes - 1
+            sums += [np.frombuffer(client.compute(plan, "train", 1, parameters, noise_std=1e-12)) for _ in range(2)]
+        for found in sums[1:]:
+            np.testing.assert_allclose(found, sums[0], rtol=1e-5, atol=1e-6)
+        first = clients[1].pid
+        assert first is not None
+        clients[1].close()
+        assert processes_under(first) == 0
+    except WorkerFailed as failed:
+        if "NoClosedNetwork" in failed.message:
+            pytest.skip("this system gives the worker no network of its own")
+        raise
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_without_a_network_of_its_own_a_step_is_not_shared(world: Federation, site: Hospital) -> None:
+    def team() -> object:
+        raise NoClosedNetwork
+
+    state = WorkerState(site.settings.home.path, gpu=False)
+    state.lead(team)
+    header = {"op": "open", "snapshot": site.snapshot, "model": world.spec.model.model_dump(mode="json")}
+    state.answer(header, bytearray())  # a regression in closed form needs nobody else
+    with pytest.raises(NoClosedNetwork):
+        state.answer(header | {"model": mlp().model_dump(mode="json")}, bytearray())
 
 
 def test_an_idle_child_ends(world: Federation, site: Hospital) -> None:
