@@ -111,6 +111,7 @@ class FleetConnection:
         self._client: Any = None
         self._node_id: int | None = None
         self._claimed: tuple[Message, ObjectTree] | None = None
+        self._parts: dict[str, bytes] = {}
         self._offline = False
         self._closing = threading.Event()
         self._beat: threading.Thread | None = None
@@ -150,6 +151,7 @@ class FleetConnection:
         node_id = self._bring_online()
         if node_id != self._node_id:
             self._claimed = None  # the coordinator began anew: it knows nothing of that message
+            self._parts.clear()
         self._node_id = node_id
         self._offline = False
 
@@ -169,13 +171,15 @@ class FleetConnection:
     def receive(self) -> Incoming | None:
         """Ask once for a packet; None when there is none. Raises FleetUnavailable.
 
-        A packet that was announced stays claimed until its bytes are here: after FleetUnavailable, call again.
+        A packet that was announced stays claimed until its bytes are here: after FleetUnavailable, call again; the
+        parts that have come are kept, and only the others are asked for.
         """
         if self._offline:
             raise FleetUnavailable("The coordinator no longer knows this node.", "Reconnect.")
         if self._claimed is not None and _expiry(self._claimed[0]) <= time.time():
             self._claimed = None
         if self._claimed is None:
+            self._parts.clear()
             answer = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node()))
             if not answer.messages_list or not answer.message_object_trees:
                 return None
@@ -251,11 +255,13 @@ class FleetConnection:
             raise Malformed(f"The message is larger than {MAX_PACKET_BYTES} bytes.")
         run_id = head.metadata.run_id
         patience = time.monotonic() + OBJECT_WAIT_SECONDS
-        contents = {object_id: self._object(run_id, object_id, patience) for object_id in wanted}
+        for object_id in wanted:
+            if object_id not in self._parts:
+                self._parts[object_id] = self._object(run_id, object_id, patience)
         request = ConfirmMessageReceivedRequest(node=self._node(), run_id=run_id, message_object_id=tree.object_id)
         self._call(self._client.ConfirmMessageReceived, request)
         try:
-            message = inflate_object_from_contents(tree.object_id, contents)
+            message = inflate_object_from_contents(tree.object_id, self._parts)
             if not isinstance(message, Message) or not message.has_content():
                 raise Malformed("The message has no content.")
             return from_content(message.content, most=MAX_PACKET_BYTES)

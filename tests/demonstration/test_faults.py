@@ -81,7 +81,7 @@ class Federation:
             if name not in self.running:
                 self.restart(name)
 
-    def begin(self, study: str, *, rounds: int, retries: int) -> None:
+    def begin(self, study: str, *, rounds: int, retries: int, model: dict[str, Any] | None = None) -> None:
         """A short study of its own name: proposed, granted by all, started."""
         demo, folder = self.demo, self.demo.work / study
         folder.mkdir()
@@ -89,6 +89,7 @@ class Federation:
         spec = yaml.safe_load(demo.scenario.study.read_text())
         spec["study"] = study
         spec["training"]["rounds"], spec["privacy"]["retries"] = rounds, retries
+        spec["model"] = model or spec["model"]
         assert spec["minimum_sites"] == MINIMUM
         (folder / "study.yaml").write_text(yaml.safe_dump(spec))
         demo.person("ada", "login")
@@ -314,6 +315,39 @@ def test_a_site_killed_between_charge_and_answer_never_computes_that_attempt_aga
     trained = Counter(row["status"] for row in federation.attempts(study) if row["phase"] == "train")
     assert trained["committed"] == rounds
     assert federation.charged(study, site) >= 1
+
+
+def test_large_contributions_go_on_from_disk_after_an_agent_and_the_coordinator_were_killed(
+    federation: Federation,
+) -> None:
+    study, rounds, site = "large-model", 2, "clinic-b"
+    federation.begin(study, rounds=rounds, retries=3, model={"architecture": "mlp", "hidden": [1200, 600]})
+    uploads = federation.demo.coordinator / "uploads"
+
+    def chunks() -> list[Path]:
+        return [path for path in uploads.rglob("*") if path.name.isdecimal()] if uploads.exists() else []
+
+    until(chunks, lambda: f"a first chunk: {federation.logs()}", pause=0.001)
+    federation.kill("coordinator")
+    federation.kill(f"agent-{site}")
+    kept = {path: path.read_bytes() for path in chunks()}
+    before = federation.site_rows(site, "SELECT attempt, vector FROM stored_vector")
+    federation.restart(f"agent-{site}")
+    federation.restart("coordinator")
+    assert federation.ended(study) == "candidate"
+
+    federation.check_ledgers(study)
+    assert kept, "it was killed with chunks on its disk"
+    assert chunks() == [], "and none is left when the attempt is over"
+    first = next(row for row in federation.attempts(study) if row["phase"] == "train")
+    assert len(before) <= 1
+    if len(before) == 1:  # the vector was on the site's disk: those very bytes were collected, at one charge
+        assert first["status"] == "committed", federation.logs()
+        assert json.loads(first["contributed"]) == list(SITES)
+    parameters = len(before[0]["vector"]) // 4 if before else 0
+    assert parameters == 0 or parameters > 700_000
+    shown = federation.demo.person("ada", "study", "rounds", study)
+    assert [row["phase"] for row in shown] == ["train", "train", "evaluate"]
 
 
 def _open_attempt(federation: Federation, study: str) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -74,6 +78,72 @@ def test_a_40_mb_packet_goes_there_and_a_reply_of_7_mb_comes_back(exchange: Flow
     replies = exchange.request("query.probe", {site.node_id: packet}, group="large", deadline_seconds=60)
     print(f"\n40 MiB there, 7 back: {time.perf_counter() - began:.2f} s")
     assert replies[site.node_id] == packet[: 7 << 20]
+
+
+class CutLine(threading.Thread):
+    """A TCP line to the front whose connections break after so many bytes downwards each, in turn; then none does."""
+
+    def __init__(self, port: int, cuts: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.port, self.cuts, self.down = port, cuts, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                threading.Thread(target=self.carry, args=(near,), daemon=True).start()
+
+    def carry(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)) as far:
+            threading.Thread(target=self.up, args=(near, far), daemon=True).start()
+            passed = 0
+            while data := far.recv(64 << 10):
+                near.sendall(data)
+                passed += len(data)
+                self.down += len(data)
+                if self.cuts and passed >= self.cuts[0]:
+                    self.cuts.pop(0)
+                    break
+            for end in (near, far):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def up(self, near: socket.socket, far: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := near.recv(64 << 10):
+                far.sendall(data)
+            far.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_packet_goes_down_a_line_that_is_cut_part_by_part(front: Any, exchange: FlowerExchange) -> None:
+    part, packet = site_packet.PART_BYTES, os.urandom(6 * site_packet.PART_BYTES)
+    line = CutLine(front.port, [part + part // 2, part // 3, 2 * part + part // 2])
+    line.start()
+    connection = front.connection("far-away")
+    connection._address = line.address
+    replies: dict[int, Reply] = {}
+    with connection:
+
+        def answer() -> None:
+            while not replies:
+                try:
+                    incoming = connection.receive()
+                    if incoming is not None:
+                        connection.reply(incoming, hashlib.sha256(incoming.packet).digest())
+                        return
+                except FleetUnavailable:
+                    connection.reconnect()
+
+        site = threading.Thread(target=answer, daemon=True)
+        site.start()
+        packets = {connection.node_id: packet}
+        replies |= exchange.request("query.probe", packets, group="slow", deadline_seconds=60)
+        site.join(20)
+    line.listener.close()
+    assert replies == {connection.node_id: hashlib.sha256(packet).digest()}
+    assert line.cuts == []
+    assert line.down < len(packet) + 3 * (part + (128 << 10)), "each cut costs the part that was under way, no more"
 
 
 def test_a_reply_over_the_limit_is_not_held(exchange: FlowerExchange, fleet: Any) -> None:
