@@ -56,7 +56,7 @@ class UploadIncomplete(Exception):
 
 
 class Chunks(Protocol):
-    """Where contributions that came in chunks lie: coordinator.rounds.uploads.Uploads."""
+    """Where contributions that came in chunks lie: coordinator.rounds.uploads.StoredChunks."""
 
     def offered(self, request: RoundRequest, site: str) -> bytes | None:
         """The packet of a site's contribution, once every chunk of it is there."""

@@ -235,7 +235,7 @@ class RoundDriver:
     def _send(self, recorded: RecordedAttempt) -> StudyState | None:
         attempt = recorded.attempt
         packet = packet_of(recorded, self._work.body(attempt.phase))
-        intake = Intake(request_of(recorded), self._running.plan, self._uploads)
+        intake = Intake(request_of(recorded), self._running.plan, self._uploads.stored)
         self._exchange.request(
             ROUND_KINDS[attempt.phase],
             dict.fromkeys(attempt.cohort, packet),

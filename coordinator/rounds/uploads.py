@@ -51,6 +51,45 @@ class OpenAttempt:
     study: Study
 
 
+class StoredChunks:
+    """What the driver reads of the store: contributions that have come in chunks, one chunk in memory at a time."""
+
+    def __init__(self, store: ChunkStore) -> None:
+        self._store = store
+
+    def offered(self, request: RoundRequest, site: str) -> bytes | None:
+        """The packet that a site has offered for this attempt, once every chunk of it is here."""
+        place = Place.of(request.study, request.phase, request.round, request.attempt, site)
+        data = self._store.offer(place)
+        return data if data is not None and len(self._store.held(place)) >= len(_manifest(data).digests) else None
+
+    def whole(self, contribution: Contribution, manifest: Manifest) -> bool:
+        """Whether every chunk is here and as the manifest has it; one that is not is dropped, to be sent again."""
+        place = _place(contribution)
+        return all(self.sound(place, manifest, number) for number in range(len(manifest.digests)))
+
+    def chunks(self, contribution: Contribution, manifest: Manifest) -> Iterator[tuple[int, bytes]]:
+        """(number, chunk) of each, one at a time. Ends early where one is not here."""
+        place = _place(contribution)
+        for number in range(len(manifest.digests)):
+            chunk = self._store.read(place, number)
+            if chunk is None:
+                return
+            yield number, chunk
+
+    def sound(self, place: Place, manifest: Manifest, number: int) -> bool:
+        """Whether a chunk is here and as the manifest has it; one that is not is dropped, to be sent again."""
+        chunk = self._store.read(place, number)
+        if chunk is None:
+            return False
+        try:
+            manifest.check(number, chunk)
+        except SecAggRefused:
+            self._store.drop(place, number)
+            return False
+        return True
+
+
 class Uploads:
     """What sites and the driver do with the store. Every check is made against the database, so that a revoked site, a
     stopped study or a closed attempt counts from the very next request."""
@@ -58,6 +97,7 @@ class Uploads:
     def __init__(self, appliance: Appliance) -> None:
         self._appliance = appliance
         self._store = ChunkStore(appliance.home / FOLDER)
+        self.stored = StoredChunks(self._store)
 
     def offer(self, site: str, data: bytes) -> tuple[str, tuple[int, ...]]:
         """(the attempt's name, the numbers of the chunks that are still to be sent), for a packet of the contribution
@@ -78,7 +118,7 @@ class Uploads:
         if self._open(claimed) is None:
             self._store.erase(place.attempt)  # it closed while we wrote: nothing may be left
             raise UploadClosed("The attempt is over.", "Wait for the next attempt.")
-        held = {number for number in self._store.held(place) if self._sound(place, manifest, number)}
+        held = {number for number in self._store.held(place) if self.stored.sound(place, manifest, number)}
         return place.attempt, tuple(number for number in range(len(manifest.digests)) if number not in held)
 
     def put(self, site: str, attempt: str, number: int, chunk: bytes) -> None:
@@ -91,26 +131,6 @@ class Uploads:
         _manifest(data).check(number, chunk)
         if number not in self._store.held(place):
             _guarded(lambda: self._store.put(place, number, chunk))
-
-    def offered(self, request: RoundRequest, site: str) -> bytes | None:
-        """The packet that a site has offered for this attempt, once every chunk of it is here."""
-        place = Place.of(request.study, request.phase, request.round, request.attempt, site)
-        data = self._store.offer(place)
-        return data if data is not None and len(self._store.held(place)) >= len(_manifest(data).digests) else None
-
-    def whole(self, contribution: Contribution, manifest: Manifest) -> bool:
-        """Whether every chunk is here and as the manifest has it; one that is not is dropped, to be sent again."""
-        place = _place(contribution)
-        return all(self._sound(place, manifest, number) for number in range(len(manifest.digests)))
-
-    def chunks(self, contribution: Contribution, manifest: Manifest) -> Iterator[tuple[int, bytes]]:
-        """(number, chunk) of each, one at a time. Ends early where one is not here."""
-        place = _place(contribution)
-        for number in range(len(manifest.digests)):
-            chunk = self._store.read(place, number)
-            if chunk is None:
-                return
-            yield number, chunk
 
     def keep_open_only(self) -> None:
         """Erase what belongs to no open attempt of a study that runs. For the driver, which opens attempts, or while no
@@ -141,17 +161,6 @@ class Uploads:
         request = request_of(recorded)
         named = (claimed.phase, claimed.round, claimed.attempt)
         return OpenAttempt(request, row) if named == (request.phase, request.round, request.attempt) else None
-
-    def _sound(self, place: Place, manifest: Manifest, number: int) -> bool:
-        chunk = self._store.read(place, number)
-        if chunk is None:
-            return False
-        try:
-            manifest.check(number, chunk)
-        except SecAggRefused:
-            self._store.drop(place, number)
-            return False
-        return True
 
 
 def _guarded(write: Callable[[], None]) -> None:

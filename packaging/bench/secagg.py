@@ -13,8 +13,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,7 +227,7 @@ def _client_memory() -> Row:
     return {
         "name": "secagg client memory",
         "ratio": ratio,
-        "of": "one vector of uint32, beside the values handed in",
+        "of": "one vector of uint32, beside the values handed in: masked, stored and read back to be sent",
         "goal": CLIENT_MEMORY_GOAL,
         "holds": ratio <= CLIENT_MEMORY_GOAL,
         "peer": {"of": "Flower's own functions", "ratio": peer},
@@ -236,7 +240,7 @@ def _aggregation_memory() -> Row:
     return {
         "name": "aggregation memory",
         "ratio": max(few, many),
-        "of": "one model of 4 bytes a parameter; the worse of 4 and 50 sites, each vector as it comes in included",
+        "of": "one model of 4 bytes a parameter; the worse of 4 and 50 sites, from signed chunks on disk to the sum",
         "goal": AGGREGATION_MEMORY_GOAL,
         "holds": max(few, many) <= AGGREGATION_MEMORY_GOAL,
         "peer": {"of": "Flower's aggregate_arrayrecords over 10 sites", "ratio": peer},
@@ -253,9 +257,9 @@ def _status(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
 
 
-def _grow(what: str, sites: int) -> float:
+def _grow(what: str, sites: int, folder: Path) -> float:
     """In a process of its own: warm the imports up, forget the peak so far, work, and tell the new peak."""
-    work = _prepared(what, sites)
+    work = _prepared(what, sites, folder)
     before = _resident()
     with open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
         refs.write("5")  # resets VmHWM, proc(5)
@@ -265,23 +269,20 @@ def _grow(what: str, sites: int) -> float:
     return grown / (4 * LENGTH)
 
 
-def _prepared(what: str, sites: int) -> Callable[[], object]:
+def _prepared(what: str, sites: int, folder: Path) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     if what == "client":
         from privacy.secagg.discrete_gaussian import atoms
 
         atoms()
         site, values = _site(PEERS[0]), rng.normal(0.0, 1.0, LENGTH)
-        return lambda: bytes(_contribute(site, 0, values))  # the bytes to be stored and sent
+        return _contribution(site, values, folder / "site.db")
     if what == "flower-client":
         single = rng.standard_normal(LENGTH, dtype=np.float32)
         _flower_client(single[:10], 1)
         return lambda: _flower_client(single, PEERS[0])
     if what == "server":
-        from privacy.secagg.server import SecureSum
-
-        SecureSum(["a", "b"], 1)
-        return lambda: _stream(sites)
+        return _aggregation(sites, folder)
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
@@ -300,15 +301,97 @@ def _prepared(what: str, sites: int) -> Callable[[], object]:
     return flower
 
 
-def _stream(sites: int) -> np.ndarray:
-    from privacy.parameters import Grid
-    from privacy.secagg.server import SecureSum
+@dataclass(frozen=True)
+class _Plan:
+    """What an attempt's intake asks of a plan: the sum's numbers and each site's key."""
 
-    total = SecureSum([f"site-{index}" for index in range(sites)], LENGTH)
-    for index in range(sites):
-        total.add(f"site-{index}", bytes(4 * LENGTH))
-    return total.result(Grid(2.0**-18))
+    keys: dict[str, Any]
+
+    def secure_sum(self, phase: str, cohort: Any) -> Any:
+        from protocol.plan import SecureSum
+
+        del phase
+        return SecureSum(
+            clip=1.0, sites=len(cohort), tolerated=1, largest_batch=100, noise_multiplier=1.0, length=LENGTH
+        )  # fmt: skip
+
+    def site(self, name: str) -> Any:
+        return SimpleNamespace(identity=self.keys[name].public.text)
+
+
+def _contribution(site: Any, values: np.ndarray, database: Path) -> Callable[[], object]:
+    """The agent's own way from the worker's vector to the disk: masked in place, its manifest, stored in pieces."""
+    from privacy.secagg.framing import Manifest
+    from site_agent.database import create_database, transaction
+    from site_agent.training import stored_vectors
+    from site_agent.training.tables import ConsumedAttempt
+
+    engine = create_database(database)
+    row = ConsumedAttempt(
+        id=1, study="bench", plan_digest="", phase="train", round=1, attempt=1, position=1, request_digest="",
+        consumed_at="",
+    )  # fmt: skip
+    with transaction(engine) as session:
+        session.add(row)
+
+    def work() -> object:
+        masked = _contribute(site, 0, values)
+        manifest = Manifest.of(masked)
+        with transaction(engine) as session:
+            stored_vectors.write(session, 1, masked)
+        with transaction(engine) as session:  # what is sent is what is on the disk
+            for number in range(len(manifest.digests)):
+                manifest.check(number, stored_vectors.read(session, 1, *manifest.span(number)))
+        return manifest
+
+    return work
+
+
+def _aggregation(sites: int, folder: Path) -> Callable[[], object]:
+    """The driver's own way, but for the network: signed contributions whose chunks lie in the coordinator's store are
+    verified and added as they come. The chunks of one site at a time are on the disk."""
+    from coordinator.rounds.attempts import Intake
+    from coordinator.rounds.chunk_store import ChunkStore, Place
+    from coordinator.rounds.uploads import StoredChunks
+    from privacy.secagg.framing import Manifest
+    from protocol.canonical import canonical, sha256_hex
+    from protocol.envelope import seal
+    from protocol.round import CONTRIBUTION_TYPE, Contribution, Packet, RoundRequest
+    from protocol.signing import SigningKey
+
+    digest = sha256_hex(b"bench")
+    names = tuple(f"site-{index:02d}" for index in range(sites))
+    keys = {name: SigningKey.generate() for name in names}
+    attempt = {"study": "bench", "plan_digest": digest, "phase": "train", "round": 1, "attempt": 1, "model": digest}
+    request = RoundRequest.model_validate(
+        {**attempt, "cohort": names, "issued_at": "2026-01-01T00:00:00Z", "expires_at": "2026-01-01T01:00:00Z"}
+    )
+    manifest = Manifest.of(bytes(4 * LENGTH))
+    body = canonical(manifest.to_dict())
+    said = {"cohort": names, "length": LENGTH, "body": sha256_hex(body), "engine": digest}
+    said["manifest"] = f"sha256:{manifest.digest().hex()}"
+    packets = {}
+    for name in names:
+        document = Contribution.model_validate({**attempt, **said, "site": name}).model_dump(mode="json")
+        packets[name] = Packet(seal(CONTRIBUTION_TYPE, document, keys[name]), body).to_bytes()
+    store = ChunkStore(folder)
+
+    def work() -> object:
+        intake = Intake(request, _Plan(keys), StoredChunks(store))  # type: ignore[arg-type]
+        for name in names:
+            place = Place.of("bench", "train", 1, 1, name)
+            store.begin(place, packets[name])
+            for number in range(len(manifest.digests)):
+                start, stop = manifest.span(number)
+                store.put(place, number, bytes(stop - start))
+            intake.take(name, packets[name])
+            store.erase(place.attempt)
+        assert intake.outcome().complete
+        return intake.unmasked()
+
+    return work
 
 
 if __name__ == "__main__":
-    print(json.dumps({"vectors": _grow(sys.argv[1], int(sys.argv[2]))}))
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+        print(json.dumps({"vectors": _grow(sys.argv[1], int(sys.argv[2]), Path(temporary))}))

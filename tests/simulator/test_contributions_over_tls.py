@@ -324,7 +324,7 @@ def test_the_port_takes_chunks_from_sites_in_the_cohort_and_nothing_else(scene: 
             assert cologne.post("/v1/contributions", content=packet).json()["code"] == "bad-signature"
             assert cologne.put(f"{path}/0", content=bytes(CHUNK)).json()["code"] == "upload-closed"
         assert scene.uploader().deliver(packet, until=time.time() + 60)
-        stored = Uploads(scene.federation.appliance)
+        stored = Uploads(scene.federation.appliance).stored
         key, manifest = announced_in(packet) or pytest.fail("nothing announced")
         here = hashlib.sha256(scene.site.store.vector(key, 0, manifest.length)).digest()
         there = hashlib.sha256()
