@@ -42,6 +42,7 @@ class EventType(StrEnum):
     STUDY_REFUSED = "study.refused"
     STUDY_STARTED = "study.started"
     STUDY_STOPPED = "study.stopped"
+    SITE_SHUT_OUT = "study.site-shut-out"
     KEYS_ESTABLISHED = "study.keys-established"
     ROUND_ATTEMPTED = "round.attempted"
     ROUND_COMMITTED = "round.committed"

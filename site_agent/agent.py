@@ -208,11 +208,12 @@ class Agent:
             _log.warning("not-accepted", code=error.code)
 
     def _forget_ended(self, client: CoordinatorClient) -> None:
-        """Erase the pair secrets of studies that are over."""
+        """Erase the pair secrets of studies that are over, or from which this site was shut out."""
         held = self._store.studies_with_keys()
         if not held:
             return
-        ended = {str(item.get("study")) for item in client.studies() if item.get("state") in ENDED}
+        over = (item for item in client.studies() if item.get("state") in ENDED or item.get("shut_out") is True)
+        ended = {str(item.get("study")) for item in over}
         for study in held:
             if study in ended:
                 self._store.forget_keys(study)

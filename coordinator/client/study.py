@@ -194,6 +194,22 @@ def approve(
 
 
 @app.command()
+def exclude(
+    study: Name,
+    site: Annotated[str, typer.Argument(help="The site to shut out, as `cloister study status` shows it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, in words; kept at the coordinator, erasable.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Shut a site out of a running study, from its next attempt on. What it added before stays in the model."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.post(f"/v1/studies/{_name(study)}/exclusions", {"site": site, "reason": reason})
+    emit(document, as_json=as_json, text=f"{site} is shut out of {study}; left: {', '.join(document['left'])}.")
+
+
+@app.command()
 def start(
     study: Name,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until the study has ended.")] = False,
@@ -251,7 +267,13 @@ def status_text(document: dict[str, Any]) -> str:
     done, privacy = document["rounds"], document["privacy"]
     why = f" ({document['reason']}: {document['detail'] or 'no more is known'})" if document["reason"] else ""
     sites = [
-        (site["name"], site["jurisdiction"], site["patients"], site["answer"], "yes" if site["joined"] else None)
+        (
+            site["name"],
+            site["jurisdiction"],
+            site["patients"],
+            site["answer"],
+            "shut out" if site.get("shut_out") else "yes" if site["joined"] else None,
+        )
         for site in document["sites"]
     ]
     lines = [
@@ -270,6 +292,12 @@ def status_text(document: dict[str, Any]) -> str:
         lines += [f"  {name}: {figure.told}" for name, figure in figures(report)]
         lines += audit_lines(document["candidate"].get("membership"))
     return "\n".join(lines)
+
+
+def _joined(site: dict[str, Any]) -> str | None:
+    if site.get("shut_out"):
+        return "shut out"
+    return "yes" if site["joined"] else None
 
 
 def audit_lines(membership: dict[str, Any] | None) -> list[str]:

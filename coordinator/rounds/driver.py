@@ -131,7 +131,7 @@ class RoundDriver:
         while True:
             action = next_action(
                 self._running.design,
-                self._running.granted,
+                self._participants(),
                 self._progress,
                 self._exchange.present(),
                 patient=self._monotonic() < waited_until,
@@ -154,6 +154,11 @@ class RoundDriver:
                 return self._give_up(action)
             case Finish():
                 raise StudyEnded("The study has its candidate already.", "Nothing is left to do.")
+
+    def _participants(self) -> tuple[str, ...]:
+        """Who may take part now: read anew, for a person may shut a site out at any time."""
+        with reading(self._appliance.engine) as session:
+            return StudyRepository(session).participants(self._running.study, self._running.plan.names)
 
     # Keys
 

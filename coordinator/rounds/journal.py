@@ -18,6 +18,7 @@ from coordinator.rounds.repository import RecordedAttempt, RoundRepository
 from coordinator.rounds.states import TRAIN, Attempt, Design, FailureCode, Progress
 from coordinator.rounds.tables import Candidate, StudyRound
 from coordinator.studies.plan import spent
+from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import StudyState
 from policies.findings import Decision, reasons
 from protocol.audit_event import EventType
@@ -90,7 +91,10 @@ class Journal:
         tried = rounds.attempts_of(self._running.study, attempt.phase, attempt.round)
         invited = tried[0].attempt.cohort
         excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
-        excluded |= {site: "not-invited" for site in after.established if site not in invited}
+        shut_out = StudyRepository(session).excluded(self._running.study)
+        excluded |= {
+            site: "shut-out" if site in shut_out else "not-invited" for site in after.established if site not in invited
+        }
         excluded = {site: code for site, code in excluded.items() if site not in attempt.contributed}
         now = self._appliance.clock()
         # A driver that resumed knows the beginning from the record alone, to the second.

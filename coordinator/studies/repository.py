@@ -10,8 +10,8 @@ from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
 from coordinator.errors import Conflict, NotFound
-from coordinator.studies.states import ACTIVE, Answer, StudyState, require_transition
-from coordinator.studies.tables import DeniedProposal, PlanApprovalRecord, Study, StudyConsent
+from coordinator.studies.states import ACTIVE, Answer, StudyState, cohort, require_transition
+from coordinator.studies.tables import DeniedProposal, PlanApprovalRecord, Study, StudyConsent, StudyExclusion
 from protocol.canonical import parse
 from protocol.envelope import Envelope
 from protocol.study import StudyPlan
@@ -113,6 +113,20 @@ class StudyRepository:
         """Store one. Conflict for a second one by the same person."""
         if self._session.get(PlanApprovalRecord, (row.study, row.person)) is not None:
             raise Conflict(f"{row.person} has decided on study {row.study} already.", "Nothing has to be done again.")
+        self._session.add(row)
+        self._session.flush()
+
+    def excluded(self, study: str) -> frozenset[str]:
+        """The sites that were shut out of the study."""
+        return frozenset(self._session.exec(select(StudyExclusion.site).where(col(StudyExclusion.study) == study)))
+
+    def participants(self, study: str, planned: tuple[str, ...]) -> tuple[str, ...]:
+        """The planned sites whose grant stands and which nobody shut out, in plan order."""
+        gone = self.excluded(study)
+        return tuple(site for site in cohort(planned, self.answers(study)) if site not in gone)
+
+    def add_exclusion(self, row: StudyExclusion) -> None:
+        """Store one."""
         self._session.add(row)
         self._session.flush()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict
 
 from coordinator.database import reading, transaction
 from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
@@ -14,12 +15,13 @@ from coordinator.releases.routes import installable_for
 from coordinator.studies import views
 from coordinator.studies.consent import answer
 from coordinator.studies.control import approve_plan, start, stop
+from coordinator.studies.exclude import exclude
 from coordinator.studies.policy import active_policy, proposal_facts
 from coordinator.studies.propose import ProposalDenied, Proposed, prepare, propose, state_of
 from coordinator.studies.repository import StudyRepository
-from coordinator.studies.states import ACTIVE, StudyState, cohort
+from coordinator.studies.states import ACTIVE, StudyState
 from policies.evaluation import evaluate
-from protocol.identifiers import Role
+from protocol.identifiers import Role, SiteName
 from protocol.study import StudyPlan
 
 router = APIRouter(prefix="/v1", tags=["studies"])
@@ -132,12 +134,29 @@ def post_stop(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str
         return {"study": study, "state": stop(session, appliance, person, study).value}
 
 
+class Exclusion(BaseModel):
+    """Whom to shut out, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    site: SiteName
+    reason: str
+
+
+@router.post("/studies/{study}/exclusions", status_code=201)
+def post_exclusion(study: str, person: AnyPerson, appliance: ApplianceOf, asked: Exclusion) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        left = exclude(session, appliance, person, study, asked.site, reason=asked.reason)
+    return {"study": study, "excluded": asked.site, "left": list(left)}
+
+
 @router.get("/sites/me/studies")
 def get_site_studies(site: CurrentSite, appliance: ApplianceOf) -> list[dict[str, Any]]:
     """The plans that name this site, each as the coordinator signed it."""
     with reading(appliance.engine) as session:
-        rows = StudyRepository(session).planned_for(site.name)
-    return [views.for_site(row) for row in rows if StudyState(row.state) in _SHOWN]
+        studies = StudyRepository(session)
+        rows = [row for row in studies.planned_for(site.name) if StudyState(row.state) in _SHOWN]
+        return [{**views.for_site(row), "shut_out": site.name in studies.excluded(row.id)} for row in rows]
 
 
 @router.get("/sites/me/work")
@@ -146,7 +165,7 @@ def get_site_work(site: CurrentSite, appliance: ApplianceOf) -> dict[str, list[s
     with reading(appliance.engine) as session:
         studies = StudyRepository(session)
         active = [
-            row.id for row in studies.in_states(ACTIVE) if site.name in cohort((site.name,), studies.answers(row.id))
+            row.id for row in studies.in_states(ACTIVE) if site.name in studies.participants(row.id, (site.name,))
         ]
         return {"active": active, "installable": installable_for(ReleaseRepository(session), site.name)}
 

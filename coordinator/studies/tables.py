@@ -62,6 +62,17 @@ class StudyConsent(Table, table=True):
     at: str
 
 
+class StudyExclusion(Table, table=True):
+    """A site that a person shut out of a running study. The reason stands in the log's erasable payload."""
+
+    __tablename__ = "study_exclusion"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    site: str = Field(primary_key=True)
+    person: str
+    at: str
+
+
 class PlanApprovalRecord(Table, table=True):
     """One person's signed decision on a plan that policy holds."""
 

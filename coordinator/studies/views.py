@@ -59,6 +59,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
     design = Design.of(plan)
     trained = design.on_training
     evaluated = plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None
+    shut_out = studies.excluded(row.id)
     joined = set(json.loads(setup.joined)) if setup is not None else set()
     if setup is not None and setup.established_at is not None:
         joined = set(json.loads(setup.cohort))
@@ -94,6 +95,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
                 "answer": consents[site.name].decision if site.name in consents else None,
                 "reason": consents[site.name].reason if site.name in consents else None,
                 "joined": site.name in joined,
+                "shut_out": site.name in shut_out,
             }
             for site in plan.sites
         ],

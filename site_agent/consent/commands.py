@@ -96,6 +96,7 @@ def list_studies(as_json: Json = False, home: Home = None) -> None:
             "state": str(item.get("state")),
             "plan_digest": str(item.get("plan_digest")),
             "answer": answers.get(str(item.get("plan_digest")), "open"),
+            "shut_out": item.get("shut_out") is True,
         }
         for item in invited
     ]
@@ -105,7 +106,8 @@ def list_studies(as_json: Json = False, home: Home = None) -> None:
     if not rows:
         typer.echo("This site is invited to no study.")
     for row in rows:
-        typer.echo(one_line(f"{row['study']:30} {row['state']:12} your answer: {row['answer']}"))
+        out = "; SHUT OUT: this site is invited to no more rounds" if row["shut_out"] else ""
+        typer.echo(one_line(f"{row['study']:30} {row['state']:12} your answer: {row['answer']}{out}"))
 
 
 @app.command("review")

@@ -328,6 +328,15 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_site_invitation_site"), "site_invitation", ["site"], unique=False)
     op.create_table(
+        "study_exclusion",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("site", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_study_exclusion_study_study")),
+        sa.PrimaryKeyConstraint("study", "site", name=op.f("pk_study_exclusion")),
+    )
+    op.create_table(
         "study_consent",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("site", sa.String(), nullable=False),
@@ -362,6 +371,7 @@ def downgrade() -> None:
     """Drop them."""
     op.drop_table("study_round")
     op.drop_table("study_consent")
+    op.drop_table("study_exclusion")
     op.drop_index(op.f("ix_site_invitation_site"), table_name="site_invitation")
     op.drop_table("site_invitation")
     op.drop_index(op.f("ix_site_dataset_schema_digest"), table_name="site_dataset")
