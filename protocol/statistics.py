@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, NumberLabel, SurvivalLabel
+from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, LabelRule, NumberLabel, SurvivalLabel
 from protocol.errors import Malformed
 from protocol.identifiers import ColumnName, Frozen
 
@@ -74,7 +74,7 @@ def resolve(schema: DatasetSchema, statistic: Statistic) -> Resolved:
     label = schema.label
     if statistic.column == label.name and isinstance(label, NumberLabel):
         return _numeric(statistic, None, (label.minimum, label.maximum), label.center, label.scale, label.scale)
-    if statistic.column == label.name and not isinstance(label, SurvivalLabel):
+    if statistic.column == label.name and isinstance(label, LabelRule) and not isinstance(label, SurvivalLabel):
         return _categorical(statistic, None, (0, 1))
     start = 0
     for feature in schema.features:

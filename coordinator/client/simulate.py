@@ -20,7 +20,8 @@ def simulate(
         typer.Option(
             "--data",
             metavar="FILE.csv[:DICTIONARY]",
-            help="Patients of your own: one file for each site, or one that is dealt over all sites.",
+            help="Patients of your own: one file for each site, or one that is dealt over all sites; "
+            "of images and sequences .npz files.",
         ),
     ] = None,
     synthetic: Annotated[

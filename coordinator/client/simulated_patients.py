@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.client.own_arrays import read_arrays
 from coordinator.client.simulated_media import made_up_masks, made_up_media
 from coordinator.client.simulation import SimulationRefused
 from coordinator.client.spec_file import SpecFile, read_limited
@@ -43,7 +44,8 @@ class Source:
 
 
 def from_tables(file: SpecFile, given: list[str]) -> Source:
-    """Patients from FILE[:DICTIONARY] texts: one file for each invited site, or one file that is dealt over them.
+    """Patients from FILE[:DICTIONARY] texts (of images and sequences .npz files, see `own_arrays`): one file for each
+    invited site, or one file that is dealt over them.
 
     Files are matched with sites by their names where they agree, else in order. Which patients are held out changes
     with the seed. Raises SimulationRefused, DatasetRefused, Malformed, OSError.
@@ -95,9 +97,7 @@ def _parted(text: str) -> tuple[Path, Path | None]:
 
 def _read(file: SpecFile, path: Path, named: Path | None) -> Group:
     if file.spec.dataset.media is not None:
-        raise SimulationRefused(
-            "Images and sequences of your own can't be simulated yet: --data takes tables.", "Use --synthetic N."
-        )
+        return read_arrays(path, file.spec.dataset)
     dictionary = _dictionary(file, named)
     if dictionary.schema.digest != file.spec.dataset.digest:
         raise SimulationRefused(

@@ -271,7 +271,7 @@ def test_a_network_of_real_size_passes_its_self_check():
 
 def test_transposed_images_do_not_pass():
     """A file that reads height as width is a build fault that the probes must find."""
-    fields, schema = CASES[0]
+    fields, _ = CASES[0]
     square = image(1, 8, 8)
     parameters = vector(fields, square)
     named = tensors(spec(fields), square.shape, parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import yaml
 from coordinator.client.simulated_media import made_up_masks, made_up_media
 from coordinator.client.simulated_patients import from_tables, synthetic
 from coordinator.client.simulation import SimulationRefused
-from coordinator.client.spec_file import load_spec
+from coordinator.client.spec_file import SpecFile, load_spec
 from coordinator.client.utility_curve import make_curve
 from protocol.media import ImageInput, SequenceChannel, SequenceInput
+from site_agent.cohort.images import encode_image
 from tests.simulator.federation import study_spec
 
 torch.set_num_threads(1)
@@ -63,8 +65,6 @@ def test_networks_are_simulated_on_made_up_images_and_sequences(
         assert np.isfinite(run.weights).all()
         assert run.measured is not None
         assert 0 <= run.measured <= 1
-    with pytest.raises(SimulationRefused, match="can't be simulated yet"):
-        from_tables(file, [str(tmp_path / "media.yaml")])
 
 
 def test_made_up_records_stay_within_what_an_encoded_record_can_be():
@@ -83,3 +83,91 @@ def test_made_up_records_stay_within_what_an_encoded_record_can_be():
     assert set(np.unique(masks)) == {0, 1}
     inside = masks[:, np.newaxis] * np.ones((1, 2, 1, 1))
     assert records[inside > 0].mean() > records[inside == 0].mean() + 1.0
+
+
+def media_study(folder: Path, kind: str, label: str, outcome: str) -> SpecFile:
+    (folder / "media.yaml").write_text(
+        "dictionary: 1\nname: media\nfile: {patient_id: id}\ncolumns:\n- {name: id, role: patient_id}\n"
+        f"- {{name: record, role: file}}\n- {{name: outcome, {outcome}}}\n{MEDIA[kind]}label: {label}\n"
+    )
+    made: dict[str, Any] = json.loads(study_spec(training=TRAINING).model_dump_json(exclude_none=True))
+    model = next(
+        model for of, model in NETWORKS if of == kind and (model["architecture"] == "unet") == ("mask" in label)
+    )
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**made, "dataset": {"dictionary": "media.yaml"}, "model": model}))
+    return load_spec(path)
+
+
+RULE = ('{name: sick, operator: "==", value: 1}', "role: label, type: category, levels: [0, 1]")
+MASK = ("{name: spot, kind: mask}", "role: mask")
+
+
+def test_own_images_are_encoded_as_a_site_encodes_their_files(tmp_path: Path) -> None:
+    file = media_study(tmp_path, "image", *RULE)
+    random = np.random.default_rng(1)
+    x = random.random((300, 1, 8, 8))
+    patient = np.array([f"p{number % 240}" for number in range(300)])
+    y = np.array([int(name[1:]) % 2 for name in patient])
+    np.savez(tmp_path / "own.npz", x=x, y=y, patient=patient)
+    source = from_tables(file, [str(tmp_path / "own.npz")])
+    assert sum(patients for patients, _ in source.counts.values()) == 240
+    cohorts = source.sites(0).values()
+    together = np.concatenate([group.x for cohort in cohorts for group in (cohort.training, cohort.held_out)])
+    image = file.spec.dataset.image
+    assert image is not None
+    out = io.BytesIO()
+    np.save(out, x[0])
+    record = encode_image(out.getvalue(), image)
+    assert min(float(np.abs(other - record).max()) for other in together) < 1e-6
+    assert len(together) == 300
+    curve = make_curve(file.spec, source, epsilons=(4.0,), seeds=1)
+    assert curve.points[0].runs[0].failure is None
+
+
+def test_own_masks_and_sequences_are_taken(tmp_path: Path) -> None:
+    for kind, rule, x, y in (
+        ("image", MASK, np.full((240, 1, 8, 8), 0.5), np.ones((240, 8, 8), dtype=bool)),
+        ("sequence", RULE, np.full((240, 1, 8), 80.0), np.arange(240) % 2),
+    ):
+        folder = tmp_path / kind
+        folder.mkdir()
+        np.savez(folder / "own.npz", x=x, y=y, patient=np.arange(240))
+        file = media_study(folder, kind, *rule)
+        cohort = next(iter(from_tables(file, [str(folder / "own.npz")]).sites(0).values()))
+        assert cohort.training.y.shape[1:] == y.shape[1:]
+        assert np.abs(cohort.training.x).max() < 1e-6  # 0.5 and 80 are the centres
+
+
+GOOD = {"x": np.zeros((60, 1, 8)) + 80, "y": np.arange(60) % 2, "patient": np.arange(60)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"x": np.zeros((60, 1, 9))}, "array x"),
+        ({"x": np.full((60, 1, 8), np.nan)}, "array x"),
+        ({"x": np.full((60, 1, 8), 1.0)}, "array x"),
+        ({"y": np.arange(60)}, "array y"),
+        ({"y": np.zeros((60, 1))}, "array y"),
+        ({"patient": np.zeros(60)}, "array patient"),
+        ({"patient": np.arange(59)}, "array patient"),
+        ({"x": np.zeros((0, 1, 8)), "y": np.zeros(0), "patient": np.zeros(0, dtype=int)}, "no records"),
+        ({"y": np.array([{}] * 60, dtype=object)}, "no .npz file"),
+        ({"y": None}, "no .npz file"),
+    ],
+)
+def test_own_arrays_that_do_not_fit_are_refused_by_name(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    file = media_study(tmp_path, "sequence", *RULE)
+    arrays = {name: array for name, array in {**GOOD, **changed}.items() if array is not None}
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(SimulationRefused, match=told):
+        from_tables(file, [str(tmp_path / "own.npz")])
+
+
+def test_own_arrays_in_no_archive_are_refused(tmp_path: Path) -> None:
+    file = media_study(tmp_path, "sequence", *RULE)
+    (tmp_path / "own.npz").write_bytes(b"x,y\n1,2\n")
+    for name in ("own.npz", "absent.npz"):
+        with pytest.raises(SimulationRefused, match="npz"):
+            from_tables(file, [str(tmp_path / name)])

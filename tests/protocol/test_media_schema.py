@@ -20,6 +20,7 @@ from protocol.model import (
     parameter_count,
     parameter_shapes,
 )
+from protocol.statistics import Statistic, resolve
 
 IMAGES = """\
 dictionary: 1
@@ -227,3 +228,9 @@ def test_only_a_unet_learns_masks_and_it_learns_nothing_else():
 def test_a_unet_needs_sides_that_halve():
     assert misfit(network(architecture="unet", widths=(4, 8, 8)), (1, 12, 16)) is None
     assert "multiples of 4" in (misfit(network(architecture="unet", widths=(4, 8, 8)), (1, 10, 16)) or "")
+
+
+def test_a_mask_is_no_column_to_ask_statistics_of():
+    with pytest.raises(Malformed, match="no column nodule"):
+        resolve(parse(MASKS).schema, Statistic(kind="count", column="nodule", level=1))
+    assert resolve(parse(IMAGES).schema, Statistic(kind="count", column="pneumonia", level=1)).start is None
