@@ -12,14 +12,19 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from typing import Any
 
 from coordinator.client.audit_bundle import AuditBundle, AuditReport, verify_bundle
+from coordinator.client.audit_proofs import BlockProofs
 from protocol.audit_event import AuditEvent, EventType
+from protocol.audit_line import MAX_LINE, read_line
 from protocol.canonical import parse
 from protocol.errors import Malformed, Refused, VerificationFailed
+from protocol.merkle import leaf_hash
 from protocol.note import VerifierKey
+from protocol.tiles import TILE_WIDTH
 from protocol.timestamp import moment
 from protocol.witness_policy import WitnessPolicy
 
@@ -28,7 +33,6 @@ COLUMNS = (
     "name", "reason", "payload", "payload_erased",
 )  # fmt: skip
 FORMULA = "=+-@|%＝＋－＠"  # a spreadsheet takes the full-width forms for the others
-_LINE_LIMIT = 4 << 20
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -90,11 +94,25 @@ class AuditQuery:
 
 @dataclass(frozen=True)
 class FoundEvent:
-    """An event with its place in the log, and its payload where the log still holds it."""
+    """An event with its place in the log, and its payload where the log still holds it.
+
+    `line`: the bundle's line as it is; `proof`: its audit path under the bundle's root, the leaf's sibling first.
+    """
 
     index: int
     event: AuditEvent
     payload: Any
+    line: Mapping[str, Any]
+    proof: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of(cls, line: bytes) -> FoundEvent:
+        """From a bundle's line. Raises Malformed, and VerificationFailed for a payload that was not logged."""
+        document = parse(line, limit=MAX_LINE)
+        if not isinstance(document, dict) or type(index := document.get("index")) is not int:
+            raise Malformed("An entry is not of the bundle's form.", "Export the bundle again.")
+        read_line(line, index)
+        return cls(index, AuditEvent.model_validate(document["leaf"]), document.get("payload"), document)
 
     @property
     def erased(self) -> bool:
@@ -119,13 +137,14 @@ def find(
     policy, log: pins, as for `verify_bundle`. Raises VerificationFailed for a bundle that does not verify.
     """
     opened = bundle if isinstance(bundle, AuditBundle) else AuditBundle.of(bundle)
-    report = verify_bundle(opened, policy=policy, log=log)
+    proofs = BlockProofs()
+    report = verify_bundle(opened, policy=policy, log=log, entry=proofs.add)
     if not report.verified:
         raise VerificationFailed(
             f"The bundle is not a true bundle of the log, so it answers nothing: {report.problems[0]}",
             "Run `cloister audit verify` on it, export it again, and tell the sites that watch the log.",
         )
-    return report, [found for found in _entries(opened.entries()) if query.matches(found.event)]
+    return report, list(_matches(opened.entries(), query, proofs))
 
 
 def to_csv(found: Iterable[FoundEvent]) -> str:
@@ -155,12 +174,21 @@ def to_rows(found: Iterable[FoundEvent]) -> list[tuple[object, ...]]:
     ]
 
 
-def _entries(lines: Iterable[bytes]) -> Iterator[FoundEvent]:
-    for line in lines:
-        document = parse(line, limit=_LINE_LIMIT)
-        if not isinstance(document, dict) or not isinstance(index := document["index"], int):
-            raise Malformed("An entry is not of the bundle's form.", "Export the bundle again.")
-        yield FoundEvent(index, AuditEvent.model_validate(document["leaf"]), document.get("payload"))
+def _matches(lines: Iterable[bytes], query: AuditQuery, proofs: BlockProofs) -> Iterator[FoundEvent]:
+    """What matches, each proved by the path that it has among the entries that come by."""
+    numbered = enumerate(lines)
+    for block in count():
+        hashes: list[bytes] = []
+        found: list[FoundEvent] = []
+        for index, line in islice(numbered, TILE_WIDTH):
+            leaf = read_line(line, index).leaf
+            hashes.append(leaf_hash(leaf))
+            if query.matches(AuditEvent.model_validate_json(leaf)):
+                found.append(FoundEvent.of(line))
+        if not hashes:
+            return
+        for item in found:
+            yield replace(item, proof=proofs.prove(block, hashes, item.index))
 
 
 def _row(item: FoundEvent) -> tuple[object, ...]:

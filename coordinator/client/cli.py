@@ -116,16 +116,18 @@ def audit_verify(
     log_key: PinnedLog = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a bundle offline. Nothing but the bundle, and the keys that you pin, is read."""
+    """Verify a bundle, or what a query found (.jsonl), offline. Nothing but it, and the keys that you pin, is read."""
     from coordinator.client.audit_bundle import read_policy, verify_path
+    from coordinator.client.audit_formats import verify_found
     from protocol.errors import VerificationFailed
     from protocol.note import VerifierKey
 
-    report = verify_path(
-        bundle,
-        policy=read_policy(witness_policy) if witness_policy else None,
-        log=VerifierKey.parse(log_key) if log_key else None,
-    )
+    trusted = read_policy(witness_policy) if witness_policy else None
+    log = VerifierKey.parse(log_key) if log_key else None
+    if bundle.suffix == ".jsonl":
+        report = verify_found(bundle.read_bytes(), policy=trusted, log=log)
+    else:
+        report = verify_path(bundle, policy=trusted, log=log)
     emit(report.document(), as_json=as_json, text=report.text())
     if not report.verified and as_json:
         raise typer.Exit(1)
@@ -149,17 +151,24 @@ def audit_query(
     until: Annotated[str | None, typer.Option("--until", help="A day or a time in UTC, included.")] = None,
     witness_policy: PinnedPolicy = None,
     log_key: PinnedLog = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="jsonl (the master: with proofs), csv, fhir, ocsf, or json.")
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV that is safe to open in a spreadsheet.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find events in a bundle by who, what and when. Offline; the bundle is verified first, or nothing is answered."""
     from coordinator.client.audit_bundle import open_bundle, read_policy
+    from coordinator.client.audit_formats import to_fhir, to_jsonl, to_ocsf
     from coordinator.client.audit_query import AuditQuery, BadQuery, find, to_csv, to_rows
     from coordinator.terminal import table
     from protocol.note import VerifierKey
+    from protocol.witness_policy import WitnessPolicy
 
-    if as_csv and as_json:
-        raise BadQuery("CSV and JSON can't both be printed.", "Give --csv or --json.")
+    asked = {*([form] if form else []), *(["csv"] if as_csv else []), *(["json"] if as_json else [])}
+    if len(asked) > 1 or not asked <= {"jsonl", "csv", "fhir", "ocsf", "json"}:
+        raise BadQuery("That is no form, or more than one.", "Give --format jsonl, csv, fhir, ocsf or json.")
+    wanted = asked.pop() if asked else "text"
     query = AuditQuery.of(
         events=event or (), actor=actor, subject=subject, study=study, release=release, since=since, until=until
     )
@@ -170,8 +179,16 @@ def audit_query(
             policy=read_policy(witness_policy) if witness_policy else None,
             log=VerifierKey.parse(log_key) if log_key else None,
         )
-    if as_csv:
+        master = list(to_jsonl(opened, found)) if wanted == "jsonl" else []
+        origin = WitnessPolicy.from_bytes(opened.small["witness_policy.json"]).log.name
+    if wanted == "csv":
         typer.echo(to_csv(found), nl=False)
+    elif wanted == "jsonl":
+        typer.echo(b"".join(master), nl=False)
+    elif wanted in ("fhir", "ocsf"):
+        for line in (to_fhir if wanted == "fhir" else to_ocsf)(origin, found):
+            typer.echo(line)
+    if wanted in ("csv", "jsonl", "fhir", "ocsf"):
         return
     document = {
         "verified": report.verified, "anchor": report.anchor, "entries": report.entries, "found": len(found),
@@ -179,7 +196,7 @@ def audit_query(
     }  # fmt: skip
     rows = table(("index", "time", "event", "actor", "subject", "details"), to_rows(found))
     summary = f"{len(found)} of {report.entries} entries; trust rests on {report.anchor}."
-    emit(document, as_json=as_json, text=f"{rows}\n{summary}" if found else summary)
+    emit(document, as_json=wanted == "json", text=f"{rows}\n{summary}" if found else summary)
 
 
 def main() -> NoReturn:

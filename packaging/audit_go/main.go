@@ -143,6 +143,10 @@ func open(text []byte, trusted policy) (head, int, error) {
 	if len(opened.UnverifiedSigs) != 0 {
 		return head{}, 0, errors.New("the checkpoint has a signature that nobody can check")
 	}
+	lines := strings.Split(string(text[len(opened.Text):]), "\n")
+	if len(lines) != len(opened.Sigs)+2 { // note.Open drops a line that is there twice
+		return head{}, 0, errors.New("the checkpoint has a signature twice")
+	}
 	signers := map[string]bool{}
 	for _, signature := range opened.Sigs {
 		signers[signature.Name] = true
@@ -154,7 +158,7 @@ func open(text []byte, trusted policy) (head, int, error) {
 	if cosigners < trusted.Quorum {
 		return head{}, 0, fmt.Errorf("%d witnesses cosigned; %d must", cosigners, trusted.Quorum)
 	}
-	lines := strings.Split(opened.Text, "\n")
+	lines = strings.Split(opened.Text, "\n")
 	if len(lines) != 4 || lines[0] != log.Name() || lines[3] != "" {
 		return head{}, 0, errors.New("the note is not this log's checkpoint")
 	}
