@@ -16,6 +16,8 @@ from protocol.identifiers import Frozen
 Kind = Literal["classification", "survival", "regression", "segmentation"]
 HEADLINES: dict[Kind, str] = {"classification": "AUC", "survival": "AUC", "regression": "RMSE", "segmentation": "Dice"}
 """The short name of the first of `figures`."""
+LOWER_IS_BETTER: frozenset[Kind] = frozenset({"regression"})
+"""Kinds whose first figure is an error."""
 _GROUPS: dict[Kind, int] = {"classification": 2, "survival": 3, "regression": 2, "segmentation": 1}
 
 

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -123,6 +123,14 @@ class Plan(Frozen):
     @abstractmethod
     def attempts(self) -> Mapping[Phase, int]:
         """The most attempts of each phase, over all its rounds, that the noise is calibrated for."""
+
+    def allows(self, phase: Phase, round_number: int, entry: int) -> bool:
+        """Whether the round may use that entry of a grid; 0: none."""
+        return entry == 0
+
+    def of_entry(self, entry: int) -> Self:
+        """The plan as it stands for that entry of its grid, where it has one; 0: as it is."""
+        return self
 
     def steps_of(self, phase: Phase) -> int:
         """How many noisy steps one attempt of the phase is, and is charged as."""

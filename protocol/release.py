@@ -15,6 +15,7 @@ from protocol.evaluation import EvaluationReport
 from protocol.identifiers import Digest, Frozen, Label, PersonName, ReleaseId, Role, SiteName, StudyId, Timestamp
 from protocol.membership import MembershipReport
 from protocol.model import ModelSpec
+from protocol.tuning import TuningEntry
 
 APPROVAL_TYPE = "application/vnd.cloister.approval+json"
 STATEMENT_TYPE = "application/vnd.in-toto+json"
@@ -44,11 +45,24 @@ class FileDigest(Frozen):
     size: Annotated[int, Field(ge=0)]
 
 
+class Selection(Frozen):
+    """How a tuned study chose its model: after runs with these entries of a grid of `entries`, by these noised scores
+    on the held-out patients, None where one was undefined. changes: what the chosen entry puts in place."""
+
+    entries: int
+    order: Literal["declared", "searched"]
+    runs: tuple[int, ...]
+    scores: tuple[float | None, ...]
+    chosen: int
+    changes: TuningEntry
+
+
 class EpsilonStatement(Frozen):
     """The numbers that always stand together, and what they rest on. epsilon_evaluation and
     epsilon_evaluation_worst_site are of the held-out patients; None for an exact evaluation. epsilon_membership and
     epsilon_membership_worst_site are of the membership audit, for training and held-out patients alike, beside the
-    others; None where none was planned."""
+    others; None where none was planned. They count every run and score of a tuned study; `selection` says how its
+    model was chosen."""
 
     unit: Literal["patient"]
     adjacency: Literal["zero-out"]
@@ -66,6 +80,7 @@ class EpsilonStatement(Frozen):
     sampling: str
     accountant: str
     trust: str
+    selection: Selection | None = None
 
 
 class ReleaseSubject(Frozen):

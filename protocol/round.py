@@ -73,6 +73,7 @@ class RefusalCode(StrEnum):
     MODEL_TOO_LARGE = "model-too-large"
     MODEL_CHANGED = "model-changed"
     MODEL_NOT_EVALUATED = "model-not-evaluated"
+    ENTRY_UNKNOWN = "entry-unknown"
     EXPIRED = "expired"
     ROUND_UNKNOWN = "round-unknown"
     ROUND_OVER = "round-over"
@@ -136,7 +137,8 @@ class KeyReply(Frozen):
 
 
 class RoundRequest(Frozen):
-    """Coordinator -> site: one attempt of one round. `body`: digest of the model vector (float64 LE)."""
+    """Coordinator -> site: one attempt of one round. `model`: digest of the body, the model vector (float64 LE).
+    `entry`: of the plan's grid, by which the model is trained; 0 where there is none."""
 
     study: StudyId
     plan_digest: Digest
@@ -145,8 +147,15 @@ class RoundRequest(Frozen):
     attempt: Annotated[int, Field(ge=1)]
     cohort: tuple[SiteName, ...]
     model: Digest
+    entry: Annotated[int, Field(ge=0)] = 0
     issued_at: Timestamp
     expires_at: Timestamp
+
+    @property
+    def asked(self) -> Digest:
+        """What the sites must agree on for their masks to cancel: the model, and with it the entry of the grid. Noise
+        scales with the entry's clip: sites that were told different ones would not protect each other."""
+        return self.model if self.entry == 0 else sha256_hex(f"{self.model} entry {self.entry}".encode())
 
 
 class Contribution(Frozen):

@@ -5,11 +5,11 @@ sites to consent to (StudyPlan). Both are closed documents; their digest is SHA-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from protocol.evaluation import cells, kind_of
+from protocol.evaluation import Kind, cells, kind_of
 from protocol.identifiers import Frozen, SiteName
 from protocol.membership import MOST_SCORED, Audit, PlannedMembership
 from protocol.model import ModelSpec, label_misfit, model_misfit, parameter_count
@@ -17,6 +17,10 @@ from protocol.plan import Plan, SecureSum, Stage
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Proposal
 from protocol.round import Phase
 from protocol.training import Training
+from protocol.tuning import Tuning
+
+MOST_ROUNDS = 100_000
+"""Secure aggregation numbers no more."""
 
 
 class Evaluation(Frozen):
@@ -38,14 +42,20 @@ class StudySpec(Proposal):
     kind: Literal["training"] = "training"
     model: ModelSpec
     training: Training
+    tuning: Tuning | None = None
     evaluation: Evaluation = Evaluation()
     audit: Audit = Audit()
     recipients: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MAX_SITES)]
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
-        if (unfit := self.training.misfit(self.privacy.mode)) is not None:
-            raise ValueError(unfit)
+        for number, training in enumerate(self.trainings):
+            if (unfit := training.misfit(self.privacy.mode)) is not None:
+                raise ValueError(unfit if number == 0 else f"entry {number} of tuning.grid: {unfit}")
+        if self.tuning is not None and self.evaluation.mode == "exact":
+            raise ValueError("an exact evaluation happens once: a study with tuning needs a noised one")
+        if self.runs * (self.training.rounds + 1) >= MOST_ROUNDS:
+            raise ValueError(f"tuning makes over {MOST_ROUNDS} rounds of this study: lower training.rounds or runs")
         if (unlearnable := label_misfit(self.model, self.dataset.label)) is not None:
             raise ValueError(unlearnable)
         if (reason := model_misfit(self.model, self.dataset.shape)) is not None:
@@ -55,9 +65,33 @@ class StudySpec(Proposal):
         return self
 
     @property
+    def trainings(self) -> tuple[Training, ...]:
+        """`training` itself, then as each entry of the grid has it."""
+        grid = () if self.tuning is None else self.tuning.grid
+        return (self.training, *(entry.applied(self.training) for entry in grid))
+
+    @property
+    def runs(self) -> int:
+        """How often the model is trained: once, or as often as the tuning says."""
+        return 1 if self.tuning is None else self.tuning.count
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole study, evaluations among them, when nothing is tried twice."""
+        return self.runs * (self.training.rounds + 1) + (0 if self.tuning is None else 1)
+
+    @property
     def attempts(self) -> int:
-        """Attempts to train that the noise is calibrated for: rounds + retries (T + A)."""
-        return self.training.rounds + self.privacy.retries
+        """Attempts to train that the noise is calibrated for: the rounds of all runs + retries (T + A)."""
+        return self.runs * self.training.rounds + self.privacy.retries
+
+    @property
+    def evaluations(self) -> int:
+        """Attempts to evaluate that the noise is calibrated for: one score a run, and the planned attempts at the
+        evaluation of what is released. The declared exception, an exact evaluation, happens once."""
+        if self.evaluation.mode == "exact":
+            return 1
+        return self.evaluation.attempts + (0 if self.tuning is None else self.runs)
 
     @property
     def steps(self) -> int:
@@ -69,7 +103,7 @@ class StudyPlan(Plan):
     """What sites consent to: the spec, who takes part under which key, and the calibrated noise.
 
     noise_multiplier: sigma at sampling_rate over spec.steps for (epsilon, delta); evaluation_multiplier: sigma of
-    the score histogram over evaluation.attempts (0 in exact mode). epsilon_worst_site, epsilon_evaluation_worst_site:
+    the score histograms over spec.evaluations (0 in exact mode). epsilon_worst_site, epsilon_evaluation_worst_site:
     of a site's training and held-out patients if all others collude; the latter is None in exact mode. membership: the
     audit before the release; None where there is none.
     """
@@ -86,26 +120,56 @@ class StudyPlan(Plan):
         return self
 
     @property
+    def kind(self) -> Kind:
+        """What the outcome is measured by."""
+        return kind_of(self.spec.dataset)
+
+    @property
     def parameters(self) -> int:
         """Length of the model's flat vector."""
         return parameter_count(self.spec.model, self.spec.dataset.shape)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Every round of the study in the order in which they run."""
-        audited = () if self.membership is None else (Stage("membership", 1, 1, held_out=True),)
-        return Stage("train", 1, self.spec.training.rounds), Stage("evaluate", 1, 1, held_out=True), *audited
+        """Every round of the study in the order in which they run: each run's, its score, and at last the evaluation
+        of the model that is released, which for a study without tuning is the only run's score."""
+        rounds, stages = self.spec.training.rounds, list[Stage]()
+        for run in range(self.spec.runs):
+            stages += [Stage("train", run * rounds + 1, rounds), Stage("evaluate", run + 1, 1, held_out=True)]
+        if self.spec.tuning is not None:
+            stages.append(Stage("evaluate", self.spec.runs + 1, 1, held_out=True))
+        if self.membership is not None:
+            stages.append(Stage("membership", 1, 1, held_out=True))
+        return tuple(stages)
 
     @property
     def attempts(self) -> Mapping[Phase, int]:
-        """The most attempts of each phase, over all its rounds, that the noise is calibrated for. The declared
-        exception, an exact evaluation, happens once."""
-        evaluation = self.spec.evaluation
-        most: dict[Phase, int] = {
-            "train": self.spec.attempts,
-            "evaluate": 1 if evaluation.mode == "exact" else evaluation.attempts,
-        }
+        """The most attempts of each phase, over all its rounds, that the noise is calibrated for."""
+        most: dict[Phase, int] = {"train": self.spec.attempts, "evaluate": self.spec.evaluations}
         return most if self.membership is None else {**most, "membership": self.spec.audit.membership.attempts}
+
+    def run_of(self, phase: Phase, round_number: int) -> int:
+        """The run that a round belongs to, from 1. What asks about the chosen model (the last evaluation of a study
+        with tuning, and the membership audit) belongs to none and is counted as one more."""
+        if phase == "train":
+            return (round_number - 1) // self.spec.training.rounds + 1
+        return round_number if phase == "evaluate" else self.spec.runs + 1
+
+    def allows(self, phase: Phase, round_number: int, entry: int) -> bool:
+        """Whether the round may use that entry of the grid; 0: none. Whatever entry it is costs the same."""
+        tuning, run = self.spec.tuning, self.run_of(phase, round_number)
+        if tuning is None:
+            return entry == 0
+        if tuning.order == "declared" and run <= tuning.count:
+            return entry == run
+        return 1 <= entry <= len(tuning.grid)
+
+    def of_entry(self, entry: int) -> Self:
+        """The plan with the training of that entry of the grid, 0 being the study's own. IndexError for no entry."""
+        if entry == 0:
+            return self
+        training = self.spec.trainings[entry]
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"training": training})})
 
     def steps_of(self, phase: Phase) -> int:
         """How many noisy steps one attempt of the phase is, and is charged as."""
@@ -172,5 +236,5 @@ class StudyPlan(Plan):
             tolerated=tolerated,
             largest_batch=sum(max(site.held_out, MINIMUM_CELL) for site in sites),  # 0 stands for 10 or fewer
             noise_multiplier=None if exact else self.evaluation_multiplier,
-            length=cells(kind_of(self.spec.dataset), self.spec.evaluation.bins),
+            length=cells(self.kind, self.spec.evaluation.bins),
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from coordinator.client.spec_file import Problem, SpecFile
-from coordinator.studies.plan import Calibration, calibrate, forecast, mechanism, site_multiplier
+from coordinator.studies.plan import Calibration, calibrate, forecast, mechanism, site_multiplier, tuning_account
 from coordinator.terminal import table
 from privacy.accounting.epsilon import FORECAST_INTERVAL, epsilon
+from privacy.accounting.tuning import TuningCost
 from privacy.errors import PrivacyError
 from privacy.evaluation.histogram import check_bins
 from protocol.proposal import MINIMUM_TRAINS_ALONE
@@ -23,13 +24,15 @@ SHOWN_ROUNDS = 8
 
 @dataclass(frozen=True)
 class Forecast:
-    """Epsilon by step, in total, and for each site if all others collude. patients: None where nobody told."""
+    """Epsilon by step, in total, and for each site if all others collude. patients: None where nobody told.
+    tuning: what all runs of a tuned study cost together."""
 
     spec: StudySpec
     calibration: Calibration
     curve: tuple[tuple[int, float], ...]
     worst: Mapping[str, float]
     patients: Mapping[str, int | None]
+    tuning: TuningCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
@@ -46,6 +49,9 @@ class Forecast:
                 "per_round": [{"steps": steps, "epsilon": value} for steps, value in self.curve],
             },
             "delta": spec.privacy.delta,
+            "mode": spec.privacy.mode,
+            "steps": spec.steps,
+            "tuning": None if self.tuning is None else asdict(self.tuning),
             "rounds": spec.training.rounds,
             "retries": spec.privacy.retries,
             "sites": [
@@ -56,9 +62,14 @@ class Forecast:
         }
 
     @property
+    def executed_steps(self) -> int:
+        """Noisy steps when nothing is tried twice."""
+        return self.spec.steps - self.spec.privacy.retries * self.spec.training.local_steps
+
+    @property
     def seconds(self) -> float:
         """A guess at the time from start to candidate."""
-        return SECONDS_FOR_KEYS + SECONDS_A_ROUND * (self.spec.training.rounds + 1)
+        return SECONDS_FOR_KEYS + SECONDS_A_ROUND * self.spec.rounds
 
     def text(self) -> str:
         """For a person."""
@@ -66,14 +77,14 @@ class Forecast:
         tolerated = spec.privacy.colluders + spec.privacy.dropouts
         sites = len(spec.invited)
         alone = site_multiplier(spec, calibration.noise_multiplier, sites)
-        rounds = [(steps, f"{value:.3f}") for steps, value in selected(self.curve, spec.training.rounds)]
+        rounds = [(steps, f"{value:.3f}") for steps, value in selected(self.curve, self.executed_steps)]
         people = [(name, self.patients.get(name), f"{self.worst[name]:.3f}") for name in spec.invited]
         worst = calibration.epsilon_evaluation_worst_site
         evaluation = (
             "exact: outside the privacy guarantee, declared to every site and shown on the release"
             if worst is None
             else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, {worst:.3f} if all others collude; "
-            f"at most {spec.evaluation.attempts} attempts"
+            f"at most {spec.evaluations} attempts"
         )
         return "\n".join(
             [
@@ -88,6 +99,7 @@ class Forecast:
                 ),
                 f"epsilon {calibration.epsilon:.4f} of {spec.privacy.epsilon:g} at delta {spec.privacy.delta:g}, per "
                 "patient, all retries included",
+                *self._tuning_lines(),
                 "",
                 table(("steps", "epsilon so far"), rows=rounds),
                 "",
@@ -97,6 +109,18 @@ class Forecast:
                 f"expected time: about {self.seconds:.0f} s, when every site is quick to answer",
             ]
         )
+
+    def _tuning_lines(self) -> list[str]:
+        cost, tuning = self.tuning, self.spec.tuning
+        if cost is None or tuning is None:
+            return []
+        order = "in the order listed" if tuning.order == "declared" else "each next one picked by earlier scores"
+        return [
+            f"tuning: {cost.runs} runs of a grid of {len(tuning.grid)}, {order}, {cost.steps} steps, all charged; "
+            f"one run alone would cost epsilon {cost.dearest_run:.3f} at this noise",
+            "the best run is chosen by noised scores on the same held-out patients that its evaluation asks: what is "
+            "reported of it leans upwards, the more so the more runs there are",
+        ]
 
 
 def selected(curve: tuple[tuple[int, float], ...], rounds: int) -> list[tuple[int, float]]:
@@ -134,6 +158,7 @@ def make_forecast(
         curve=forecast(spec, calibration.noise_multiplier),
         worst=dict.fromkeys(spec.invited, max(worst, calibration.epsilon_worst_site)),
         patients={name: (patients or {}).get(name) for name in spec.invited},
+        tuning=tuning_account(spec, calibration),
     )
     return made, tuple(problems), tuple(notes)
 

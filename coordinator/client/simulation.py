@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from coordinator.rounds.attempts import grid_of, unmasked_sum
 from coordinator.rounds.evaluation import evaluate_histogram
-from coordinator.rounds.optimiser import ModelPoint, candidate_weights, initial_point, next_point
+from coordinator.rounds.optimiser import ModelPoint, candidate_weights, next_point
+from coordinator.rounds.runs import Run, first_point, is_last, point_after, scored, selection_of
 from coordinator.rounds.states import (
     TRAIN,
     Attempt,
@@ -49,6 +50,7 @@ from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 from protocol.plan import PlannedSite
 from protocol.proposal import MINIMUM_CELL
+from protocol.release import Selection
 from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
@@ -67,7 +69,8 @@ class Simulated:
     """How one run ended. failure: why there is no candidate. weights: (P,) the candidate's.
 
     measured: the first of the report's figures over all held-out patients, from their scores as they are; None where it
-    is undefined. report: what the study itself would say, from its noised histogram.
+    is undefined. report: what the study itself would say, from its noised histogram. selection: of a tuned
+    study.
     """
 
     rounds: int
@@ -76,6 +79,7 @@ class Simulated:
     weights: Float64 | None = None
     measured: float | None = None
     report: EvaluationReport | None = None
+    selection: Selection | None = None
 
 
 def network_of(model: Model, inputs: int | Shape) -> LocalModel:
@@ -207,7 +211,8 @@ def simulate(
     committed: called after each round.
     """
     design, progress = Design.of(plan), Progress(established=plan.names)
-    point = initial_point(plan.spec.model, plan.spec.dataset.shape, plan_digest(plan))
+    its_digest = plan_digest(plan)
+    point, runs = first_point(plan, its_digest), tuple[Run, ...]()
     report: EvaluationReport | None = None
     while True:
         action = next_action(design, plan.names, progress, frozenset(plan.names), patient=False)
@@ -217,7 +222,8 @@ def simulate(
             weights = candidate_weights(point)
             measured = exact_measure(plan, sites, weights)
             done, steps = progress.done(TRAIN), progress.steps(TRAIN)
-            return Simulated(done, steps, weights=weights, measured=measured, report=report)
+            chosen = selection_of(plan, runs)
+            return Simulated(done, steps, weights=weights, measured=measured, report=report, selection=chosen)
         if not isinstance(action, Begin):
             raise AssertionError(f"a simulation never has to {type(action).__name__.lower()}")
         attempt = Attempt(action.phase, action.round, action.attempt, action.cohort)
@@ -227,11 +233,15 @@ def simulate(
             closed = replace(attempt, status=AttemptStatus.ABANDONED, contributed=there, excluded=late)
             progress = progress.after(attempt).after(closed)
             continue
-        total = _sum(plan, attempt, sites, point, entropy, noise)
+        here = plan.of_entry(point.entry)
+        total = _sum(here, attempt, sites, point, entropy, noise)
         if attempt.phase == TRAIN:
-            point = next_point(plan, point, total, attempt.cohort)
+            point = next_point(here, point, total, attempt.cohort)
         else:
             report = evaluate_histogram(plan, attempt.cohort, total)
+            if not is_last(plan, point):
+                runs = (*runs, scored(point, report))
+                point = point_after(plan, its_digest, runs)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=attempt.cohort)
         progress = progress.after(attempt).after(closed)
         committed()

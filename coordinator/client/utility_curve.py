@@ -283,7 +283,7 @@ def _at(spec: StudySpec, epsilon: float | None) -> StudySpec:
 
 def rounds_in_all(spec: StudySpec, epsilons: int, seeds: int) -> int:
     """How many rounds a curve takes, evaluations among them, when every run ends well."""
-    return (epsilons + 1) * seeds * (spec.training.rounds + 1)
+    return (epsilons + 1) * seeds * spec.rounds
 
 
 def write_curve(curve: Curve, out: Path) -> tuple[Path, Path]:

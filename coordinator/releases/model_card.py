@@ -10,7 +10,7 @@ from protocol.evaluation import EvaluationReport, figures
 from protocol.graph import ExportedGraph
 from protocol.media import ImageInput, SequenceInput
 from protocol.membership import MembershipReport, audit_figures
-from protocol.release import EpsilonStatement
+from protocol.release import EpsilonStatement, Selection
 from protocol.study import StudyPlan
 
 
@@ -55,6 +55,7 @@ def write(
         "under secure aggregation.",
         "## How well it does",
         _evaluation(evaluation),
+        *_selection(epsilon.selection),
         "## Privacy",
         _privacy(epsilon),
         "## Can it be told who trained it?",
@@ -186,6 +187,17 @@ def _membership(report: MembershipReport | None) -> str:
             "Other attacks may find more. Hospitals count their own patients and could count wrongly.",
         ]
     )
+
+
+def _selection(selection: Selection | None) -> list[str]:
+    if selection is None:
+        return []
+    scores = ", ".join("undefined" if score is None else f"{score:.3f}" for score in selection.scores)
+    return [
+        f"Chosen as the best of {len(selection.runs)} runs over a declared grid of {selection.entries} entries (entry "
+        f"{selection.chosen}), by noised scores on these same held-out patients ({scores}). The figures above are from "
+        "one more noised evaluation; they still lean upwards, since the choice was made on the same patients."
+    ]
 
 
 def _privacy(epsilon: EpsilonStatement) -> str:

@@ -79,7 +79,7 @@ class Intake:
         self._request = request
         self._plan = plan
         self._uploads = uploads
-        self._planned = plan.secure_sum(request.phase, request.cohort)
+        self._planned = plan.of_entry(request.entry).secure_sum(request.phase, request.cohort)
         self._sum: SecureSum | None = SecureSum(request.cohort, self._planned.length)
         self._digests: dict[str, str] = {}
         self._engines: dict[str, str] = {}
@@ -167,6 +167,7 @@ def compose(
     study: str,
     plan_digest: str,
     model_digest: str,
+    entry: int,
     signer: SigningKey,
     now: datetime,
     deadline_seconds: float,
@@ -181,6 +182,7 @@ def compose(
         attempt=begin.attempt,
         cohort=begin.cohort,
         model=model_digest,
+        entry=entry,
         issued_at=timestamp(now),
         expires_at=timestamp(now + lifetime),
     )

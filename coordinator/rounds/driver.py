@@ -209,6 +209,7 @@ class RoundDriver:
             study=running.study,
             plan_digest=running.plan_digest,
             model_digest=sha256_hex(self._work.body(begin.phase)),
+            entry=self._work.entry,
             signer=self._appliance.keys.coordinator,
             now=self._appliance.clock(),
             deadline_seconds=self._deadline(begin.phase, begin.cohort),

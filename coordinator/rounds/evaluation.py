@@ -34,7 +34,7 @@ from protocol.evaluation import (
     residual_limit,
 )
 from protocol.plan import Plan, SecureSum
-from protocol.release import EpsilonStatement
+from protocol.release import EpsilonStatement, Selection
 from protocol.study import StudyPlan
 
 GROUPS = 5
@@ -53,6 +53,7 @@ class Evidence:
     histogram: Float64
     earlier: tuple[Plan, ...]
     created_at: str
+    selection: Selection | None = None
 
 
 def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64) -> EvaluationReport:
@@ -151,6 +152,7 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
             f"discretisation {LEDGER_INTERVAL:g}"
         ),
         trust=_trust(plan),
+        selection=evidence.selection,
     )
 
 
@@ -176,7 +178,7 @@ def evaluation_epsilon(plan: StudyPlan) -> float | None:
     if plan.evaluation_multiplier == 0:
         return None
     spec = plan.spec
-    return repeated_gaussian_epsilon(plan.evaluation_multiplier, spec.evaluation.attempts, spec.privacy.delta)
+    return repeated_gaussian_epsilon(plan.evaluation_multiplier, spec.evaluations, spec.privacy.delta)
 
 
 def cohort_to_date(plans: Iterable[Plan], sites: tuple[str, ...]) -> dict[str, float]:

@@ -40,6 +40,11 @@ class ExplorationWork:
         for phase, kept in self._kept.items():
             kept[:] = [Kept(*stored) for stored in rounds.sums(study, phase)]
 
+    @property
+    def entry(self) -> int:
+        """An exploration has no grid."""
+        return 0
+
     def body(self, phase: Phase) -> bytes:
         """Nothing for the statistics; the centres of the step for the clustering."""
         return to_bytes(self._centers(self._kept["cluster"])) if phase == "cluster" else b""

@@ -13,7 +13,7 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append
-from coordinator.rounds.attempts import Outcome
+from coordinator.rounds.attempts import Outcome, request_of
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
 from coordinator.rounds.states import TRAIN, Attempt, Design, FailureCode, Progress
 from coordinator.rounds.tables import Candidate, StudyRound
@@ -74,12 +74,12 @@ class Journal:
 
     def attempted(self, session: Session, recorded: RecordedAttempt, decision: Decision) -> None:
         """round.attempted."""
-        attempt = recorded.attempt
+        attempt, entry = recorded.attempt, request_of(recorded).entry
         self._append(
             session,
             EventType.ROUND_ATTEMPTED,
             digests={"model": recorded.model_digest, "decision": digest(decision.to_dict())},
-            numbers={"round": attempt.round, "attempt": attempt.attempt},
+            numbers={"round": attempt.round, "attempt": attempt.attempt, **({"entry": entry} if entry else {})},
             labels={"phase": attempt.phase},
             groups={"cohort": attempt.cohort},
         )

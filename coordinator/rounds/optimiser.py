@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,9 +28,10 @@ _INITIAL_LABEL = b"cloister/initial-weights/v1\0"
 
 @dataclass(frozen=True)
 class ModelPoint:
-    """The model between two rounds: weights, velocity and averaged sum, each (D,) float64. rounds: steps taken.
+    """The model between two rounds: weights, velocity and averaged sum, each (D,) float64. rounds: those of this run.
 
-    second: (D,), the second moment of a server rule once it has made a step; velocity is its first moment then.
+    second: (D,), the second moment of a server rule once it has made a step; velocity is its first moment then. run:
+    the place of the run among those of a tuned study, from 1. entry: of its grid, 0 where there is none.
     """
 
     rounds: int
@@ -39,6 +40,8 @@ class ModelPoint:
     average: Float64
     averaged: int
     second: Float64 | None = None
+    run: int = 1
+    entry: int = 0
 
     def vector(self) -> bytes:
         """What sites are sent: the weights, float64 little-endian."""
@@ -132,7 +135,8 @@ def _moved(
 ) -> ModelPoint:
     rounds = point.rounds + 1
     averaging = rounds > training.rounds - averaged_rounds(training)
-    return ModelPoint(
+    return replace(
+        point,
         rounds=rounds,
         weights=weights,
         velocity=velocity,

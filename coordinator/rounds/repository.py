@@ -13,6 +13,7 @@ from sqlmodel import Session, col, func, select
 from coordinator.database import one_row
 from coordinator.errors import Conflict, NotFound
 from coordinator.rounds.optimiser import ModelPoint, from_bytes, to_bytes
+from coordinator.rounds.runs import Run, score_of
 from coordinator.rounds.states import Attempt, AttemptStatus, Progress, replay
 from coordinator.rounds.tables import (
     Candidate,
@@ -22,10 +23,12 @@ from coordinator.rounds.tables import (
     NoisedSum,
     RoundAttempt,
     StudyRound,
+    TunedRun,
 )
 from coordinator.studies.repository import StudyRepository, plan_of
 from privacy.entropy import Float64
 from protocol.canonical import digest
+from protocol.evaluation import EvaluationReport, read_report
 from protocol.membership import MembershipReport
 from protocol.round import Phase, phase_named
 from protocol.study_kind import AnyPlan
@@ -162,6 +165,8 @@ class RoundRepository:
             from_bytes(row.average),
             row.averaged,
             None if row.second is None else from_bytes(row.second),
+            row.run,
+            row.entry,
         )
         if point.digest != row.digest:
             raise Conflict(f"The stored model of study {study} is damaged.", "Restore the database from a backup.")
@@ -173,12 +178,19 @@ class RoundRepository:
         self._flush(study)
 
     def advance_model(self, study: str, point: ModelPoint) -> None:
-        """Replace the model of the round before. AnotherDriver where the stored one is of another round."""
+        """Replace the model of the round, or of the run, before. AnotherDriver where the stored one is another."""
         row = _model_row(study, point)
+        before = (
+            (col(ModelState.run) == point.run, col(ModelState.rounds) == point.rounds - 1)
+            if point.rounds
+            else (col(ModelState.run) == point.run - 1,)
+        )
         statement = (
             update(ModelState)
-            .where(col(ModelState.study) == study, col(ModelState.rounds) == point.rounds - 1)
+            .where(col(ModelState.study) == study, *before)
             .values(
+                run=row.run,
+                entry=row.entry,
                 rounds=row.rounds,
                 weights=row.weights,
                 velocity=row.velocity,
@@ -241,6 +253,26 @@ class RoundRepository:
     def result(self, study: str) -> ExplorationRecord | None:
         """What the exploration found, once it is completed."""
         return self._session.get(ExplorationRecord, study)
+    def add_run(self, study: str, run: Run, report: EvaluationReport) -> None:
+        """Store a run that was scored."""
+        self._session.add(
+            TunedRun(
+                study=study,
+                run=run.number,
+                entry=run.entry,
+                weights=to_bytes(run.weights),
+                report=json.dumps(report.model_dump(mode="json")),
+            )
+        )
+        self._flush(study)
+
+    def runs(self, study: str) -> tuple[Run, ...]:
+        """The runs that were scored, in order."""
+        query = select(TunedRun).where(col(TunedRun.study) == study).order_by(col(TunedRun.run))
+        return tuple(
+            Run(row.run, row.entry, from_bytes(row.weights), score_of(read_report(row.report)))
+            for row in self._session.exec(query)
+        )
 
     def add_candidate(self, row: Candidate) -> None:
         """Store the candidate, once."""
@@ -323,6 +355,8 @@ def _model_row(study: str, point: ModelPoint) -> ModelState:
         average=to_bytes(point.average),
         averaged=point.averaged,
         second=None if point.second is None else to_bytes(point.second),
+        run=point.run,
+        entry=point.entry,
         digest=point.digest,
     )
 

@@ -65,7 +65,10 @@ class StudyRound(Table, table=True):
 
 
 class ModelState(Table, table=True):
-    """The model after the last committed round; vectors are float64, little-endian. second: of a server rule."""
+    """The model after the last committed round; vectors are float64, little-endian. second: of a server rule.
+
+    rounds: of this run. run, entry: of a tuned study.
+    """
 
     __tablename__ = "model_state"
 
@@ -76,6 +79,8 @@ class ModelState(Table, table=True):
     average: bytes = Field(sa_type=LargeBinary)
     averaged: int
     second: bytes | None = Field(default=None, sa_type=LargeBinary)
+    run: int = 1
+    entry: int = 0
     digest: str
 
 
@@ -101,6 +106,18 @@ class ExplorationRecord(Table, table=True):
     result: str
     result_digest: str
     completed_at: str
+
+
+class TunedRun(Table, table=True):
+    """One run of a tuned study, once it is scored. weights: what was scored. report: what its histogram said (JSON)."""
+
+    __tablename__ = "tuned_run"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    run: int = Field(primary_key=True)
+    entry: int
+    weights: bytes = Field(sa_type=LargeBinary)
+    report: str
 
 
 class Candidate(Table, table=True):

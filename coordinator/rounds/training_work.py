@@ -14,11 +14,11 @@ from coordinator.rounds.optimiser import (
     ModelPoint,
     candidate_weights,
     divisor,
-    initial_point,
     next_point,
     to_bytes,
 )
 from coordinator.rounds.repository import RoundRepository
+from coordinator.rounds.runs import Run, first_point, is_last, point_after, scored, selection_of
 from coordinator.rounds.states import MEMBERSHIP, TRAIN, Attempt, Progress
 from coordinator.rounds.work import Taken
 from coordinator.studies.states import StudyState
@@ -38,24 +38,35 @@ class TrainingWork:
         self._journal = journal
         self._now = now
         self._point: ModelPoint | None = None
+        self._runs: tuple[Run, ...] = ()
 
     def resume(self, session: Session) -> None:
         """The model after the last committed round, or the plan's first one."""
         rounds, spec = RoundRepository(session), self._plan.spec
+        self._runs = rounds.runs(spec.study)
         self._point = rounds.model(spec.study)
         if self._point is None:
-            self._point = initial_point(spec.model, spec.dataset.shape, self._plan_digest)
+            self._point = first_point(self._plan, self._plan_digest)
             rounds.start_model(spec.study, self._point)
+
+    @property
+    def entry(self) -> int:
+        """The run's entry of the grid, or at last the chosen one's."""
+        return self._at.entry
 
     def body(self, phase: Phase) -> bytes:
         """The weights of the round, or the candidate's."""
         return self._at.vector() if phase == TRAIN else to_bytes(candidate_weights(self._at))
 
     def take(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
-        """The next model, the candidate with what the histogram says of it, or what the attack on it found."""
+        """The next model, a run's score, the candidate with what the histogram says of it, or what the attack found."""
         if closed.phase == MEMBERSHIP:
             return self._audited(membership_report(self._plan, closed.cohort, total), after)
-        return self._step(closed, total, after) if closed.phase == TRAIN else self._judge(closed, total, after)
+        if closed.phase == TRAIN:
+            return self._step(closed, total, after)
+        if is_last(self._plan, self._at):
+            return self._judge(closed, total, after)
+        return self._score(closed, total)
 
     def give_up(self, detail: str, progress: Progress) -> Taken:
         """The candidate without the audit that the plan has: it says so for ever."""
@@ -79,7 +90,8 @@ class TrainingWork:
 
     def _step(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
         spec = self._plan.spec
-        point = next_point(self._plan, self._at, total, closed.cohort)
+        plan = self._plan.of_entry(self._at.entry)
+        point = next_point(plan, self._at, total, closed.cohort)
 
         def keep(session: Session) -> None:
             RoundRepository(session).advance_model(spec.study, point)
@@ -88,10 +100,34 @@ class TrainingWork:
             self._point = point
 
         return Taken(
-            norm=float(np.linalg.norm(total)) / divisor(self._plan, closed.cohort),
+            norm=float(np.linalg.norm(total)) / divisor(plan, closed.cohort),
             before=self._at.digest,
             after=point.digest,
-            becomes=StudyState.EVALUATING if after.done(TRAIN) == spec.training.rounds else None,
+            becomes=StudyState.EVALUATING if after.done(TRAIN) == spec.runs * spec.training.rounds else None,
+            keep=keep,
+            adopt=adopt,
+        )
+
+    def _score(self, closed: Attempt, histogram: Float64) -> Taken:
+        study = self._plan.spec.study
+        report = evaluate_histogram(self._plan, closed.cohort, histogram)
+        run = scored(self._at, report)
+        runs = (*self._runs, run)
+        point = point_after(self._plan, self._plan_digest, runs)
+
+        def keep(session: Session) -> None:
+            rounds = RoundRepository(session)
+            rounds.add_run(study, run, report)
+            rounds.advance_model(study, point)
+
+        def adopt() -> None:
+            self._point, self._runs = point, runs
+
+        return Taken(
+            norm=None,
+            before=self._at.digest,
+            after=sha256_hex(to_bytes(run.weights)),
+            becomes=None,
             keep=keep,
             adopt=adopt,
         )
@@ -112,6 +148,7 @@ class TrainingWork:
                 histogram=histogram,
                 earlier=rounds.other_trained_plans(study),
                 created_at=self._now(),
+                selection=selection_of(self._plan, self._runs),
             )
             row = candidate_row(evidence, weights)
             rounds.add_candidate(row)

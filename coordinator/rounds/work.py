@@ -46,6 +46,10 @@ class Work(Protocol):
     def resume(self, session: Session) -> None:
         """Read the state as last committed, or make and store the first. Raises AnotherDriver, Conflict."""
 
+    @property
+    def entry(self) -> int:
+        """The entry of the plan's grid that the next round goes by; 0 where the study has no grid."""
+
     def body(self, phase: Phase) -> bytes:
         """What a request of the phase brings to the sites now: `plan.body_length(phase)` floats."""
 

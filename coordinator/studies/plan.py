@@ -10,6 +10,7 @@ from typing import Any
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.accounting.epsilon import FORECAST_INTERVAL, curve_points, epsilon, epsilon_per_round
 from privacy.accounting.gaussian import gaussian_multiplier_for, repeated_gaussian_epsilon
+from privacy.accounting.tuning import Score, TuningCost, TuningGrid, tuning_cost
 from privacy.auditing.membership import audit_multiplier, worth_asking
 from privacy.evaluation.histogram import check_bins
 from privacy.parameters import Mechanism, site_noise_multiplier
@@ -91,7 +92,7 @@ def calibrate(spec: StudySpec, sites: int) -> Calibration:
     alone = site_multiplier(spec, sigma, sites)
     evaluation, evaluation_worst = 0.0, None
     if spec.evaluation.mode == "noised":
-        attempts = spec.evaluation.attempts
+        attempts = spec.evaluations
         # k Gaussian releases of sigma cost as much as one of sigma / sqrt(k)
         evaluation = gaussian_multiplier_for(spec.evaluation.epsilon, privacy.delta) * math.sqrt(attempts)
         evaluation_alone = site_noise_multiplier(evaluation, sites, tolerated)
@@ -121,6 +122,22 @@ def plan_membership(spec: StudySpec, non_members: int) -> PlannedMembership | No
         epsilon=repeated_gaussian_epsilon(sigma, asked.attempts, privacy.delta),
         epsilon_worst_site=repeated_gaussian_epsilon(alone, asked.attempts, privacy.delta),
     )
+
+
+def tuning_account(spec: StudySpec, calibration: Calibration) -> TuningCost | None:
+    """What the runs and scores of a tuned study cost together, and what one run would cost at the same noise; None for
+    a study without tuning. The retries may all fall into one run. Which entry a run takes changes nothing of it."""
+    if spec.tuning is None:
+        return None
+    training, delta, sigma = spec.training, spec.privacy.delta, calibration.noise_multiplier
+    rounds = [training.rounds + spec.privacy.retries, *[training.rounds] * (spec.runs - 1)]
+    grid = TuningGrid(
+        runs=tuple(Mechanism(sigma, training.sampling_rate, count * training.local_steps, delta) for count in rounds),
+        score=Score(calibration.evaluation_multiplier),
+        delta=delta,
+        final=Score(calibration.evaluation_multiplier, spec.evaluation.attempts),
+    )
+    return tuning_cost(grid, FORECAST_INTERVAL)
 
 
 def forecast(spec: StudySpec, noise_multiplier: float) -> tuple[tuple[int, float], ...]:

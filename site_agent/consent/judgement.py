@@ -69,7 +69,7 @@ def own_epsilons(plan: AnyPlan) -> Epsilons:
         alone = site_noise_multiplier(plan.noise_multiplier, len(plan.sites), tolerated)
     evaluation, evaluation_worst = 0.0, None
     if spec.evaluation.mode == "noised":
-        attempts, delta = spec.evaluation.attempts, spec.privacy.delta
+        attempts, delta = spec.evaluations, spec.privacy.delta
         evaluation = repeated_gaussian_epsilon(plan.evaluation_multiplier, attempts, delta)
         evaluation_alone = site_noise_multiplier(plan.evaluation_multiplier, len(plan.sites), tolerated)
         evaluation_worst = repeated_gaussian_epsilon(evaluation_alone, attempts, delta)
@@ -245,7 +245,7 @@ def _about_the_evaluation(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objec
         yield Objection(
             "evaluation-noise",
             f"The evaluation promises epsilon {plan.spec.evaluation.epsilon:.4g}; its noise gives "
-            f"{epsilons.evaluation:.4g} over {plan.spec.evaluation.attempts} attempts.",
+            f"{epsilons.evaluation:.4g} over {plan.spec.evaluations} attempts.",
             again,
         )
     worst, stated = epsilons.evaluation_worst_site, plan.epsilon_evaluation_worst_site

@@ -138,6 +138,7 @@ def _training_lines(plan: StudyPlan) -> list[str]:
         f"  training      {training.rounds} rounds (+ {spec.privacy.retries} retries), sampling rate "
         f"{training.sampling_rate:g}, clip {training.clip:g}",
         *_mode_lines(plan),
+        *_tuning_lines(plan),
         f"  released to   {', '.join(spec.recipients)}",
     ]
 
@@ -156,6 +157,17 @@ def _exploration_lines(plan: ExplorationPlan) -> list[str]:
             f"  clusters      {clustering.clusters}, by {', '.join(clustering.columns)}, in {clustering.rounds} rounds"
         )
     return [*lines, f"  sums          {spec.steps} at most, {spec.privacy.retries} retries in each phase among them"]
+
+
+def _tuning_lines(plan: StudyPlan) -> list[str]:
+    """What a tuned study asks for: every run and every score is charged."""
+    tuning, spec = plan.spec.tuning, plan.spec
+    if tuning is None:
+        return []
+    return [
+        f"  tuning        {tuning.count} runs of a grid of {len(tuning.grid)}: this site charges the steps of all of "
+        f"them, {spec.steps} in all, and {spec.evaluations} noised scores of held-out patients; the best run is kept"
+    ]
 
 
 def _mode_lines(plan: StudyPlan) -> list[str]:

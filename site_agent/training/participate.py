@@ -213,6 +213,7 @@ class Participant:
 
     def _contribute(self, request: RoundRequest, asked: Asked, plan: AnyPlan, snapshot: str) -> bytes:
         check_round(request, asked.body, plan)
+        plan = plan.of_entry(request.entry)
         key = AttemptKey(request.study, request.phase, request.round, request.attempt)
         stored = self._store.stored(key, plan_digest=request.plan_digest, request_digest=asked.digest)
         if stored is not None:
@@ -256,7 +257,7 @@ class Participant:
             position,
             request.attempt,
             request.cohort,
-            _raw(request.model),
+            _raw(request.asked),
             np.frombuffer(noised, dtype="<f8").astype(np.float64, copy=False),
             grid,
             self._entropy,

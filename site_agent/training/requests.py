@@ -82,12 +82,15 @@ def check_cohort(cohort: tuple[str, ...], plan: Plan, site: str) -> None:
 
 
 def check_round(request: RoundRequest, body: bytes, plan: Plan) -> None:
-    """Raises AttemptRefused for a round that the plan does not have, a vector of another length, and an exact
-    evaluation with a site of too few held-out patients: the sum less the others' counts would tell its own."""
+    """Raises AttemptRefused for a round or an entry of a grid that the plan does not have, a vector of another length,
+    and an exact evaluation with a site of too few held-out patients: the sum less the others' counts would tell its
+    own."""
     try:
         plan.position(request.phase, request.round)
     except KeyError:
         raise AttemptRefused(RefusalCode.ROUND_UNKNOWN) from None
+    if not plan.allows(request.phase, request.round, request.entry):
+        raise AttemptRefused(RefusalCode.ENTRY_UNKNOWN)
     if len(body) != plan.body_length(request.phase) * FLOAT_BYTES:
         raise AttemptRefused(RefusalCode.WRONG_LENGTH)
     exact = isinstance(plan, StudyPlan) and request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"

@@ -57,7 +57,7 @@ def contribution(
 ) -> bytes:
     body = words.astype("<u4").tobytes()
     document = Contribution(
-        **request.model_dump(exclude={"issued_at", "expires_at"}),
+        **request.model_dump(exclude={"entry", "issued_at", "expires_at"}),
         site=site,
         length=words.size,
         body=sha256_hex(body),

@@ -174,6 +174,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study", "phase", "round", name=op.f("pk_noised_sum")),
     )
     op.create_table(
+        "tuned_run",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("run", sa.Integer(), nullable=False),
+        sa.Column("entry", sa.Integer(), nullable=False),
+        sa.Column("weights", sa.LargeBinary(), nullable=False),
+        sa.Column("report", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_tuned_run_study_study")),
+        sa.PrimaryKeyConstraint("study", "run", name=op.f("pk_tuned_run")),
+    )
+    op.create_table(
         "key_setup",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("cohort", sa.String(), nullable=False),
@@ -192,6 +202,8 @@ def upgrade() -> None:
         sa.Column("average", sa.LargeBinary(), nullable=False),
         sa.Column("averaged", sa.Integer(), nullable=False),
         sa.Column("second", sa.LargeBinary(), nullable=True),
+        sa.Column("run", sa.Integer(), nullable=False),
+        sa.Column("entry", sa.Integer(), nullable=False),
         sa.Column("digest", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_model_state_study_study")),
         sa.PrimaryKeyConstraint("study", name=op.f("pk_model_state")),
@@ -394,6 +406,7 @@ def downgrade() -> None:
     op.drop_table("person_invitation")
     op.drop_table("model_state")
     op.drop_table("key_setup")
+    op.drop_table("tuned_run")
     op.drop_table("noised_sum")
     op.drop_table("exploration")
     op.drop_table("candidate")
