@@ -227,7 +227,7 @@ class Participant:
         model = np.frombuffer(asked.body, dtype="<f8")
         if not bool(np.isfinite(model).all()):
             raise AttemptRefused(RefusalCode.MODEL_NOT_FINITE)
-        if model.size and float(np.abs(model).max()) > largest_parameter(plan):
+        if model.size and max(float(model.max()), -float(model.min())) > largest_parameter(plan):
             raise AttemptRefused(RefusalCode.MODEL_TOO_LARGE)
         machine = self._machine(request.study, request.plan_digest)
         if not machine.ready:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privacy.errors import MissingContributors, ProtocolViolation
+from privacy.errors import MissingContributors, ParameterError, ProtocolViolation
 from privacy.parameters import MODULUS, Grid
+from privacy.secagg import client
 from privacy.secagg.client import SecAggSite
 from privacy.secagg.field import words_of
 from privacy.secagg.masking import Mask, mask_buffer, mask_key
@@ -258,6 +259,34 @@ def test_a_site_that_sends_two_vectors_counts_once() -> None:
                 total.add(name, second)
             assert caught.value.code == "secagg-repeated-site"
     assert np.abs(total.result(GRID)).max() < GRID.step * 3 * 9 * 2
+
+
+@pytest.mark.parametrize("deed", ["masks modulo 2^31", "words modulo 2^16", "words negated"])
+def test_a_site_that_works_by_another_modulus_spoils_the_sum_and_learns_nothing(
+    deed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell which site it was; what the others sent stays masked, and the attempt is worth nothing."""
+    sites = ready_sites(NAMES, LENGTH)
+    honest = [ask(sites[name], values=np.full(LENGTH, 3.0)) for name in REST]
+    if deed == "masks modulo 2^31":
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "mask_key", lambda *root, **bound: mask_key(*root, **{**bound, "modulus": 1 << 31}))
+            wrong = ask(sites["dee"])
+    elif deed == "words modulo 2^16":
+        wrong = ask(sites["dee"]) & np.uint32(0xFFFF)
+    else:
+        wrong = -ask(sites["dee"])
+    total = SecureSum(NAMES, LENGTH)
+    for name, words in zip(NAMES, [*honest, wrong], strict=True):
+        total.add(name, words.data.cast("B"))
+    assert np.abs(total.result(GRID)).max() > GRID.half_range / 10, "noise over the whole modulus"
+    for signs in signed(3):
+        if any(signs):
+            assert is_uniform(combined(honest, signs)), "and the honest ones stay masked in every combination"
+    with pytest.raises(ParameterError):
+        SecureSum(NAMES, LENGTH, modulus=1 << 31)
+    with pytest.raises(ParameterError):
+        Grid(2.0**-16, modulus=1 << 31)
 
 
 @pytest.mark.parametrize(

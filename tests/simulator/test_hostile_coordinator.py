@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from coordinator.rounds.attempts import compose, grid_of, packet_of
 from coordinator.rounds.optimiser import initial_point
@@ -16,6 +18,7 @@ from privacy.secagg.server import SecureSum
 from protocol.canonical import sha256_hex
 from protocol.envelope import seal
 from protocol.round import CONTRIBUTION_TYPE, KEY_REQUEST_TYPE, KeyRequest, Packet, RoundRefusal, envelopes_to_body
+from site_agent.federation.upload import announced_in
 from tests.simulator.federation import NAMES, Federation
 
 Begin = Callable[..., str]
@@ -28,8 +31,10 @@ class Stop(BaseException):
 @pytest.fixture
 def study(federation: Federation, begin: Begin) -> str:
     """A study whose sites have their keys and were asked for nothing yet."""
-    name = begin()
+    return _with_keys(federation, begin())
 
+
+def _with_keys(federation: Federation, name: str) -> str:
     def stop() -> None:
         if federation.exchange.requests[-1][1] == "keys-establish":
             raise Stop
@@ -74,6 +79,14 @@ class Hostile:
         said = self.ask(site, packet)
         assert said.envelope.payload_type != CONTRIBUTION_TYPE
         return RoundRefusal.model_validate_json(said.envelope.payload).code
+
+    def words(self, site: str, packet: bytes) -> np.ndarray:
+        """The masked vector that a site gives, from its own disk: the packet announces it."""
+        said = self.federation.sites[site].participant.answer("train.contribute", packet)
+        announced = announced_in(said)
+        assert announced is not None, "the model is large enough to come in chunks"
+        key, manifest = announced
+        return np.frombuffer(self.federation.sites[site].store.vector(key, 0, manifest.length), dtype="<u4")
 
     def summed(self, bodies: dict[str, bytes]) -> np.ndarray:
         planned = self.plan.secure_sum("train", tuple(bodies))
@@ -182,6 +195,54 @@ def test_new_keys_are_refused_once_an_attempt_was_answered(hostile: Hostile) -> 
     envelope = seal(KEY_REQUEST_TYPE, request.model_dump(mode="json"), hostile.federation.appliance.keys.coordinator)
     said = hostile.federation.sites["aachen"].participant.answer("query.keys", Packet(envelope, body).to_bytes())
     assert RoundRefusal.model_validate_json(Packet.from_bytes(said).envelope.payload).code == "keys-in-use"
+
+
+def _combined(vectors: list[np.ndarray], signs: tuple[int, ...]) -> np.ndarray:
+    total = np.zeros_like(vectors[0])
+    for words, sign in zip(vectors, signs, strict=True):
+        total += words * np.uint32(sign % 2**32)
+    return total
+
+
+def _is_uniform(words: np.ndarray) -> bool:
+    """Bytes evenly spread, and no more small numbers of either sign than chance has; 1e-9 for each of 900 tests."""
+    evenly = stats.chisquare(np.bincount(np.ascontiguousarray(words).view(np.uint8), minlength=256)).pvalue
+    small = int((np.abs(words.view(np.int32).astype(np.int64)) < 2**22).sum())
+    chance = stats.binomtest(small, words.size, 2**23 / 2**32, alternative="greater").pvalue
+    return bool(evenly > 1e-9 and chance > 1e-9)
+
+
+def test_a_site_that_is_said_to_have_dropped_and_a_forked_round_leave_every_combination_uniform(
+    federation: Federation, begin: Begin
+) -> None:
+    """It collects attempt 1 from all four, says that dresden dropped out, gets attempt 2 from the rest, and then asks
+    two of them for the same round's third attempt with another model than the third. From the sites' own disks, every
+    sum and difference of what it holds is uniform unless it is made of whole cohorts."""
+    name = _with_keys(federation, begin(model={"architecture": "mlp", "hidden": [64, 64]}))
+    hostile, rest = Hostile(federation, name), NAMES[:3]
+    first = [hostile.words(site, hostile.request()) for site in NAMES]
+    second = [hostile.words(site, hostile.request(rest, attempt=2)) for site in rest]
+    other = (np.frombuffer(hostile.model) + 1.0).tobytes()
+    forked = [
+        hostile.words(site, hostile.request(rest, attempt=3, model=other if site == "cologne" else hostile.model))
+        for site in rest
+    ]
+    tested = 0
+    for one in itertools.product((0, 1), repeat=4):
+        for two in itertools.product((-1, 0, 1), repeat=3):
+            total = sum(
+                (words * np.uint32(sign % 2**32) for words, sign in zip(first + second, one + two)), first[0] * 0
+            )
+            whole = len(set(one)) == 1 and len(set(two)) == 1
+            if not whole:
+                assert _is_uniform(total), (one, two)
+                tested += 1
+    assert tested == 16 * 27 - 2 * 3
+    for signs in itertools.product((-1, 0, 1), repeat=3):
+        if any(signs):
+            assert _is_uniform(_combined(forked, signs)), "a fork never decodes, whole or not"
+    assert not _is_uniform(_combined(first, (1, 1, 1, 1))), "and what was agreed on does"
+    assert all(federation.charged(name, site)[False] == 3 for site in rest)
 
 
 def _assert_noise(hostile: Hostile, bodies: dict[str, bytes]) -> None:
