@@ -69,12 +69,15 @@ class Chain:
         self.length = 0
         self._visit(module)
         self._first = next((i for i, step in enumerate(self._steps) if step.weight is not None), None)
+        self._linear = [step for step in self._steps if step.weight is not None]
         parameters = list(module.parameters())
         if self._first is None or self.length != sum(p.numel() for p in parameters):
             raise NotDispatchable("it is not a stack of linear layers, each used once")
         if any(not p.requires_grad or p.dtype != torch.float32 for p in parameters):
             raise NotDispatchable("a parameter is frozen or not in float32")
         self._outputs: Tensor | None = None
+        self._total: Tensor | None = None
+        self._places: list[tuple[Tensor, Tensor | None]] = []
 
     def _visit(self, layer: nn.Module) -> None:
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
@@ -123,7 +126,7 @@ class Chain:
         return self._outputs
 
     def _close(self, g: Tensor) -> Tensor:
-        norms = torch.zeros(g.shape[0], device=g.device)
+        norms: Tensor | None = None
         assert self._first is not None
         for number in range(len(self._steps) - 1, self._first - 1, -1):
             step = self._steps[number]
@@ -137,32 +140,40 @@ class Chain:
             squares = torch.linalg.vector_norm(inputs, dim=1).square_()
             if step.bias is not None:
                 squares.add_(1.0)
-            norms.addcmul_(squares, torch.linalg.vector_norm(g, dim=1).square_())
+            own = torch.linalg.vector_norm(g, dim=1).square_().mul_(squares)
+            norms = own if norms is None else norms.add_(own)
             if number > self._first and step.weight is not None:
                 g = torch.mm(g, step.weight)
+        assert norms is not None
         return norms
 
     def write_weighted(self, weights: Tensor, total: Tensor) -> None:
         """Overwrite total (D,) float32 with the sum over records of weights[r] times r's recorded gradient. Once per
         `record`.
         """
+        if self._total is not total:
+            self._total, self._places = total, [self._place(step, total) for step in self._linear]
         column = weights.unsqueeze(1)
         with torch.no_grad():
-            for step in self._steps:
-                if step.gradient is None:
-                    continue
+            for step, (matrix, vector) in zip(self._linear, self._places, strict=True):
                 a, g = step.inputs, step.gradient
                 assert a is not None
-                size = a.shape[1] * g.shape[1]
-                into = total[step.start : step.start + size].view(g.shape[1], a.shape[1])
+                assert g is not None
+                across = g.t()
                 # The narrower side is scaled.
                 if a.shape[1] < g.shape[1]:
-                    torch.mm(g.t(), a * column, out=into)
+                    torch.mm(across, a * column, out=matrix)
                 else:
-                    torch.mm((g * column).t(), a, out=into)
-                if step.bias is not None:
-                    torch.mv(g.t(), weights, out=total[step.start + size : step.start + size + g.shape[1]])
+                    torch.mm((g * column).t(), a, out=matrix)
+                if vector is not None:
+                    torch.mv(across, weights, out=vector)
         self.release()
+
+    def _place(self, step: _Step, total: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert step.weight is not None
+        end = step.start + step.weight.numel()
+        matrix = total[step.start : end].view(step.weight.shape)
+        return matrix, None if step.bias is None else total[end : end + step.bias.numel()]
 
     def forget(self, patients: Tensor) -> None:
         """Zero what was recorded of some patients: (R,) bool."""

@@ -20,7 +20,7 @@ CHUNK = 1 << 14
 # On a thread of its own, larger pieces: between two calls the interpreter's lock must be had.
 CHUNK_AHEAD = 1 << 17
 BLOCK_AHEAD = 1 << 20
-_PIECE = 1 << 15
+_PIECE = 1 << 16
 _MANTISSA = (1 << 52) - 1
 _ONE = 0x3FF << 52
 _ALMOST_ONE = 1.0 - 2.0**-53
