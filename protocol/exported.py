@@ -73,6 +73,10 @@ class _Reader:
         if self._json("data/constants/model_constants_config.json")["config"]:
             raise refused("The model holds constants.", "Make them parameters, or plain numbers in its code.")
         inside, signature = model["graph"], model["signature"]
+        if len(inside["nodes"]) > MAX_NODES:
+            raise refused(f"The graph has more than {MAX_NODES} nodes.", "Export a smaller model.")
+        for node in inside["nodes"]:
+            _operator(node)
         parameters, names = self._inputs(signature)
         shapes = tuple(_shape(weights[name]["tensor_meta"], f"parameter {place}") for place, name in
                        enumerate(parameters))  # fmt: skip
@@ -82,8 +86,6 @@ class _Reader:
         record = _shape(inside["tensor_values"][given], "the input")
         if len(record) < 2 or record[0] != 1:
             raise refused("The model was not exported with exactly one record.", DEFAULT_REMEDY)
-        if len(inside["nodes"]) > MAX_NODES:
-            raise refused(f"The graph has more than {MAX_NODES} nodes.", "Export a smaller model.")
         nodes = []
         for node in inside["nodes"]:
             nodes.append(_node(node, names))
@@ -163,11 +165,15 @@ def _shape(meta: Any, what: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _node(node: Any, names: Mapping[str, str]) -> GraphNode:
+def _operator(node: Any) -> str:
     operator = str(node["target"]).removeprefix("torch.ops.aten.")
     if operator not in OPERATORS:
         raise forbidden(operator)
-    arguments = []
+    return operator
+
+
+def _node(node: Any, names: Mapping[str, str]) -> GraphNode:
+    operator, arguments = _operator(node), []
     for given in node["inputs"]:
         ((tag, content),) = given["arg"].items()
         kind: str

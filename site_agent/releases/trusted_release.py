@@ -141,7 +141,7 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
         raise VerificationFailed("The release states another privacy loss than the plan that was granted.", _REMEDY)
     if subject.evaluation.outside_guarantee != (subject.evaluation.mode == "exact"):
         raise VerificationFailed("The release hides that its evaluation is outside the guarantee.", _REMEDY)
-    if not _measures_what_was_planned(plan, subject.evaluation):
+    if not measures_what_was_planned(plan, subject.evaluation):
         raise VerificationFailed("The release reports another kind of evaluation than the plan has.", _REMEDY)
     if not _audits_what_was_planned(plan, subject):
         raise VerificationFailed("The release reports another membership audit than the plan has.", _REMEDY)
@@ -150,7 +150,7 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
     return KeysTrusted(fetched, plan, subject, predicate)
 
 
-def _measures_what_was_planned(plan: StudyPlan, report: EvaluationReport) -> bool:
+def measures_what_was_planned(plan: StudyPlan, report: EvaluationReport) -> bool:
     """Whether kind, bins and the constants that stand for the outcome's scale are the plan's."""
     label = plan.spec.dataset.label
     if (report.kind, report.bins) != (kind_of(plan.spec.dataset), plan.spec.evaluation.bins):

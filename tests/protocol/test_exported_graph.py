@@ -184,7 +184,7 @@ class TwoLogits(nn.Linear):
     ("data", "message"),
     [
         (lambda: exported(Dropping(), WIDTH), "dropout"),
-        (lambda: exported(Batched().eval(), WIDTH), "buffer"),
+        (lambda: exported(Batched().eval(), WIDTH), "batch_norm"),
         (lambda: exported(Random(), WIDTH), "rand_like"),
         (lambda: exported(Constant(), WIDTH), "constant"),
         (lambda: exported(Perceptron(), WIDTH, batch=4), "exactly one record"),

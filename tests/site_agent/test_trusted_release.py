@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.bundle import pack, unpack
+from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
-from protocol.evaluation import EvaluationReport
+from protocol.evaluation import EvaluationReport, Interval, RegressionReport, SegmentationReport
 from protocol.identifiers import Role
 from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
-from site_agent.releases.trusted_release import TrustRoot, verify
+from site_agent.releases.trusted_release import TrustRoot, measures_what_was_planned, verify
 from site_agent.serving.predictor import Predictor
 from site_agent.settings import SiteHome
 from tests.releases import HASH, SITES, Maker, keys
@@ -56,6 +57,12 @@ def stated(**changes: float) -> EpsilonStatement:
 
 def measured(**changes: Any) -> EvaluationReport:
     return SUBJECT.evaluation.model_copy(update=changes)
+
+
+FIGURE = Interval(value=0.9, low=0.8, high=1.0)
+DICE = SegmentationReport(
+    mode="noised", outside_guarantee=False, held_out=120, bins=10, dice=FIGURE, above_half=FIGURE
+)  # fmt: skip
 
 
 ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
@@ -106,7 +113,28 @@ ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         made(subject_changes={"evaluation": measured(outside_guarantee=True)}),
         "outside the guarantee",
     ),
+    "another kind of evaluation reported": (
+        made(subject_changes={"evaluation": DICE}),
+        "another kind of evaluation",
+    ),
+    "an evaluation of other cells reported": (
+        made(subject_changes={"evaluation": measured(bins=100)}),
+        "another kind of evaluation",
+    ),
 }
+
+
+@pytest.mark.parametrize("change", [{}, {"spread": 200.0}, {"limit": 600.0}, {"unit": "kPa"}])
+def test_a_number_s_errors_are_told_in_the_planned_unit_and_scale(change: dict[str, Any]) -> None:
+    label = NumberLabel(kind="number", name="p", column="q", unit="mmHg", minimum=0, maximum=300, center=120, scale=20)
+    plan = Maker().plan()
+    dataset = plan.spec.dataset.model_copy(update={"label": label})
+    plan = plan.model_copy(update={"spec": plan.spec.model_copy(update={"dataset": dataset})})
+    report = RegressionReport(
+        mode="noised", outside_guarantee=False, held_out=90, bins=10, unit="mmHg", limit=60, spread=20,
+        mae=FIGURE, rmse=FIGURE, bias=FIGURE, skill=FIGURE, outermost=FIGURE,
+    )  # fmt: skip
+    assert measures_what_was_planned(plan, report.model_copy(update=change)) is (not change)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from protocol.dataset import NumberLabel
+from protocol.graph import ExportedGraph, ExportRefused
+from protocol.model import LinearRegression
 from site_agent.settings import SiteHome
 from site_agent.training.followers import NoClosedNetwork
 from site_agent.training.frames import FrameError, read_frame, write_frame
@@ -72,6 +75,79 @@ def test_a_network_trains_through_torch(world: Federation, site: Hospital) -> No
         assert np.linalg.norm(total) > 0.1
     finally:
         client.close()
+
+
+def by_hand(loss: str, outputs: int, width: int) -> ExportedGraph:
+    """A graph of one linear operator."""
+    given = [("input", "x"), ("weight", "p0"), ("bias", "p1")]
+    return ExportedGraph.model_validate(
+        {
+            "loss": loss,
+            "input": [width],
+            "parameters": [[outputs, width], [outputs]],
+            "nodes": [
+                {
+                    "operator": "linear.default",
+                    "arguments": [{"name": name, "kind": "tensor", "value": value} for name, value in given],
+                }
+            ],
+            "output": "n0",
+        }
+    )
+
+
+def test_a_brought_graph_is_run_as_data_and_computes_what_the_family_would(world: Federation, site: Hospital) -> None:
+    """A graph of one linear operator is logistic regression: the same sum and the same histogram, in the real child."""
+    whole = world.spec.training.model_copy(update={"sampling_rate": 1.0})
+    graph = by_hand("logistic", 1, world.spec.dataset.width)
+    client = WorkerClient(site.settings.home, gpu=False, command=HERE)
+    found = []
+    try:
+        for model in (world.spec.model, graph):
+            plan = world.plan().model_copy(
+                update={"spec": world.spec.model_copy(update={"model": model, "training": whole})}
+            )
+            parameters = np.linspace(-1, 1, plan.parameters).astype("<f8").tobytes()
+            client.open(plan, site.snapshot)
+            total = np.frombuffer(client.compute(plan, "train", 1, parameters, noise_std=1e-12))
+            counts = np.frombuffer(client.compute(plan, "evaluate", 1, parameters, noise_std=None))
+            found.append((total, counts))
+    finally:
+        client.close()
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-4)
+    assert np.linalg.norm(found[0][0]) > 0.1
+    np.testing.assert_array_equal(found[1][1], found[0][1])
+
+
+def test_a_graph_that_is_not_listed_is_refused_by_the_child_too(world: Federation, site: Hospital) -> None:
+    """Whatever the agent let through: the worker checks the graph itself before it touches a record."""
+    state = WorkerState(site.settings.home.path, gpu=False)
+    good = by_hand("logistic", 1, world.spec.dataset.width).model_dump(mode="json")
+    bad = {**good, "nodes": [{**good["nodes"][0], "operator": "rand_like.default"}]}
+    header = {"op": "open", "snapshot": site.snapshot, "model": good}
+    state.answer(header, bytearray())
+    with pytest.raises(ExportRefused, match="not on the list"):
+        state.answer(header | {"model": bad}, bytearray())
+
+
+def test_a_number_s_residuals_are_counted_in_the_child(world: Federation, site: Hospital) -> None:
+    """The snapshot's labels, 0 and 1, as numbers in units of the scale: linear regression on them."""
+    label = NumberLabel(kind="number", name="n", column="num", minimum=-3, maximum=3, center=0, scale=1)
+    dataset = world.spec.dataset.model_copy(update={"label": label})
+    model = LinearRegression(architecture="linear_regression")
+    plan = world.plan().model_copy(update={"spec": world.spec.model_copy(update={"model": model, "dataset": dataset})})
+    client = WorkerClient(site.settings.home, gpu=False, command=HERE)
+    try:
+        client.open(plan, site.snapshot)
+        counts = np.frombuffer(client.compute(plan, "evaluate", 1, bytes(8 * plan.parameters), noise_std=None))
+    finally:
+        client.close()
+    bins = plan.spec.evaluation.bins
+    assert counts.size == 2 * bins
+    assert counts.sum() == 20
+    # Predictions of 0: a patient's mean residual lies from -1 to 0, in units of the scale, of at most 3 either way.
+    assert {int(place) for place in np.flatnonzero(counts)} <= set(range(int(2 * bins / 3), bins + 1))
+    assert counts[bins] > 0
 
 
 def processes_under(pid: int) -> int:
