@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 people = typer.Typer(no_args_is_help=True, help="People: invite, list, disable.")
 sites = typer.Typer(no_args_is_help=True, help="Sites: invite, list, revoke.")
+governance = typer.Typer(no_args_is_help=True, help="What the organisation that runs the coordinator says of itself.")
 app.add_typer(people, name="people")
 app.add_typer(sites, name="sites")
+app.add_typer(governance, name="governance")
 
 Home = Annotated[
     Path | None, typer.Option("--home", help="The coordinator's folder.", envvar="CLOISTER_COORDINATOR_HOME")
@@ -93,6 +95,64 @@ def status(home: Home = None, as_json: Json = False) -> None:
 
     document = describe(_open(home))
     emit(document, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in document.items()))
+
+
+@governance.command("set")
+def governance_set(
+    country: Annotated[str, typer.Option(help="Where the coordinator runs: ISO 3166 alpha-2, such as DE.")],
+    contact: Annotated[str, typer.Option(help="Whom people and authorities reach.")],
+    security: Annotated[str, typer.Option(help="Where the technical and organisational measures are described.")],
+    backup_tested: Annotated[str, typer.Option(help="When a backup was last restored in a test: YYYY-MM-DD.")],
+    subprocessor: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[:notified][:objected][:baa] of a processor that the coordinator engages; repeatable."),
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Write governance.toml. Without it the gates that ask for these facts stay shut."""
+    from pydantic import ValidationError
+
+    from coordinator.governance import Governance, save_governance
+    from coordinator.settings import load_settings
+    from protocol.errors import Malformed
+
+    settings = load_settings(_home(home))
+    flags = {"notified", "objected", "baa"}
+    engaged = []
+    for text in subprocessor or []:
+        name, *told = text.split(":")
+        if set(told) - flags or len(set(told)) != len(told):
+            raise Malformed(f"--subprocessor {text[:60]}: unknown flag.", "Use notified, objected and baa.")
+        engaged.append({"name": name, **dict.fromkeys(told, True)})
+    try:
+        said = Governance.model_validate(
+            {
+                "country": country,
+                "contact": contact,
+                "security": security,
+                "backup_tested": backup_tested,
+                "subprocessors": engaged,
+            }
+        )
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        option = "--" + str(wrong["loc"][0]).replace("_", "-")
+        raise Malformed(f"{option}: {wrong['msg']}.", "See cloister-coordinator governance set --help.") from None
+    save_governance(settings.home, said)
+    typer.echo(f"written to {settings.home / 'governance.toml'}")
+
+
+@governance.command("show")
+def governance_show(home: Home = None) -> None:
+    """Print governance.toml as this program understands it."""
+    from coordinator.governance import load_governance
+    from coordinator.settings import load_settings
+    from protocol.errors import Malformed
+
+    said = load_governance(load_settings(_home(home)).home)
+    if said is None:
+        raise Malformed("Nothing was said yet.", "Run `cloister-coordinator governance set`.")
+    typer.echo(said.to_toml())
 
 
 @people.command("add")

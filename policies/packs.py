@@ -37,7 +37,7 @@ PLACEHOLDER = re.compile(r"\{([a-z0-9_.]+)\}")
 _EFFECTS = "|".join(["deny", "evidence", "warn", *(f"approval:{role.value}" for role in Role)])
 
 RuleId = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z0-9-]{1,39}$")]
-PackId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{1,39}$")]
+PackId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{1,39}$")]
 Sentence = Annotated[str, StringConstraints(min_length=8, max_length=600, strip_whitespace=True)]
 Cel = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Paths = Annotated[tuple[str, ...], Field(max_length=40)]

@@ -80,6 +80,7 @@ def document_facts(
     training = isinstance(plan, StudyPlan)
     planned = {
         "digest": plan_digest,
+        "spec_digest": plan.spec_digest,
         "kind": _kind(plan),
         "dp": {
             "enabled": True,

@@ -32,6 +32,8 @@ class EventType(StrEnum):
     SITE_CERTIFICATE_RENEWED = "site.certificate-renewed"
     SITE_REVOKED = "site.revoked"
     DATASET_REGISTERED = "dataset.registered"
+    EVIDENCE_RECORDED = "evidence.recorded"
+    EVIDENCE_REVOKED = "evidence.revoked"
     PACKS_ACTIVATED = "packs.activated"
     POLICY_DECIDED = "policy.decided"
     STUDY_PROPOSED = "study.proposed"

@@ -25,10 +25,12 @@ Yes = Annotated[bool, typer.Option("--yes", help="Don't ask before signing.")]
 def validate(spec: Spec, home: Home = None, as_json: Json = False) -> None:
     """Say what is wrong with a study, and forecast what it costs its patients. Needs no network."""
     from coordinator.client.spec_file import SpecInvalid
+    from protocol.canonical import digest
 
     file, forecast, problems, notes = _judged(spec, home)
     document = {
         "study": file.spec.study,
+        "spec_digest": digest(file.spec.model_dump(mode="json")),
         "valid": not problems,
         "problems": [problem.to_dict() for problem in problems],
         "notes": list(notes),
@@ -36,8 +38,9 @@ def validate(spec: Spec, home: Home = None, as_json: Json = False) -> None:
     }
     if problems and not as_json:
         raise SpecInvalid(spec, problems)
-    text = "" if forecast is None else "\n".join([forecast.text(), *(f"note: {note}" for note in notes)])
-    emit(document, as_json=as_json, text=text)
+    said = [] if forecast is None else [forecast.text(), *(f"note: {note}" for note in notes)]
+    said.append(f"spec {document['spec_digest']}")
+    emit(document, as_json=as_json, text="\n".join(said))
     if problems:
         raise typer.Exit(1)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coordinator.releases.model_card import missing_fields
+from coordinator.studies.policy import with_papers
 from policies.study_facts import document_facts
 from protocol.membership import MembershipReport
 from protocol.release import Approval, ReleaseSubject
@@ -17,14 +19,18 @@ def release_facts(
     approvals: Sequence[Approval],
     *,
     actor: str,
+    papers: Mapping[str, Any],
+    study: Mapping[str, Any],
+    card: str,
     append_ok: bool,
     quorum: bool,
     checkpoint_age_seconds: int,
 ) -> dict[str, Any]:
-    """Facts of the release gate. approvals: those whose signatures were verified under the plan's roster."""
+    """Facts of the release gate. papers: what is on record of the release; study: likewise of the study. card: the
+    model card. approvals: those whose signatures were verified under the plan's roster."""
     audit = subject.membership
     return {
-        **document_facts(plan, subject.plan_digest),
+        **with_papers(document_facts(plan, subject.plan_digest), study),
         "release": {
             "digest": subject.digest,
             "intended_use": subject.intended_use,
@@ -42,6 +48,11 @@ def release_facts(
             "recipients": list(subject.recipients),
             "evaluation_exact": subject.evaluation.outside_guarantee,
             "files": [entry.name for entry in subject.files],
+            "model_card_missing": missing_fields(card),
+            # Nothing is sold, and the product never shows a model to be de-identified.
+            "remuneration": False,
+            "phi_status": "not-shown",
+            **papers,
         },
         "approvals": [
             {

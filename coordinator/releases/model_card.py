@@ -13,6 +13,14 @@ from protocol.membership import MembershipReport, audit_figures
 from protocol.release import EpsilonStatement, Selection
 from protocol.study import StudyPlan
 
+_FIELDS = {
+    "purpose": "What it predicts",
+    "input": "Inputs",
+    "accuracy": "How well it does",
+    "limits": "Limits",
+    "oversight": "Oversight",
+}
+
 
 def write(
     plan: StudyPlan,
@@ -61,12 +69,21 @@ def write(
         "## Can it be told who trained it?",
         _membership(membership),
         "## Limits",
-        "The model was not tested on hospitals outside the study, nor per subgroup. It supports a decision and does "
-        "not make one: a person stays responsible. Differential privacy alone is neither anonymity nor HIPAA "
+        "The model was not tested on hospitals outside the study, nor per subgroup. Differential privacy alone is "
+        "neither anonymity nor HIPAA "
         "de-identification. A site that takes part can still poison the model within its clipping bound; secure "
         "aggregation hides a single contribution by design.",
+        "## Oversight",
+        "The model supports a decision and does not make one: a person who can judge its inputs stays responsible, and "
+        "may disregard it at any time.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def missing_fields(card: str) -> list[str]:
+    """Which of the fields of Art. 13(3) of the AI Act a card lacks or leaves empty, by the names that policy uses."""
+    texts = dict(part.partition("\n")[::2] for part in card.split("\n## ")[1:])
+    return [name for name, heading in _FIELDS.items() if not texts.get(heading, "").strip()]
 
 
 def _outcome(schema: DatasetSchema) -> str:

@@ -18,6 +18,7 @@ from coordinator.audit.health import log_health
 from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import proof_for
 from coordinator.errors import Unavailable
+from coordinator.evidence.facts import release_papers, study_papers
 from coordinator.people.tables import Person
 from coordinator.releases.build import bundle_files, statement_of
 from coordinator.releases.facts import release_facts
@@ -162,6 +163,15 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
         subject_of_release(release),
         [read_approval(plan, Envelope.from_bytes(row.envelope)) for row in votes],
         actor=person.name,
+        papers=release_papers(
+            session,
+            appliance,
+            digest=release.subject_digest,
+            contributors=plan.names,
+            first=_is_first(session, release),
+        ),
+        card=ReleaseRepository(session).files(release.id)["model_card.md"].decode(),
+        study=study_papers(session, appliance, plan.spec),
         append_ok=True,
         quorum=health.quorum,
         checkpoint_age_seconds=health.age_seconds,
@@ -169,3 +179,10 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
     return evaluate(
         "release", facts, policy.packs, policy.parameters, now=appliance.clock(), salt=appliance.entropy(32)
     )
+
+
+def _is_first(session: Session, release: Release) -> bool:
+    """Whether no release of the study was fetched before this one."""
+    done = (ReleaseState.RELEASED, ReleaseState.SUSPENDED)
+    earlier = ReleaseRepository(session).of_study(release.study)
+    return not any(other.id != release.id and ReleaseState(other.state) in done for other in earlier)

@@ -11,12 +11,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
+from coordinator.evidence.facts import study_papers
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.contributions import WORD_BYTES
 from coordinator.rounds.exchange import Exchange
@@ -201,7 +203,7 @@ class RoundDriver:
         running = self._running
         if begin.attempt == 1:
             self._round_began = self._monotonic()
-        decision = self._gates.round(begin.round, self._healthy_log(), now=self._appliance.clock())
+        decision = self._gates.round(begin.round, self._healthy_log(), self._papers(), now=self._appliance.clock())
         if not decision.allowed:
             return self._deny(decision)
         recorded = compose(
@@ -220,6 +222,10 @@ class RoundDriver:
             self._journal.attempted(session, recorded, decision)
         self._progress = self._progress.after(recorded.attempt)
         return self._send(recorded)
+
+    def _papers(self) -> dict[str, Any]:
+        with reading(self._appliance.engine) as session:
+            return study_papers(session, self._appliance, self._running.plan.spec)
 
     def _healthy_log(self) -> LogHealth:
         """The log's health; sites that have just come back are given time to cosign before it is judged."""

@@ -7,19 +7,20 @@ its proposal scope does, that is where a planned site is under that law. Packs a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
 from coordinator.audit.health import LogHealth
+from coordinator.studies.policy import with_papers
 from policies.evaluation import evaluate
 from policies.findings import Decision
 from policies.packs import Pack, Policy, Rule
 from policies.study_facts import document_facts
 from protocol.study_kind import AnyPlan
 
-_KNOWN = ("plan.", "study.", "audit.", "round.number", "round.participants")
+_KNOWN = ("plan.", "study.", "coordinator.", "audit.", "round.number", "round.participants")
 
 
 class LogWatch(Protocol):
@@ -43,10 +44,10 @@ class RoundGates:
         """Choose the rules of the round gate that the coordinator can judge."""
         return cls(plan, plan_digest, policy, tuple(_coordinators_part(pack) for pack in policy.packs))
 
-    def round(self, number: int, health: LogHealth, *, now: datetime) -> Decision:
-        """Whether an attempt of round `number` may be sent."""
+    def round(self, number: int, health: LogHealth, papers: Mapping[str, Any], *, now: datetime) -> Decision:
+        """Whether an attempt of round `number` may be sent. papers: what is on record now."""
         facts: dict[str, Any] = {
-            **document_facts(self.plan, self.plan_digest),
+            **with_papers(document_facts(self.plan, self.plan_digest), papers),
             "round": {"number": number},
             "audit": {
                 "append_ok": True,

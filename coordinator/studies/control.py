@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
+from coordinator.evidence.facts import study_papers
 from coordinator.people.tables import Person
 from coordinator.studies.policy import proposal_facts
 from coordinator.studies.propose import state_of
@@ -80,7 +81,13 @@ def approve_plan(
     if not approved:
         _stop(session, appliance, row, person, Reason.PLAN_REJECTED)
         return None
-    facts = proposal_facts(plan, approval.plan_digest, approvals=_verified(studies, study, row), append_ok=True)
+    facts = proposal_facts(
+        plan,
+        approval.plan_digest,
+        papers=study_papers(session, appliance, plan.spec),
+        approvals=_verified(studies, study, row),
+        append_ok=True,
+    )
     decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
     append(
         session,

@@ -3,7 +3,7 @@ it knows when the proposal gate is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,9 +24,15 @@ def pack_digests(policy: Policy) -> dict[str, str]:
 
 
 def proposal_facts(
-    plan: AnyPlan, plan_digest: str, *, approvals: Sequence[dict[str, str]] = (), append_ok: bool
+    plan: AnyPlan,
+    plan_digest: str,
+    *,
+    papers: Mapping[str, Any],
+    approvals: Sequence[dict[str, str]] = (),
+    append_ok: bool,
 ) -> dict[str, Any]:
-    """Facts of the proposal gate. approvals: those over this plan whose signatures were verified.
+    """Facts of the proposal gate. papers: what is on record (coordinator.evidence.facts). approvals: those over this
+    plan whose signatures were verified.
 
     None stands for "nobody looked" and denies; an empty string or list says that somebody looked and there is none.
 
@@ -34,8 +40,13 @@ def proposal_facts(
     verified under their own registered key, which is what makes them one authenticated person.
     """
     return {
-        **document_facts(plan, plan_digest),
+        **with_papers(document_facts(plan, plan_digest), papers),
         "approvals": list(approvals),
         "actor": {"id": plan.submitter, "authenticated": True, "shared_account": False},
         "audit": {"append_ok": append_ok},
     }
+
+
+def with_papers(documents: Mapping[str, Any], papers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the study's own documents say, with what is on record about it beside it."""
+    return {**documents, "coordinator": papers["coordinator"], "study": {**documents["study"], **papers["study"]}}

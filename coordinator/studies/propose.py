@@ -14,6 +14,7 @@ from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.audit.witnessing import policy_in_force
 from coordinator.errors import Conflict, Unavailable
+from coordinator.evidence.facts import study_papers
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
@@ -158,7 +159,8 @@ def propose(
         digests={"spec": plan.spec_digest, "proposal": plan.proposal_digest, "plan": its_digest},
         numbers={"epsilon": plan.epsilon, "delta": spec.privacy.delta, "sites": len(plan.sites)},
     )
-    facts = proposal_facts(plan, its_digest, append_ok=appended > 0)
+    papers = study_papers(session, appliance, spec)
+    facts = proposal_facts(plan, its_digest, papers=papers, append_ok=appended > 0)
     decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
     document = decision.to_dict()
     append(

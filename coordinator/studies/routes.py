@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from coordinator.database import reading, transaction
+from coordinator.evidence.facts import study_papers
 from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
 from coordinator.releases.repository import ReleaseRepository
@@ -44,9 +45,10 @@ def post_study(
     policy = active_policy()
     with reading(appliance.engine) as session:
         prepared = prepare(session, appliance, policy, person, body)
+        papers = study_papers(session, appliance, prepared[0].spec)
     if dry_run:
         plan, digest = prepared
-        facts = proposal_facts(plan, digest, append_ok=True)
+        facts = proposal_facts(plan, digest, papers=papers, append_ok=True)
         decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
         return _proposed(Proposed(decision, plan, digest, state_of(decision)))
     with transaction(appliance.engine) as session:

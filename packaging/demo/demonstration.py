@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import time
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,10 @@ class Demonstration:
         """Coordinator, people, sites with their data, agents."""
         self.say("[bold]1  Coordinator[/]")
         made = self.admin("init", "--address", f"127.0.0.1:{self.port}")
+        run(
+            "cloister-coordinator", "governance", "set", "--country", "DE", "--contact", "privacy@federation.example",
+            "--security", "Measures of 2026", "--backup-tested", date.today().isoformat(), "--home", self.coordinator,
+        )  # fmt: skip
         tokens = {"administrator": made["token"]}
         for name, role in PEOPLE.items():
             tokens[name] = self.admin("people", "add", name, "--role", role)["token"]
@@ -107,6 +113,8 @@ class Demonstration:
         self.say("[bold]4  Study[/]")
         forecast = self.person("ada", "study", "validate", self.scenario.study)
         self.facts["forecast"] = forecast
+        self.assess(forecast)
+        self.say("   the impact assessment of this very study is on record, by the compliance officer")
         proposed = self.person("ada", "study", "propose", self.scenario.study)
         study = str(proposed["study"])
         self.say(f"   {study}: policy allowed the proposal; plan {str(proposed['plan_digest'])[:19]}")
@@ -115,6 +123,25 @@ class Demonstration:
         together([partial(self.site, name, "studies", "grant", study, "--yes") for name in self.sites])
         self.say(f"   {len(self.sites)} sites re-evaluated with their own packs and ledgers, and granted")
         return study
+
+    def assess(self, validated: dict[str, Any]) -> None:
+        """The compliance officer puts the impact assessment of this very study on record."""
+        assessment = {
+            "spec": validated["spec_digest"],
+            "sections": ["description", "necessity", "risks", "measures"],
+            "residual_risk": "low",
+            "officer": "dora",
+        }
+        self.on_record(kind="dpia", scope="study", subject=validated["study"], assessment=assessment)
+
+    def on_record(self, **record: Any) -> None:
+        """The compliance officer vouches for a document; here it is a made-up page."""
+        page = self.work / "page.txt"
+        page.write_text(f"The {record['kind']} of {record['subject']}, made up for the demonstration.\n")
+        whole = {"issuer": "The clinics together", "issued": date.today().isoformat(), "document": page.name, **record}
+        file = self.work / "evidence.json"
+        file.write_text(json.dumps({"records": [whole]}))
+        self.person("bo", "evidence", "import", file)
 
     def train(self, study: str) -> None:
         """Rounds under secure aggregation; progress as it goes."""
@@ -159,6 +186,8 @@ class Demonstration:
             self.person(approver, "release", "approve", name, "--reason", "Reviewed in the demonstration.", "--yes")
             self.say(f"   approved by the {PEOPLE[approver].replace('_', ' ')}, with a key of their own")
         self.say("[bold]9  Release[/]")
+        digest = self.person("ada", "release", "show", name)["subject_digest"]
+        self.on_record(kind="disclosure_accounting", scope="release", subject=digest)
         sealed = self.person("ada", "release", "seal", name, "--wait", SEAL_SECONDS)
         self.facts["release"] = sealed
         installed = together([partial(self.site, site, "releases", "install", name) for site in self.sites])

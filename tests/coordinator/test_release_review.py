@@ -14,6 +14,7 @@ from coordinator.appliance import Appliance
 from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
 from coordinator.database import reading, transaction
+from coordinator.evidence.repository import EvidenceRepository
 from coordinator.people.tables import Person
 from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
@@ -36,6 +37,7 @@ from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonState
 from protocol.signing import SigningKey
 from site_agent.releases.trusted_release import TrustRoot, verify
 from tests.coordinator.appliances import Made, TestSite
+from tests.papers import assessment_of
 from tests.releases import SCHEMA, SITES, Maker
 
 HASH = "sha256:" + "2" * 64
@@ -204,6 +206,8 @@ def federation(local: Made, tmp_path: Path) -> Federation:
             )
         )
         session.flush()
+        assessed = assessment_of(appliance, plan.spec, spec=plan.spec_digest)
+        EvidenceRepository(session).add(assessed, by="bo", at="2026-11-23T00:00:00Z")
         session.add(
             Candidate(
                 study=STUDY,

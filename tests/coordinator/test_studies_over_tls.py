@@ -20,6 +20,7 @@ from protocol.envelope import Envelope, seal
 from protocol.identifiers import Role
 from protocol.timestamp import timestamp
 from tests.coordinator.appliances import Served, TestPerson, TestSite
+from tests.papers import give_papers
 from tests.simulator.federation import NAMES, SCHEMA, study_spec
 
 pytestmark = pytest.mark.processes
@@ -82,6 +83,7 @@ def people(served: Served, tmp_path: Path) -> People:
                 )
             )  # fmt: skip
     tokens = {name: person.sign_in(served) for name, person in persons.items()}
+    give_papers(served.appliance, study_spec())
     return People(served, persons["rosa"], tokens, sites)
 
 

@@ -93,6 +93,7 @@ class Federation:
         assert spec["minimum_sites"] == MINIMUM
         (folder / "study.yaml").write_text(yaml.safe_dump(spec))
         demo.person("ada", "login")
+        demo.assess(demo.person("ada", "study", "validate", folder / "study.yaml"))
         demo.person("ada", "study", "propose", folder / "study.yaml")
         for site in SITES:
             demo.site(site, "studies", "review", study)

@@ -70,6 +70,7 @@ from site_agent.training.budget_store import BudgetStore, ledger, reserve
 from site_agent.training.participate import Participant
 from site_agent.training.states import Budget
 from site_agent.training.worker_client import WorkerFailed
+from tests.papers import give_papers
 from tests.tested_engine import mark_tested
 
 NAMES = ("aachen", "berlin", "cologne", "dresden")
@@ -344,6 +345,7 @@ class Federation:
         )
 
     def propose(self, spec: AnySpec) -> Proposed:
+        give_papers(self.appliance, spec)
         data = seal(PROPOSAL_TYPE, spec.model_dump(mode="json"), self.researcher_key).to_bytes()
         with reading(self.appliance.engine) as session:
             prepared = prepare(session, self.appliance, active_policy(), self.researcher, data)

@@ -73,7 +73,7 @@ def test_a_grant_signs_the_plan_and_sets_the_budget_aside(world: Federation) -> 
     consent = Consent.model_validate(document)
     assert (consent.plan_digest, consent.spec_digest) == (signed.digest, signed.plan.spec_digest)
     assert (consent.decision, consent.reason, consent.snapshot) == ("grant", "agreed", site.snapshot)
-    assert set(consent.packs) == {"gdpr", "hipaa", "nist"}
+    assert set(consent.packs) == {"eu_ai_act", "gdpr", "hipaa", "iso27001", "nist"}
     assert set_aside(site) == pytest.approx(signed.plan.epsilon)
     assert 0 < set_aside(site, held_out=True) <= 1.0
     with transaction(site.engine) as session:

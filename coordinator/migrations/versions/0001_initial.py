@@ -377,10 +377,27 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_study_round_study_study")),
         sa.PrimaryKeyConstraint("study", "phase", "round", name=op.f("pk_study_round")),
     )
+    op.create_table(
+        "evidence",
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("scope", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("record", sa.String(), nullable=False),
+        sa.Column("recorded_by", sa.String(), nullable=False),
+        sa.Column("recorded_at", sa.String(), nullable=False),
+        sa.Column("revoked_at", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_evidence")),
+    )
+    op.create_index(op.f("ix_evidence_scope"), "evidence", ["scope"], unique=False)
+    op.create_index(op.f("ix_evidence_subject"), "evidence", ["subject"], unique=False)
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_index(op.f("ix_evidence_subject"), table_name="evidence")
+    op.drop_index(op.f("ix_evidence_scope"), table_name="evidence")
+    op.drop_table("evidence")
     op.drop_table("study_round")
     op.drop_table("study_consent")
     op.drop_table("study_exclusion")
