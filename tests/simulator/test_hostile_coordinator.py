@@ -231,7 +231,8 @@ def test_a_site_that_is_said_to_have_dropped_and_a_forked_round_leave_every_comb
     for one in itertools.product((0, 1), repeat=4):
         for two in itertools.product((-1, 0, 1), repeat=3):
             total = sum(
-                (words * np.uint32(sign % 2**32) for words, sign in zip(first + second, one + two, strict=False)), first[0] * 0
+                (words * np.uint32(sign % 2**32) for words, sign in zip(first + second, one + two, strict=True)),
+                first[0] * 0,
             )
             whole = len(set(one)) == 1 and len(set(two)) == 1
             if not whole:
