@@ -126,6 +126,38 @@ def test_made_up_patients_are_new_for_each_seed_and_within_the_schema(file: Spec
         assert 0.2 < cohort.training.y.mean() < 0.8
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["linear", "graph"])
+def test_a_number_is_simulated_by_its_error(tmp_path: Path, graph: bool) -> None:
+    label = "num, role: label, type: number, minimum: 0, maximum: 400, unit: mmHg"
+    text = DICTIONARY.replace("num, role: label, type: integer, minimum: 0, maximum: 4", label).replace(
+        'operator: ">", value: 0', "kind: number, center: 120, scale: 20"
+    )
+    (tmp_path / "hearts.yaml").write_text(text)
+    schema = parse_dictionary(text.encode()).schema
+    linear = {"architecture": "linear_regression"}
+    given = [("input", "x"), ("weight", "p0"), ("bias", "p1")]
+    arguments = [{"name": name, "kind": "tensor", "value": value} for name, value in given]
+    own = {
+        "architecture": "exported_graph", "loss": "squared", "input": [schema.width],
+        "parameters": [[1, schema.width], [1]], "output": "n0",
+        "nodes": [{"operator": "linear.default", "arguments": arguments}],
+    }  # fmt: skip
+    (tmp_path / "graph.json").write_text(json.dumps(own))
+    training = {"rounds": 30, "sampling_rate": 0.5, "clip": 0.5, "learning_rate": 2.0}
+    spec = study_spec(dataset=schema.model_dump(mode="json"), model=linear, training=training)
+    made = json.loads(spec.model_dump_json(exclude_none=True))
+    path = tmp_path / "study.yaml"
+    model = {"graph": "graph.json"} if graph else linear
+    path.write_text(yaml.safe_dump({**made, "model": model, "dataset": {"dictionary": "hearts.yaml"}}))
+    result = run(path, "--synthetic", "400", "--epsilons", "8", "--seeds", 2, "--json")
+    assert result.exit_code == 0, result.output
+    private, plain = json.loads(result.stdout)["points"]
+    assert {private["measure"], plain["measure"]} == {"RMSE"}
+    # Made-up values have a spread of 20 mmHg, of which a third of the variance follows no rule.
+    assert 10 < plain["mean"] < 15
+    assert private["mean"] < 20
+
+
 @pytest.mark.parametrize("hidden", [[], [4]])
 def test_a_survival_study_is_simulated_from_its_own_table(tmp_path: Path, hidden: list[int]) -> None:
     text = DICTIONARY.replace("num, role: label, type: integer, minimum: 0, maximum: 4", "dead, role: label, "
