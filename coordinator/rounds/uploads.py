@@ -182,7 +182,7 @@ def _claimed(data: bytes) -> Contribution:
 
 
 def _verified(data: bytes, request: RoundRequest, plan: Plan, site: str) -> Offered:
-    length = plan.secure_sum(request.phase, request.cohort).length
+    length = plan.of_entry(request.entry).secure_sum(request.phase, request.cohort).length
     try:
         key = VerifyingKey.from_text(plan.site(site).identity)
         return opened(data, request, site=site, key=key, length=length)

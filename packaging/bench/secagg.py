@@ -315,6 +315,10 @@ class _Plan:
             clip=1.0, sites=len(cohort), tolerated=1, largest_batch=100, noise_multiplier=1.0, length=LENGTH
         )  # fmt: skip
 
+    def of_entry(self, entry: int) -> _Plan:
+        del entry
+        return self
+
     def site(self, name: str) -> Any:
         return SimpleNamespace(identity=self.keys[name].public.text)
 
