@@ -1,9 +1,9 @@
 """What a private step costs beside a plain one: time and peak memory, with the best of Opacus' modes beside it.
 
 Time is that of the stepping thread, on one core, in turns with plain SGD in the same process. Our noise comes from the
-operating system's generator through AES and is drawn ahead on another core, as a site does; adding it is in the ratio,
-drawing it is not. `all_cores` counts both: the whole process' time with the noise drawn in line. Opacus draws its own
-noise in line, from torch's generator.
+operating system's generator through AES and is drawn ahead on another core; adding it is in the ratio, drawing it is
+not. `all_cores` counts both: the whole process' time with the noise drawn in line, as a site draws it, which takes one
+step a round. Opacus draws its own noise in line, from torch's generator.
 
 Memory is what three steps add to a fresh process' peak, the model being loaded, with the allocator set as for the
 times; `allocator_as_it_comes` is the same without that, `with_noise_ahead` with the vector that the times' noise needs.

@@ -70,7 +70,15 @@ def private_gradient_sum(
         hardware=hardware,
         ranks=ranks,
     )
-    add_gaussian(total, noise_std, KeyStream.fresh(entropy))
+    if model.uses_torch:
+        # Loaded already, and its vector functions draw four times faster.
+        import torch
+
+        from privacy.dpsgd.tensor_noise import TensorNoise
+
+        TensorNoise(KeyStream.fresh(entropy)).add_(torch.from_numpy(total), noise_std)
+    else:
+        add_gaussian(total, noise_std, KeyStream.fresh(entropy))
     return total
 
 

@@ -12,6 +12,7 @@ import pytest
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.auditing.checks import CHECKS
 from privacy.auditing.self_test import NOISE_AND_CLIP, SAMPLING, Check, self_test
+from privacy.dpsgd.tensor_noise import TensorNoise
 from privacy.entropy import Float64, KeyStream
 from privacy.local import contribution, network
 from privacy.local.model import CPU, Hardware
@@ -33,6 +34,11 @@ def engine_checks() -> dict[str, Check]:
 def half_the_noise(patch: pytest.MonkeyPatch) -> None:
     true = contribution.add_gaussian
     patch.setattr(contribution, "add_gaussian", lambda values, std, stream: true(values, std / 2, stream))
+
+
+def half_the_noise_in_torch(patch: pytest.MonkeyPatch) -> None:
+    true = TensorNoise.add_
+    patch.setattr(TensorNoise, "add_", lambda self, values, std: true(self, values, std / 2))
 
 
 def the_same_noise_again(patch: pytest.MonkeyPatch) -> None:
@@ -84,6 +90,7 @@ def test_the_engine_passes_and_its_audits_have_power() -> None:
     ("plant", "caught"),
     [
         (half_the_noise, {"noise-and-clip", "noise-spread"}),
+        (half_the_noise_in_torch, {"noise-spread"}),
         (the_same_noise_again, {"noise-spread"}),
         (everybody_sampled, {"sampling"}),
         (twice_the_clip, {"noise-and-clip", "clip-bound"}),
