@@ -13,7 +13,13 @@ from coordinator.audit.export import write_export
 from coordinator.audit.repository import LogRepository
 from coordinator.audit.sequencer import tile_store
 from coordinator.audit.tile_store import LogDamaged
-from coordinator.audit.witnessing import keep_cosignatures, latest_note, policy_in_force, verify_cosignatures
+from coordinator.audit.witnessing import (
+    keep_cosignatures,
+    latest_note,
+    policy_in_force,
+    quorum_note,
+    verify_cosignatures,
+)
 from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
 from coordinator.identity import ApplianceOf, CurrentSite, current_person
@@ -40,6 +46,16 @@ async def _body(request: Request) -> bytes:
 def checkpoint(appliance: ApplianceOf) -> Response:
     with reading(appliance.engine) as session:
         note = latest_note(session, appliance)
+    return Response(note, media_type=_TEXT, headers={"cache-control": "no-store"})
+
+
+@router.get("/log/witnessed")
+def witnessed(appliance: ApplianceOf) -> Response:
+    """The largest checkpoint that a quorum of the policy's witnesses cosigned."""
+    with reading(appliance.engine) as session:
+        note = quorum_note(session, appliance, 1)
+    if note is None:
+        raise NotFound("No quorum of sites has cosigned a checkpoint yet.", "Wait for the sites' agents.")
     return Response(note, media_type=_TEXT, headers={"cache-control": "no-store"})
 
 

@@ -13,7 +13,7 @@ from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify, query.")
+audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify, query, monitor.")
 app.add_typer(study.app, name="study")
 app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
@@ -138,6 +138,54 @@ def audit_verify(
             f"{bundle} is not a true bundle of the log: {report.problems[0]}{more}",
             "Export it again; if it fails again, do not rely on it and tell the sites that watch the log.",
         )
+
+
+@audit.command("monitor")
+def audit_monitor(
+    state: Annotated[Path, typer.Option("--state", help="The file that keeps what was seen.")],
+    log_key: PinnedLog = None,
+    witness_policy: PinnedPolicy = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The coordinator, where you have no account.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", help="Its certificate authority (PEM), with --address.")] = None,
+    stall: Annotated[int, typer.Option(min=1, help="Seconds that entries may be without a quorum.")] = 3600,
+    quiet: Annotated[int | None, typer.Option(min=1, help="Seconds that the log may go without an entry.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", help="A checkpoint that someone else was served: is it ours?")
+    ] = None,
+    follow: Annotated[
+        float | None, typer.Option(min=1, help="Look again every so many seconds, until an alarm.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Follow the log from outside: fork, rollback, a change or entries that no quorum cosigns end it with an alarm."""
+    import time
+
+    from coordinator.client.audit_bundle import read_policy
+    from coordinator.client.audit_watch import connect, load, watch
+    from protocol.note import VerifierKey
+
+    pinned = read_policy(witness_policy) if witness_policy else None
+    key = VerifierKey.parse(log_key) if log_key else None
+    other = compare.read_bytes() if compare else None
+    with connect(home, address, ca) as connection:
+        while True:
+            now = int(time.time())
+            turn = watch(
+                connection, state, load(state, key, pinned, now=now), now=now, stall_seconds=stall, quiet_seconds=quiet,
+                other=other,
+            )  # fmt: skip
+            emit(
+                turn.document(),
+                as_json=as_json,
+                text=f"{turn.size} entries, {turn.new_entries} of them new; {turn.witnessed} vouched for by "
+                f"{', '.join(turn.cosigners) or 'nobody'}",
+            )
+            if follow is None:
+                return
+            time.sleep(follow)
 
 
 @audit.command("query")

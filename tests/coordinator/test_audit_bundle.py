@@ -13,7 +13,7 @@ import pytest
 from sqlmodel import col, select
 
 from coordinator.audit.append import append
-from coordinator.audit.sequencer import integrate_once
+from coordinator.audit.sequencer import LogTampered, integrate_once
 from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
 from coordinator.client.account import AccountError
@@ -68,6 +68,20 @@ def watched(local: Made, tmp_path: Path) -> tuple[Made, list[TestSite]]:
 def files(watched: tuple[Made, list[TestSite]]) -> dict[str, bytes]:
     made, _ = watched
     return read_archive(exported(made))
+
+
+@pytest.mark.parametrize("tamper", ["leaf", "order"])
+def test_entries_that_are_not_those_signed_are_not_exported(watched: tuple[Made, list[TestSite]], tamper: str) -> None:
+    made, _ = watched
+    with transaction(made.appliance.engine) as session:
+        row, other = session.exec(select(LogEntry).order_by(col(LogEntry.id).desc()).limit(2)).all()
+        if tamper == "leaf":
+            row.leaf = row.leaf.replace(b"site:site-0", b"site:site-1")
+        else:
+            row.leaf, other.leaf = other.leaf, row.leaf
+    with pytest.raises(LogTampered):
+        exported(made)
+    assert not list(made.appliance.settings.log_folder.glob("tmp*"))
 
 
 def test_a_true_bundle_is_verified(watched: tuple[Made, list[TestSite]], files: dict[str, bytes]) -> None:
