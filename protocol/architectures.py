@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from protocol.media import Shape
 
 Tensors = list[tuple[str, Shape]]
 Width = Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
+MAX_INTERVALS = 50
 MOST_TOKENS = 1024
 MOST_AT_ONCE = 1 << 26
 """Numbers in the largest value between two layers, of one record: 256 MiB, of which a private step holds several."""
@@ -27,7 +28,26 @@ def group_count(width: int) -> int:
     return math.gcd(width // 2, 8)
 
 
-class ConvolutionalNetwork(Frozen):
+class PredictingNetwork(Frozen):
+    """What the network's outputs are for: the chance of yes (logistic), a number (squared), or `intervals` chances of
+    an event in one interval each (hazard)."""
+
+    loss: Literal["logistic", "squared", "hazard"] = "logistic"
+    intervals: Annotated[int, Field(ge=0, le=MAX_INTERVALS)] = 0
+
+    @model_validator(mode="after")
+    def _intervals_are_hazards(self) -> Self:
+        if (self.loss == "hazard") != (self.intervals > 0):
+            raise ValueError("intervals belong to the loss hazard, and it needs them")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Of one record."""
+        return self.intervals or 1
+
+
+class ConvolutionalNetwork(PredictingNetwork):
     """Images. For each width: 3x3 convolution, GroupNorm, ReLU, 2x2 max-pooling; then the mean over pixels, a logit."""
 
     architecture: Literal["cnn"]
@@ -47,10 +67,10 @@ class ConvolutionalNetwork(Frozen):
         found: Tensors = []
         for stage, (inputs, outputs) in enumerate(pairwise((shape[0], *self.widths))):
             found += _normalised(f"stages.{stage}", (outputs, inputs, 3, 3))
-        return found + _linear("head", self.widths[-1], 1)
+        return found + _linear("head", self.widths[-1], self.outputs)
 
 
-class ResidualNetwork(Frozen):
+class ResidualNetwork(PredictingNetwork):
     """Images. ResNet with GroupNorm (He et al. 2016; Wu and He 2018): a stage of basic blocks for each width, each
     stage after the first at half the resolution. (64, 128, 256, 512) with 2 blocks each is ResNet-18.
 
@@ -85,7 +105,7 @@ class ResidualNetwork(Frozen):
                 if block == 0 and stage > 0:
                     found += _normalised(f"{name}.shortcut", (width, inputs, 1, 1))
                 inputs = width
-        return found + _linear("head", inputs, 1)
+        return found + _linear("head", inputs, self.outputs)
 
 
 class UNet(Frozen):
@@ -115,7 +135,7 @@ class UNet(Frozen):
         return [*found, ("head.weight", (1, self.widths[0], 1, 1)), ("head.bias", (1,))]
 
 
-class TemporalConvolution(Frozen):
+class TemporalConvolution(PredictingNetwork):
     """Sequences. For each width: 1-D convolution, GroupNorm, ReLU, max-pooling by 2; then the mean over time, one
     logit."""
 
@@ -143,10 +163,10 @@ class TemporalConvolution(Frozen):
         found: Tensors = []
         for stage, (inputs, outputs) in enumerate(pairwise((shape[0], *self.widths))):
             found += _normalised(f"stages.{stage}", (outputs, inputs, self.kernel))
-        return found + _linear("head", self.widths[-1], 1)
+        return found + _linear("head", self.widths[-1], self.outputs)
 
 
-class RecurrentNetwork(Frozen):
+class RecurrentNetwork(PredictingNetwork):
     """Sequences. A gated recurrent unit (Cho et al. 2014); one logit of its last state."""
 
     architecture: Literal["gru"]
@@ -173,10 +193,10 @@ class RecurrentNetwork(Frozen):
                 (f"recurrent.bias_ih_l{layer}", (3 * self.hidden,)),
                 (f"recurrent.bias_hh_l{layer}", (3 * self.hidden,)),
             ]
-        return found + _linear("head", self.hidden, 1)
+        return found + _linear("head", self.hidden, self.outputs)
 
 
-class Transformer(Frozen):
+class Transformer(PredictingNetwork):
     """Images or sequences, cut into patches (patch x patch pixels, or `patch` steps), each one token with a learned
     position; pre-norm encoder layers (Xiong et al. 2020) with GELU, the mean over tokens, one logit."""
 
@@ -219,7 +239,7 @@ class Transformer(Frozen):
             found += _norm(f"{name}.feedforward_norm", self.width)
             found += _linear(f"{name}.wide", self.width, self.feedforward)
             found += _linear(f"{name}.narrow", self.feedforward, self.width)
-        return found + _norm("norm", self.width) + _linear("head", self.width, 1)
+        return found + _norm("norm", self.width) + _linear("head", self.width, self.outputs)
 
 
 NetworkModel = ConvolutionalNetwork | ResidualNetwork | UNet | TemporalConvolution | RecurrentNetwork | Transformer

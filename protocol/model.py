@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from protocol.architectures import NETWORKS, NetworkModel, UNet, misfit
+from protocol.architectures import NETWORKS, NetworkModel, PredictingNetwork, UNet, misfit
 from protocol.dataset import MaskLabel, NumberLabel, Outcome, SurvivalLabel
 from protocol.graph import MAX_PARAMETERS as MAX_PARAMETERS
 from protocol.graph import ExportedGraph, ExportRefused
@@ -80,6 +80,8 @@ def loss_of(model: Model) -> Loss:
     """What is minimised, by the name that `privacy.local.outcome` gives it."""
     if isinstance(model, ExportedGraph):
         return model.loss
+    if isinstance(model, PredictingNetwork):
+        return model.loss
     if isinstance(model, DiscreteTimeSurvival):
         return "hazard"
     return "squared" if isinstance(model, LinearRegression) else "logistic"
@@ -89,21 +91,22 @@ def label_misfit(model: Model, label: Outcome) -> str | None:
     """Why the model can't learn this outcome; None where it can."""
     if isinstance(model, ExportedGraph):
         return _graph_misfit(model, label)
-    edges = len(label.edges) if isinstance(label, SurvivalLabel) else None
-    intervals = model.intervals if isinstance(model, DiscreteTimeSurvival) else None
-    if intervals != edges:
-        return (
-            f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
-            f"{edges or 'none'}: discrete_time_survival needs a label with as many edges, other models one without"
-        )
     if isinstance(model, UNet) != isinstance(label, MaskLabel):
         return (
             f"{model.architecture} and the data set's label do not fit: unet, and no other, learns a label of kind mask"
         )
+    edges = len(label.edges) if isinstance(label, SurvivalLabel) else 0
+    intervals = model.intervals if isinstance(model, DiscreteTimeSurvival | PredictingNetwork) else 0
+    if intervals != edges:
+        return (
+            f"the model predicts {intervals or 'no'} survival intervals and the data set's label has "
+            f"{edges or 'none'}: discrete_time_survival, or a network with loss: hazard, needs a label with as many "
+            "edges, other models one without"
+        )
     if (loss_of(model) == "squared") != isinstance(label, NumberLabel):
         return (
-            f"{model.architecture} and the data set's label do not fit: linear_regression needs a label of kind "
-            "number, other models one with an operator and a value"
+            f"{model.architecture} and the data set's label do not fit: linear_regression, or a network with loss: "
+            "squared, needs a label of kind number, other models one with an operator and a value"
         )
     return None
 

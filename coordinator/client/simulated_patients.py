@@ -17,9 +17,8 @@ from coordinator.client.spec_file import SpecFile, read_limited
 from privacy.entropy import Float64
 from privacy.local.outcome import sigmoid
 from privacy.local.patients import Cohort, Group, part
-from protocol.dataset import Feature, MaskLabel, NumberLabel, Value
+from protocol.dataset import Feature, MaskLabel, NumberLabel, SurvivalLabel, Value
 from protocol.dictionary import Dictionary, parse_dictionary
-from protocol.model import DiscreteTimeSurvival
 from protocol.proposal import held_out_count
 from protocol.study import StudySpec
 from protocol.table import read_table
@@ -177,10 +176,10 @@ def _outcomes(spec: StudySpec, odds: Float64, random: np.random.Generator) -> Fl
     if isinstance(spec.dataset.label, NumberLabel):
         # Two thirds of the variance follow the rule.
         return np.asarray((odds / _SIGNAL) * math.sqrt(2 / 3) + random.normal(0.0, math.sqrt(1 / 3), odds.size))
-    if not isinstance(spec.model, DiscreteTimeSurvival):
+    if not isinstance(spec.dataset.label, SurvivalLabel):
         return (random.random(odds.size) < sigmoid(odds)).astype(np.float64)
     # Half of the people have the event before the horizon, about one in five is lost from sight before.
-    intervals = spec.model.intervals
+    intervals = len(spec.dataset.label.edges)
     hazard, loss = 1 - 0.5 ** (1 / intervals), 1 - 0.8 ** (1 / intervals)
     chance = sigmoid(odds + math.log(hazard / (1 - hazard)))
     y, here = np.full(odds.size, 2.0 * intervals), np.ones(odds.size, dtype=np.bool_)

@@ -10,6 +10,7 @@ from protocol.evaluation import EvaluationReport, figures
 from protocol.graph import ExportedGraph
 from protocol.media import ImageInput, SequenceInput
 from protocol.membership import MembershipReport, audit_figures
+from protocol.model import loss_of
 from protocol.release import EpsilonStatement, Selection
 from protocol.study import StudyPlan
 
@@ -38,7 +39,8 @@ def write(
         operators = len({node.operator for node in model.nodes})
         sizes = f"{len(model.nodes)} operations of {operators} kinds, brought by the researcher as data"
     else:
-        dumped = model.model_dump(exclude={"architecture"})
+        kept = {"architecture", "loss", "intervals"} if loss_of(model) == "logistic" else {"architecture"}
+        dumped = model.model_dump(exclude=kept)
         sizes = ", ".join(f"{name} {_size(value)}" for name, value in dumped.items())
     layers = f" ({sizes})" if sizes else ""
     sections = [

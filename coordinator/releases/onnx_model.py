@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from coordinator.releases.onnx_exported import scan_graph
 from coordinator.releases.onnx_graph import OUTPUT, VALUE, Graph
-from coordinator.releases.onnx_networks import build_network, encoded_media
+from coordinator.releases.onnx_networks import encoded_media, network_outputs
 from protocol.architectures import NETWORKS
 from protocol.dataset import CLIP_DEVIATIONS, DatasetSchema, Feature, NumberLabel
 from protocol.graph import ExportedGraph
@@ -44,7 +44,11 @@ def build(model: Model, schema: DatasetSchema, vector: NDArray[np.float64]) -> b
     """Serialised ModelProto, checked by onnx's own checker."""
     weights = tensors(model, schema.shape, vector)
     if isinstance(model, NETWORKS):
-        return build_network(model, schema, weights)
+        graph = Graph()
+        given, outputs, gives = network_outputs(graph, model, schema, weights)
+        output = predicted(graph, model, schema, outputs)
+        columns = {"columns": ",".join(schema.columns)}
+        return graph.model(schema.name, given, TensorProto.FLOAT, schema.shape, columns, output, gives)
     if isinstance(model, ExportedGraph):
         return _build_exported(model, schema, weights)
     graph = Graph()

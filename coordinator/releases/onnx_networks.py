@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from coordinator.releases.onnx_graph import OUTPUT, Graph
+from coordinator.releases.onnx_graph import Graph
 from protocol.architectures import (
     ConvolutionalNetwork,
     NetworkModel,
@@ -34,18 +34,17 @@ EPSILON = 1e-5
 Tensors = Mapping[str, NDArray[np.float64]]
 
 
-def build_network(model: NetworkModel, schema: DatasetSchema, tensors: Tensors) -> bytes:
-    """Serialised ModelProto. ValueError for a schema of a table."""
-    graph = Graph()
+def network_outputs(
+    graph: Graph, model: NetworkModel, schema: DatasetSchema, tensors: Tensors
+) -> tuple[str, str, Shape]:
+    """(the input's name, the network's outputs in double, the shape of what is predicted of one record). ValueError for
+    a schema of a table."""
     writer = _Writer(graph, tensors)
     if schema.media is None:
         raise ValueError("a network takes images or sequences")
     given, current = encoded_media(graph, schema.media)
-    logit = writer.logit(model, current, schema.shape)
-    graph.add("Cast", [graph.add("Sigmoid", [logit])], OUTPUT, to=TensorProto.DOUBLE)
-    gives = schema.shape[1:] if isinstance(model, UNet) else (1,)
-    columns = {"columns": ",".join(schema.columns)}
-    return graph.model(schema.name, given, TensorProto.FLOAT, schema.shape, columns, gives=gives)
+    outputs = graph.add("Cast", [writer.outputs(model, current, schema.shape)], to=TensorProto.DOUBLE)
+    return given, outputs, schema.shape[1:] if isinstance(model, UNet) else (1,)
 
 
 def encoded_media(graph: Graph, media: ImageInput | SequenceInput) -> tuple[str, str]:
@@ -76,8 +75,8 @@ class _Writer:
         self._graph = graph
         self._tensors = tensors
 
-    def logit(self, model: NetworkModel, x: str, shape: Shape) -> str:
-        """(N, 1), or (N, height, width) of a network for masks."""
+    def outputs(self, model: NetworkModel, x: str, shape: Shape) -> str:
+        """(N, outputs), or (N, height, width) of a network for masks."""
         match model:
             case ConvolutionalNetwork():
                 for stage in range(len(model.widths)):

@@ -34,15 +34,15 @@ class Normalised(nn.Module):
 
 
 class ConvolutionalNetwork(nn.Module):
-    """(R, channels, height, width) -> (R, 1)."""
+    """(R, channels, height, width) -> (R, outputs)."""
 
-    def __init__(self, shape: Sequence[int], *, widths: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], *, widths: Sequence[int], outputs: int = 1) -> None:
         super().__init__()
         self.stages = nn.ModuleList(Normalised(2, a, b, 3) for a, b in pairwise((shape[0], *widths)))
-        self.head = nn.Linear(widths[-1], 1)
+        self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One logit for each record."""
+        """What is predicted of each record."""
         for stage in self.stages:
             x = max_pool2d(relu(stage(x)), 2)
         logit: Tensor = self.head(x.mean((2, 3)))
@@ -50,15 +50,15 @@ class ConvolutionalNetwork(nn.Module):
 
 
 class TemporalConvolution(nn.Module):
-    """(R, channels, length) -> (R, 1)."""
+    """(R, channels, length) -> (R, outputs)."""
 
-    def __init__(self, shape: Sequence[int], *, widths: Sequence[int], kernel: int) -> None:
+    def __init__(self, shape: Sequence[int], *, widths: Sequence[int], kernel: int, outputs: int = 1) -> None:
         super().__init__()
         self.stages = nn.ModuleList(Normalised(1, a, b, kernel) for a, b in pairwise((shape[0], *widths)))
-        self.head = nn.Linear(widths[-1], 1)
+        self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One logit for each record."""
+        """What is predicted of each record."""
         for stage in self.stages:
             x = max_pool1d(relu(stage(x)), 2)
         logit: Tensor = self.head(x.mean(2))
@@ -80,9 +80,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """(R, channels, height, width) -> (R, 1)."""
+    """(R, channels, height, width) -> (R, outputs)."""
 
-    def __init__(self, shape: Sequence[int], *, widths: Sequence[int], blocks: int, stem: str) -> None:
+    def __init__(
+        self, shape: Sequence[int], *, widths: Sequence[int], blocks: int, stem: str, outputs: int = 1
+    ) -> None:
         super().__init__()
         self._large = stem == "large"
         self.stem = Normalised(2, shape[0], widths[0], 7, 2) if self._large else Normalised(2, shape[0], widths[0], 3)
@@ -94,10 +96,10 @@ class ResidualNetwork(nn.Module):
             )
             for stage, (before, width) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.head = nn.Linear(widths[-1], 1)
+        self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One logit for each record."""
+        """What is predicted of each record."""
         x = relu(self.stem(x))
         if self._large:
             x = max_pool2d(x, 3, 2, 1)

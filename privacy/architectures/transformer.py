@@ -35,10 +35,18 @@ class EncoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """(R, channels, length) or (R, channels, height, width) -> (R, 1)."""
+    """(R, channels, length) or (R, channels, height, width) -> (R, outputs)."""
 
     def __init__(
-        self, shape: Sequence[int], *, patch: int, width: int, heads: int, layers: int, feedforward: int
+        self,
+        shape: Sequence[int],
+        *,
+        patch: int,
+        width: int,
+        heads: int,
+        layers: int,
+        feedforward: int,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self._patch = patch
@@ -47,10 +55,10 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(self._tokens, width)
         self.layers = nn.ModuleList(EncoderLayer(width, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One logit for each record."""
+        """What is predicted of each record."""
         places = torch.arange(self._tokens, device=x.device).expand(x.shape[0], -1)
         tokens = self.embed(patches(x, self._patch)) + self.position(places)
         for layer in self.layers:

@@ -1,4 +1,5 @@
-"""One gradient per patient for any torch module whose forward pass treats records apart (torch.func, vmap over grad).
+"""One gradient per patient for any torch module whose forward pass treats records apart: torch.func, vmap over grad, or
+plain autograd record by record where vmap has no rule for a layer.
 
 The only part of privacy/ that imports torch: import it in the training process alone.
 """
@@ -52,7 +53,20 @@ def module_gradients(
         output = functional_call(module, {**values, **fixed}, (x.unsqueeze(0),))
         return loss(output, y.unsqueeze(0))
 
-    per_record = vmap(grad(record_loss), in_dims=(None, 0, 0))
+    def one_by_one(_values: dict[str, Tensor], xs: Tensor, ys: Tensor) -> dict[str, Tensor]:
+        own = dict(module.named_parameters())
+        rows = []
+        for x, y in zip(xs, ys, strict=True):
+            with torch.enable_grad():
+                value = loss(module(x.unsqueeze(0)), y.unsqueeze(0))
+                rows.append(torch.autograd.grad(value, [own[name] for name in names], allow_unused=True))
+        return {
+            name: torch.stack([torch.zeros_like(own[name]) if row[at] is None else row[at] for row in rows])
+            for at, name in enumerate(names)
+        }
+
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    per_record = one_by_one if recurrent else vmap(grad(record_loss), in_dims=(None, 0, 0))
     sums = np.zeros((count, sum(value.numel() for value in trained.values())))
     for start in range(0, features.shape[0], at_once):
         part = slice(start, start + at_once)

@@ -41,7 +41,7 @@ def check(subject: ReleaseSubject, safetensors: bytes, onnx: bytes) -> float:
         most = NETWORK_TOLERANCE
     elif isinstance(subject.model, NETWORKS):
         probed = media_probes(subject.dataset)
-        served, wanted = predictor.outputs(probed), network_outputs(subject, weights, probed)
+        served, wanted = np.array(predictor.run(probed)), network_outputs(subject, weights, probed)
         most = NETWORK_TOLERANCE
     else:
         records = probes(subject.dataset)
@@ -97,18 +97,23 @@ def forward(weights: dict[str, NDArray[np.float64]], inputs: NDArray[np.float64]
 def network_outputs(
     subject: ReleaseSubject, weights: dict[str, NDArray[np.float64]], records: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(N, *shape) in the units of the model's input -> (N, 1) or (N, height, width) probabilities by torch."""
+    """(N, *shape) in the units of the model's input -> (N,) predictions, or (N, height, width) probabilities, by
+    torch; numbers in units of the label's scale."""
     import torch
 
     from privacy.architectures.catalogue import build
+    from privacy.local.outcome import scores, sigmoid
 
     model, encoded = subject.model, _encoded(subject.dataset, records)
     module = build(model.architecture, subject.dataset.shape, model.model_dump(exclude={"architecture"}))
     with torch.no_grad():
         for parameter, tensor in zip(module.parameters(), weights.values(), strict=True):
             parameter.copy_(torch.from_numpy(tensor))
-        found = torch.sigmoid(module(torch.from_numpy(encoded).float()))
-    return np.asarray(found.double().numpy())
+        outputs = module(torch.from_numpy(encoded).float()).double().numpy()
+    loss = loss_of(model)
+    if outputs.ndim > 2:
+        return sigmoid(outputs)
+    return np.asarray(outputs[:, 0]) if loss == "squared" else scores(loss, outputs, np.zeros(len(outputs)))
 
 
 def _encoded(schema: DatasetSchema, records: NDArray[np.float64]) -> NDArray[np.float64]:

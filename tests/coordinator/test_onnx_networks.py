@@ -18,11 +18,11 @@ from coordinator.releases.onnx_model import build, tensors
 from coordinator.rounds.optimiser import initial_point
 from privacy.architectures.catalogue import build as build_module
 from protocol.architectures import NetworkModel
-from protocol.dataset import DatasetSchema, Feature, LabelRule, MaskLabel
+from protocol.dataset import DatasetSchema, Feature, LabelRule, MaskLabel, NumberLabel, SurvivalLabel
 from protocol.errors import Malformed, VerificationFailed
 from protocol.evaluation import ClassificationReport, Interval
 from protocol.media import ImageInput, SequenceChannel, SequenceInput
-from protocol.model import LogisticRegression, ModelSpec, parameter_count, parameter_shapes
+from protocol.model import LogisticRegression, ModelSpec, label_misfit, parameter_count, parameter_shapes
 from protocol.release import EpsilonStatement, ReleaseSubject
 from site_agent.cohort.sequences import filled, normalise
 from site_agent.releases.self_check import check, media_probes
@@ -31,6 +31,7 @@ from site_agent.serving.predictor import Predictor
 
 torch.set_num_threads(1)
 LABEL = LabelRule(name="sick", column="finding", operator="==", value=1)
+NUMBER = NumberLabel(kind="number", name="ejection", column="ef", unit="%", minimum=5, maximum=90, center=50, scale=12)
 
 
 def image(channels: int, height: int, width: int) -> DatasetSchema:
@@ -52,6 +53,10 @@ CASES: list[tuple[dict[str, Any], DatasetSchema]] = [
     ({"architecture": "cnn", "widths": (4, 16)}, image(1, 9, 8)),
     ({"architecture": "resnet", "widths": (4, 8), "blocks": 2}, image(3, 8, 8)),
     ({"architecture": "resnet", "widths": (8, 16), "blocks": 1, "stem": "large"}, image(1, 24, 17)),
+    ({"architecture": "cnn", "widths": (8,), "loss": "squared"}, image(1, 8, 8)),
+    ({"architecture": "resnet", "widths": (4, 8), "blocks": 1, "loss": "hazard", "intervals": 3}, image(1, 8, 8)),
+    ({"architecture": "gru", "hidden": 4, "loss": "hazard", "intervals": 2}, sequence(2, 5)),
+    ({"architecture": "transformer", "patch": 2, "width": 8, "layers": 1, "loss": "squared"}, sequence(2, 6)),
     ({"architecture": "unet", "widths": (4, 8)}, image(2, 8, 6)),
     ({"architecture": "unet", "widths": (4, 4, 8)}, image(1, 8, 12)),
     ({"architecture": "cnn_1d", "widths": (4, 8), "kernel": 5}, sequence(3, 13)),
@@ -60,9 +65,9 @@ CASES: list[tuple[dict[str, Any], DatasetSchema]] = [
     ({"architecture": "transformer", "patch": 2, "width": 8, "heads": 2, "layers": 2}, sequence(3, 8)),
     ({"architecture": "transformer", "patch": 4, "width": 8, "heads": 4, "layers": 1}, image(2, 8, 12)),
 ]  # fmt: skip
-every_network = pytest.mark.parametrize(
-    ("fields", "schema"), CASES, ids=[f"{f['architecture']}-{'x'.join(map(str, s.shape))}" for f, s in CASES]
-)
+NAMES = [f"{fields['architecture']}-{fields.get('loss', 'logistic')}-{schema.name}{n}" for n, (fields, schema) in
+         enumerate(CASES)]  # fmt: skip
+every_network = pytest.mark.parametrize(("fields", "schema"), CASES, ids=NAMES)
 
 
 def spec(fields: dict[str, Any]) -> NetworkModel:
@@ -93,10 +98,22 @@ def by_torch(fields: dict[str, Any], schema: DatasetSchema, parameters: np.ndarr
         assert schema.sequence is not None
         encoded = np.stack([normalise(record, schema.sequence) for record in records])
     with torch.no_grad():
-        return torch.sigmoid(module(torch.from_numpy(encoded).float())).double().numpy()
+        outputs = module(torch.from_numpy(encoded).float()).double()
+    if fields.get("loss") == "hazard":
+        return (1 - (1 - torch.sigmoid(outputs)).prod(dim=1, keepdim=True)).numpy()
+    return outputs.numpy() * 12 + 50 if fields.get("loss") == "squared" else torch.sigmoid(outputs).numpy()
 
 
 def subject(fields: dict[str, Any], schema: DatasetSchema) -> ReleaseSubject:
+    """A release of the network; its label is of the kind that the network learns."""
+    if fields.get("loss") == "squared":
+        schema = schema.model_copy(update={"label": NUMBER})
+    if fields.get("loss") == "hazard":
+        edges = tuple(float(edge) for edge in range(1, fields["intervals"] + 1))
+        survival = SurvivalLabel(name="death", column="dead", operator="==", value=1, time="months", edges=edges)
+        schema = schema.model_copy(update={"label": survival})
+    if fields["architecture"] == "unet":
+        schema = schema.model_copy(update={"label": MaskLabel(kind="mask", name="tumour", column="mask")})
     nothing = Interval(value=None, reason="made up")
     digest = "sha256:" + "0" * 64
     return ReleaseSubject(
@@ -118,10 +135,11 @@ def subject(fields: dict[str, Any], schema: DatasetSchema) -> ReleaseSubject:
 @every_network
 def test_the_file_computes_what_torch_does(fields, schema):
     parameters, records = vector(fields, schema), raw_records(schema)
-    predictor = Predictor(build(spec(fields), schema, parameters), subject(fields, schema))
+    about = subject(fields, schema)
+    predictor = Predictor(build(spec(fields), about.dataset, parameters), about)
     found, wanted = predictor.outputs(records), by_torch(fields, schema, parameters, records)
     assert np.ptp(wanted) > 1e-3
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 if fields.get("loss") != "squared" else 12e-5)
 
 
 @every_network
@@ -129,7 +147,8 @@ def test_the_self_check_accepts_the_pair_and_no_other(fields, schema):
     parameters = vector(fields, schema)
     weights = save(tensors(spec(fields), schema.shape, parameters))
     about = subject(fields, schema)
-    assert check(about, weights, build(spec(fields), schema, parameters)) <= 1e-5
+    assert label_misfit(about.model, about.dataset.label) is None
+    assert check(about, weights, build(spec(fields), about.dataset, parameters)) <= 1e-5
     changed = parameters.copy()
     changed[-1] += 0.5
     with pytest.raises(VerificationFailed, match="different predictions"):
@@ -205,8 +224,7 @@ def test_a_file_is_scored_as_it_was_trained_on():
 
 def test_a_networks_masks_come_as_rows_of_pixels():
     fields, schema = next((fields, schema) for fields, schema in CASES if fields["architecture"] == "unet")
-    masked = schema.model_copy(update={"label": MaskLabel(kind="mask", name="tumour", column="mask")})
-    predictor = Predictor(build(spec(fields), schema, vector(fields, schema)), subject(fields, masked))
+    predictor = Predictor(build(spec(fields), schema, vector(fields, schema)), subject(fields, schema))
     record = raw_records(schema, 1)
     assert predictor.output_shape == (8, 6)
     (mask,) = predictor.run(record)

@@ -85,6 +85,45 @@ def test_made_up_records_stay_within_what_an_encoded_record_can_be():
     assert records[inside > 0].mean() > records[inside == 0].mean() + 1.0
 
 
+@pytest.mark.parametrize(
+    ("label", "columns", "model", "headline"),
+    [
+        (
+            "{name: ejection, kind: number, center: 50, scale: 12}",
+            "- {name: ef, role: label, type: number, minimum: 5, maximum: 90}",
+            {"architecture": "cnn", "widths": [4], "loss": "squared"},
+            "regression",
+        ),
+        (
+            '{name: death, operator: "==", value: 1, edges: [12, 24]}',
+            "- {name: dead, role: label, type: category, levels: [0, 1]}\n"
+            "- {name: months, role: time, type: number, minimum: 0, maximum: 99}",
+            {"architecture": "cnn", "widths": [4], "loss": "hazard", "intervals": 2},
+            "survival",
+        ),
+    ],
+    ids=["number", "survival"],
+)
+def test_networks_learn_numbers_and_times_to_an_event(
+    tmp_path: Path, label: str, columns: str, model: dict[str, Any], headline: str
+) -> None:
+    (tmp_path / "media.yaml").write_text(
+        "dictionary: 1\nname: media\nfile: {patient_id: id}\ncolumns:\n- {name: id, role: patient_id}\n"
+        f"- {{name: record, role: file}}\n{columns}\n{MEDIA['image']}label: {label}\n"
+    )
+    made: dict[str, Any] = json.loads(study_spec(training=TRAINING).model_dump_json(exclude_none=True))
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**made, "dataset": {"dictionary": "media.yaml"}, "model": model}))
+    file = load_spec(path)
+    curve = make_curve(file.spec, synthetic(file.spec, 240), epsilons=(4.0,), seeds=1)
+    for point in curve.points:
+        (run,) = point.runs
+        assert run.failure is None
+        assert run.measured is not None
+        assert run.report is not None
+        assert run.report.kind == headline
+
+
 def media_study(folder: Path, kind: str, label: str, outcome: str) -> SpecFile:
     (folder / "media.yaml").write_text(
         "dictionary: 1\nname: media\nfile: {patient_id: id}\ncolumns:\n- {name: id, role: patient_id}\n"

@@ -12,13 +12,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from privacy.architectures.catalogue import MODULES, build, cross_entropy, network
+from privacy.architectures.catalogue import MODULES, build, network
 from privacy.architectures.convolutional import groups_of
 from privacy.architectures.segmentation import dice, mask_loss
 from privacy.dpsgd.clipping import clip_gradients
 from privacy.dpsgd.per_patient import average_by_patient
 from privacy.dpsgd.private_gradients import Losses, PrivateGradients
 from privacy.local.model import Hardware
+from privacy.local.outcome import TorchOutcome
 from privacy.local.patients import Group
 from protocol.architectures import NetworkModel, group_count, misfit
 from protocol.model import parameter_count, parameter_shapes
@@ -29,6 +30,10 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"architecture": "cnn", "widths": (8,)}, (3, 8, 8)),
     ({"architecture": "resnet", "widths": (4, 8), "blocks": 2}, (2, 8, 8)),
     ({"architecture": "resnet", "widths": (8, 16), "blocks": 1, "stem": "large"}, (1, 24, 16)),
+    ({"architecture": "cnn", "widths": (8,), "loss": "squared"}, (1, 8, 8)),
+    ({"architecture": "resnet", "widths": (4, 8), "blocks": 1, "loss": "hazard", "intervals": 3}, (1, 8, 8)),
+    ({"architecture": "gru", "hidden": 4, "loss": "hazard", "intervals": 2}, (2, 5)),
+    ({"architecture": "cnn_1d", "widths": (8,), "kernel": 3, "loss": "squared"}, (2, 8)),
     ({"architecture": "unet", "widths": (4, 8)}, (2, 8, 6)),
     ({"architecture": "unet", "widths": (4, 4, 8)}, (1, 8, 12)),
     ({"architecture": "cnn_1d", "widths": (4, 8), "kernel": 5}, (3, 12)),
@@ -37,7 +42,9 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"architecture": "transformer", "patch": 2, "width": 8, "heads": 2, "layers": 2, "feedforward": 12}, (3, 8)),
     ({"architecture": "transformer", "patch": 4, "width": 8, "heads": 4, "layers": 1, "feedforward": 8}, (2, 8, 12)),
 ]
-NAMES = [f"{fields['architecture']}-{'x'.join(map(str, shape))}" for fields, shape in CASES]
+NAMES = [
+    f"{fields['architecture']}-{fields.get('loss', 'logistic')}-{'x'.join(map(str, shape))}" for fields, shape in CASES
+]
 every_network = pytest.mark.parametrize(("fields", "shape"), CASES, ids=NAMES)
 
 
@@ -51,16 +58,29 @@ def sizes(fields: dict[str, Any]) -> dict[str, Any]:
 
 def cohort(fields: dict[str, Any], shape: tuple[int, ...], patients: int = 5, seed: int = 4) -> Group:
     """Patients with one or two records each; masks as outcomes of a unet."""
-    masks = fields["architecture"] == "unet"
+    masks, loss = fields["architecture"] == "unet", fields.get("loss", "logistic")
     random = np.random.default_rng(seed)
     index = np.sort(np.concatenate([np.arange(patients), np.arange(0, patients, 2)]))
     x = random.normal(size=(index.size, *shape)).astype(np.float32)
-    y = (random.random((index.size, *shape[1:])) < 0.4).astype(np.uint8) if masks else (index % 2).astype(np.float64)
+    if masks:
+        y = (random.random((index.size, *shape[1:])) < 0.4).astype(np.uint8)
+    elif loss == "hazard":
+        y = (index % (2 * fields["intervals"] + 1)).astype(np.float64)
+    else:
+        y = (index % 2).astype(np.float64) if loss == "logistic" else random.normal(size=index.size)
     return Group(x, y, index, patients)
 
 
 def loss_for(fields: dict[str, Any]) -> Losses:
-    return mask_loss if fields["architecture"] == "unet" else cross_entropy
+    return mask_loss if fields["architecture"] == "unet" else outcome(fields).loss
+
+
+def outcome(fields: dict[str, Any]) -> TorchOutcome:
+    return TorchOutcome(fields.get("loss", "logistic"), fields.get("intervals", 1))
+
+
+def targets(fields: dict[str, Any], group: Group) -> torch.Tensor:
+    return torch.from_numpy(group.y).float() if group.y.ndim > 1 else outcome(fields).targets(group.y)
 
 
 def vector(model: NetworkModel, shape: tuple[int, ...]) -> np.ndarray:
@@ -90,7 +110,7 @@ def test_the_plan_names_the_modules_own_tensors_in_their_order(fields, shape):
     assert parameter_count(spec(fields), shape) == sum(tensor.numel() for tensor in module.parameters())
 
 
-def opacus_sum(module: nn.Module, loss: Losses, group: Group, clip: float) -> np.ndarray:
+def opacus_sum(module: nn.Module, fields: dict[str, Any], group: Group, clip: float) -> np.ndarray:
     """Per-record gradients by Opacus' hooks, then averaged, clipped and summed here. It has its own GRU."""
     module = copy.deepcopy(module)
     with warnings.catch_warnings():
@@ -105,7 +125,7 @@ def opacus_sum(module: nn.Module, loss: Losses, group: Group, clip: float) -> np
             twin.load_state_dict(layer.state_dict())
             module.recurrent = twin
         wrapped = GradSampleModule(module, loss_reduction="sum")
-        losses = loss(wrapped(torch.from_numpy(group.x)), torch.from_numpy(group.y).float())
+        losses = loss_for(fields)(wrapped(torch.from_numpy(group.x)), targets(fields, group))
         losses.sum().backward()
     found: dict[str, torch.Tensor] = {}
     for name, parameter in wrapped.named_parameters():
@@ -126,7 +146,7 @@ def test_the_clipped_sum_is_opacus_own(fields, shape, clip):
     mine = model.gradient_sum(parameters, group, clip)
     module = build(fields["architecture"], shape, sizes(fields))
     torch.nn.utils.vector_to_parameters(torch.from_numpy(parameters).float(), module.parameters())
-    wanted = opacus_sum(module, loss_for(fields), group, clip)
+    wanted = opacus_sum(module, fields, group, clip)
     assert np.linalg.norm(wanted) > 0
     assert np.linalg.norm(mine - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
@@ -140,7 +160,7 @@ def test_the_sum_is_book_keepings_and_no_micro_batch_changes_it(fields, shape):
     np.testing.assert_allclose(pieces, whole, atol=1e-5 * np.linalg.norm(whole))
     module = build(fields["architecture"], shape, sizes(fields))
     engine = PrivateGradients(module, loss_for(fields), clip=0.1)
-    engine.clipped_sum(torch.from_numpy(group.x), torch.from_numpy(group.y).float(), group.patient, group.patients)
+    engine.clipped_sum(torch.from_numpy(group.x), targets(fields, group), group.patient, group.patients)
     assert engine.engine == "bookkeeping"
 
 

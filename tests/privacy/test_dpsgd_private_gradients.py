@@ -329,3 +329,33 @@ def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -
     step = CompiledStep(network(), losses, 1.0)
     with pytest.raises(ParameterError, match="C\\+\\+ compiler"):
         step(*batch(), torch.ones(9))
+
+
+@pytest.mark.parametrize("layer", [nn.GRU(3, 4, num_layers=2, batch_first=True), nn.LSTM(3, 4, batch_first=True)])
+def test_a_recurrent_layer_is_served_whatever_the_records_hold(layer: nn.Module) -> None:
+    """A lone record, and records whose gradients are all 0, prove nothing: they are computed without the books, for
+    which vmap has no rule. Failing there would tell how many patients were drawn."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = layer, nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x)[0][:, -1])
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return target * output[:, 0] ** 2
+
+    module, x = Last(), torch.randn(6, 5, 3)
+    y = torch.tensor([0.0, 0.0, 1.0, 0.5, 2.0, 1.0])
+    wanted = PrivateGradients(module, loss, clip=0.1, engine="bookkeeping").clipped_sum(x, y).total.double()
+    alone = sum(
+        PrivateGradients(module, loss, clip=0.1).clipped_sum(x[at : at + 1], y[at : at + 1]).total.double()
+        for at in range(6)
+    )
+    assert torch.allclose(alone, wanted, atol=1e-6)
+    plain = PrivateGradients(module, loss, clip=0.1, engine="vmap").clipped_sum(x, y).total.double()
+    assert torch.allclose(plain, wanted, atol=1e-6)
+    nothing = PrivateGradients(module, loss, clip=0.1).clipped_sum(x[:2], y[:2]).total
+    assert not nothing.any()

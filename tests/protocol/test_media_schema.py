@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from protocol.architectures import NetworkModel, misfit
-from protocol.dataset import DatasetSchema, MaskLabel
+from protocol.dataset import DatasetSchema, MaskLabel, NumberLabel, SurvivalLabel
 from protocol.dictionary import parse_dictionary
 from protocol.errors import Malformed
 from protocol.evaluation import kind_of
@@ -171,6 +171,10 @@ def test_a_table_model_takes_no_image():
         {"architecture": "transformer", "patch": 1, "width": 64, "heads": 3},
         {"architecture": "gru", "hidden": 10**9},
         {"architecture": "cnn", "widths": (8,), "batch_norm": True},
+        {"architecture": "cnn", "intervals": 2},
+        {"architecture": "cnn", "loss": "hazard"},
+        {"architecture": "cnn", "loss": "hazard", "intervals": 51},
+        {"architecture": "unet", "loss": "squared"},
     ],
 )
 def test_a_network_outside_the_caps_is_refused(fields):
@@ -223,6 +227,16 @@ def test_only_a_unet_learns_masks_and_it_learns_nothing_else():
     assert label_misfit(cnn, rule) is None
     assert "unet" in (label_misfit(unet, rule) or "")
     assert "unet" in (label_misfit(cnn, mask) or "")
+
+
+def test_a_networks_loss_goes_with_the_kind_of_label():
+    rule = parse(IMAGES).schema.label
+    number = NumberLabel(kind="number", name="ef", column="ef", minimum=0, maximum=9, center=5, scale=1)
+    survival = SurvivalLabel(name="death", column="dead", operator="==", value=1, time="months", edges=(1, 2))
+    for label, fields in ((rule, {}), (number, {"loss": "squared"}), (survival, {"loss": "hazard", "intervals": 2})):
+        for other in ({}, {"loss": "squared"}, {"loss": "hazard", "intervals": 2}, {"loss": "hazard", "intervals": 3}):
+            fits = label_misfit(network(architecture="cnn", **other), label) is None
+            assert fits == (other == fields)
 
 
 def test_a_unet_needs_sides_that_halve():
