@@ -53,12 +53,13 @@ def study_facts(spec: Proposal, *, site: str | None = None) -> dict[str, Any]:
 class Epsilons:
     """What a plan costs, as the judging party takes it: of the model, and in the worst case of a site the model's and
     the evaluation's; the last is None where the evaluation is exact, or where there is none. membership_worst_site: of
-    the membership audit, None where there is none."""
+    the membership audit, None where there is none; checks_worst_site: of the checks between rounds, likewise."""
 
     training: float
     worst_site: float
     evaluation_worst_site: float | None
     membership_worst_site: float | None = None
+    checks_worst_site: float | None = None
 
     @classmethod
     def stated(cls, plan: AnyPlan) -> Epsilons:
@@ -66,7 +67,8 @@ class Epsilons:
         if not isinstance(plan, StudyPlan):
             return cls(plan.epsilon, plan.epsilon_worst_site, None)
         audited = None if plan.membership is None else plan.membership.epsilon_worst_site
-        return cls(plan.epsilon, plan.epsilon_worst_site, plan.epsilon_evaluation_worst_site, audited)
+        checked = None if plan.checks is None else plan.checks.epsilon_worst_site
+        return cls(plan.epsilon, plan.epsilon_worst_site, plan.epsilon_evaluation_worst_site, audited, checked)
 
 
 def document_facts(
@@ -103,6 +105,7 @@ def document_facts(
             "mode": plan.spec.evaluation.mode if isinstance(plan, StudyPlan) else "none",
             "epsilon_worst_site": cost.evaluation_worst_site,
         },
+        "checks": {"planned": cost.checks_worst_site is not None, "epsilon_worst_site": cost.checks_worst_site},
         "membership": {
             "planned": cost.membership_worst_site is not None,
             "epsilon_worst_site": cost.membership_worst_site,

@@ -48,6 +48,7 @@ class EventType(StrEnum):
     KEYS_ESTABLISHED = "study.keys-established"
     ROUND_ATTEMPTED = "round.attempted"
     ROUND_COMMITTED = "round.committed"
+    MODEL_CHECKED = "model.checked"
     CANDIDATE_EVALUATED = "candidate.evaluated"
     EXPLORATION_COMPLETED = "exploration.completed"
     CANDIDATE_AUDITED = "candidate.audited"

@@ -62,7 +62,8 @@ class EpsilonStatement(Frozen):
     epsilon_evaluation_worst_site are of the held-out patients; None for an exact evaluation. epsilon_membership and
     epsilon_membership_worst_site are of the membership audit, for training and held-out patients alike, beside the
     others; None where none was planned. They count every run and score of a tuned study; `selection` says how its
-    model was chosen."""
+    model was chosen. epsilon_checks: of the checks between rounds, for held-out patients, likewise. rounds_undone:
+    executed and charged, and given up after a check."""
 
     unit: Literal["patient"]
     adjacency: Literal["zero-out"]
@@ -74,6 +75,9 @@ class EpsilonStatement(Frozen):
     epsilon_evaluation_worst_site: float | None
     epsilon_membership: float | None = None
     epsilon_membership_worst_site: float | None = None
+    epsilon_checks: float | None = None
+    epsilon_checks_worst_site: float | None = None
+    rounds_undone: int = 0
     steps_charged: int
     rounds_executed: int
     attempts: int

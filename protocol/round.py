@@ -27,13 +27,19 @@ ROUND_REQUEST_TYPE = "application/vnd.cloister.round-request+json"
 CONTRIBUTION_TYPE = "application/vnd.cloister.contribution+json"
 REFUSAL_TYPE = "application/vnd.cloister.round-refusal+json"
 
-Phase = Literal["train", "evaluate", "membership", "statistics", "cluster"]
+Phase = Literal["train", "evaluate", "check", "membership", "statistics", "cluster"]
 RoundKind = Literal[
-    "train.contribute", "evaluate.histogram", "evaluate.membership", "explore.statistics", "explore.cluster"
+    "train.contribute",
+    "evaluate.histogram",
+    "evaluate.check",
+    "evaluate.membership",
+    "explore.statistics",
+    "explore.cluster",
 ]
 ROUND_KINDS: Mapping[Phase, RoundKind] = {
     "train": "train.contribute",
     "evaluate": "evaluate.histogram",
+    "check": "evaluate.check",
     "membership": "evaluate.membership",
     "statistics": "explore.statistics",
     "cluster": "explore.cluster",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from protocol.checks import PlannedChecks
 from protocol.evaluation import Kind, cells, kind_of
 from protocol.identifiers import Frozen, SiteName
 from protocol.membership import MOST_SCORED, Audit, PlannedMembership
@@ -60,6 +61,10 @@ class StudySpec(Proposal):
             raise ValueError(unlearnable)
         if (reason := model_misfit(self.model, self.dataset.shape)) is not None:
             raise ValueError(reason)
+        if self.training.checks is not None and self.training.check_count == 0:
+            raise ValueError("training.checks.every leaves no check before the last round: choose a smaller number")
+        if self.training.checks is not None and self.tuning is not None:
+            raise ValueError("a study with tuning scores its runs instead of checking between rounds: leave one out")
         if len(set(self.recipients)) != len(self.recipients):
             raise ValueError("recipients names a site twice")
         return self
@@ -105,18 +110,21 @@ class StudyPlan(Plan):
     noise_multiplier: sigma at sampling_rate over spec.steps for (epsilon, delta); evaluation_multiplier: sigma of
     the score histograms over spec.evaluations (0 in exact mode). epsilon_worst_site, epsilon_evaluation_worst_site:
     of a site's training and held-out patients if all others collude; the latter is None in exact mode. membership: the
-    audit before the release; None where there is none.
+    audit before the release, checks: those of the model between rounds; None where there are none.
     """
 
     spec: StudySpec
     evaluation_multiplier: Annotated[float, Field(ge=0)]
     epsilon_evaluation_worst_site: Annotated[float, Field(gt=0)] | None
     membership: PlannedMembership | None = None
+    checks: PlannedChecks | None = None
 
     @model_validator(mode="after")
     def _worst_case_of_its_mode(self) -> StudyPlan:
         if (self.epsilon_evaluation_worst_site is None) != (self.spec.evaluation.mode == "exact"):
             raise ValueError("epsilon_evaluation_worst_site is stated for a noised evaluation, and for no other")
+        if (self.checks is None) != (self.spec.training.check_count == 0):
+            raise ValueError("the plan states what checks cost where the study has checks, and nowhere else")
         return self
 
     @property
@@ -135,18 +143,32 @@ class StudyPlan(Plan):
         of the model that is released, which for a study without tuning is the only run's score."""
         rounds, stages = self.spec.training.rounds, list[Stage]()
         for run in range(self.spec.runs):
-            stages += [Stage("train", run * rounds + 1, rounds), Stage("evaluate", run + 1, 1, held_out=True)]
+            stages += [*self._run_stages(run * rounds), Stage("evaluate", run + 1, 1, held_out=True)]
         if self.spec.tuning is not None:
             stages.append(Stage("evaluate", self.spec.runs + 1, 1, held_out=True))
         if self.membership is not None:
             stages.append(Stage("membership", 1, 1, held_out=True))
         return tuple(stages)
 
+    def _run_stages(self, before: int) -> tuple[Stage, ...]:
+        """The rounds of one run, after `before` of earlier ones, with the checks between them."""
+        training, stages, done = self.spec.training, list[Stage](), before
+        for number in range(1, training.check_count + 1):
+            assert training.checks is not None
+            stages.append(Stage("train", done + 1, training.checks.every))
+            stages.append(Stage("check", number, 1, held_out=True))
+            done += training.checks.every
+        return *stages, Stage("train", done + 1, before + training.rounds - done)
+
     @property
     def attempts(self) -> Mapping[Phase, int]:
         """The most attempts of each phase, over all its rounds, that the noise is calibrated for."""
         most: dict[Phase, int] = {"train": self.spec.attempts, "evaluate": self.spec.evaluations}
-        return most if self.membership is None else {**most, "membership": self.spec.audit.membership.attempts}
+        if self.spec.training.checks is not None and self.checks is not None:
+            most["check"] = self.spec.training.check_count + self.spec.training.checks.retries
+        if self.membership is not None:
+            most["membership"] = self.spec.audit.membership.attempts
+        return most
 
     def run_of(self, phase: Phase, round_number: int) -> int:
         """The run that a round belongs to, from 1. What asks about the chosen model (the last evaluation of a study
@@ -193,7 +215,7 @@ class StudyPlan(Plan):
 
     def secure_sum(self, phase: Phase, cohort: Iterable[str]) -> SecureSum:
         """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients, or in local mode of the
-        changes of the model, each times its site's `patients_share`. evaluate: one count per
+        changes of the model, each times its site's `patients_share`. evaluate and check: one count per
         held-out patient, in cells as `protocol.evaluation` lays them out. membership: one count per patient that is
         scored, in `bins` cells for non-members, then as many for members. KeyError for a site outside the plan."""
         sites = [self.site(name) for name in cohort]
@@ -229,12 +251,16 @@ class StudyPlan(Plan):
                 noise_multiplier=self.membership.noise_multiplier,
                 length=2 * self.spec.audit.membership.bins,
             )
-        exact = self.spec.evaluation.mode == "exact"
+        exact, multiplier = self.spec.evaluation.mode == "exact", self.evaluation_multiplier
+        if phase == "check":
+            if self.checks is None:
+                raise KeyError(phase)
+            exact, multiplier = False, self.checks.noise_multiplier
         return SecureSum(
             clip=1.0,
             sites=len(sites),
             tolerated=tolerated,
             largest_batch=sum(max(site.held_out, MINIMUM_CELL) for site in sites),  # 0 stands for 10 or fewer
-            noise_multiplier=None if exact else self.evaluation_multiplier,
+            noise_multiplier=None if exact else multiplier,
             length=cells(self.kind, self.spec.evaluation.bins),
         )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from protocol.checks import Checks
 from protocol.identifiers import Frozen
 from protocol.proposal import Mode
 
@@ -29,6 +30,7 @@ class Training(Frozen):
     local: `local_steps` private steps a round at each site with learning_rate and momentum, momentum beginning anew
     with each round; what a site sends, its model's change, is at most `largest_delta` in L2, and `server` says what
     becomes of the mean of these. The weights that are released are the mean of the `average_last` share of the rounds.
+    checks: of the model between rounds, if any.
     """
 
     rounds: Annotated[int, Field(ge=1, le=10_000)]
@@ -40,6 +42,12 @@ class Training(Frozen):
     local_steps: Annotated[int, Field(ge=1, le=1000)] = 1
     largest_delta: Annotated[float, Field(gt=0, le=1e6)] | None = None
     server: ServerRule | None = None
+    checks: Checks | None = None
+
+    @property
+    def check_count(self) -> int:
+        """How many checks there are between the rounds."""
+        return 0 if self.checks is None else (self.rounds - 1) // self.checks.every
 
     def misfit(self, mode: Mode) -> str | None:
         """Why these fields do not go with the mode, or None."""

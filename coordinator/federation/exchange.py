@@ -39,6 +39,7 @@ Kind = Literal[
     "query.probe",
     "train.contribute",
     "evaluate.histogram",
+    "evaluate.check",
     "evaluate.membership",
     "explore.statistics",
     "explore.cluster",

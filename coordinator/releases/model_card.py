@@ -238,6 +238,15 @@ def _privacy(epsilon: EpsilonStatement) -> str:
             f"and held out alike; {epsilon.epsilon_membership_worst_site:.3f} in the worst case for one site."
         ]
     )
+    checks = (
+        []
+        if epsilon.epsilon_checks is None or epsilon.epsilon_checks_worst_site is None
+        else [
+            f"- Checks between rounds: epsilon {epsilon.epsilon_checks:.3f} more for held-out patients; "
+            f"{epsilon.epsilon_checks_worst_site:.3f} in the worst case for one site. {epsilon.rounds_undone} of the "
+            "rounds were given up after a check."
+        ]
+    )
     to_date = ", ".join(f"{site} {value:.3f}" for site, value in sorted(epsilon.epsilon_cohort_to_date.items()))
     return "\n".join(
         [
@@ -248,6 +257,7 @@ def _privacy(epsilon: EpsilonStatement) -> str:
             f"- Worst case for one site (all others collude, or secure aggregation fails): "
             f"epsilon {epsilon.epsilon_worst_site:.3f} for patients trained on; {held_out}.",
             *audit,
+            *checks,
             f"- Promised to each hospital's patients so far, over all studies that trained at this coordinator: "
             f"{to_date or 'not reported'}. A hospital's own ledger goes by patient and knows of others too.",
             f"- Accounted for {epsilon.steps_charged} steps; {epsilon.rounds_executed} rounds were executed in "

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib import metadata
+from typing import Literal
 
 import numpy as np
 
@@ -54,21 +55,24 @@ class Evidence:
     earlier: tuple[Plan, ...]
     created_at: str
     selection: Selection | None = None
+    rounds_undone: int = 0
 
 
-def evaluate_histogram(plan: StudyPlan, cohort: tuple[str, ...], counts: Float64) -> EvaluationReport:
+def evaluate_histogram(
+    plan: StudyPlan, cohort: tuple[str, ...], counts: Float64, phase: Literal["evaluate", "check"] = "evaluate"
+) -> EvaluationReport:
     """What the sum of the cohort's histograms says. counts: as decoded, laid out as `protocol.evaluation.cells` has it.
 
     The simulation behind the intervals is seeded with the counts, so that anybody who holds them gets the same.
     Raises PrivacyError for counts that are not finite.
     """
-    planned = plan.secure_sum("evaluate", cohort)
+    planned = plan.secure_sum(phase, cohort)
     noise_std = noise_std_of(planned)
     if planned.noise_multiplier is None:
         counts = np.rint(counts)
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(to_bytes(counts)).digest(), "big"))
     common = {
-        "mode": plan.spec.evaluation.mode,
+        "mode": "exact" if planned.noise_multiplier is None else "noised",
         "outside_guarantee": planned.noise_multiplier is None,
         "held_out": sum(plan.site(site).held_out for site in cohort),
         "bins": plan.spec.evaluation.bins,
@@ -143,6 +147,9 @@ def epsilon_statement(evidence: Evidence) -> EpsilonStatement:
         epsilon_evaluation_worst_site=plan.epsilon_evaluation_worst_site,
         epsilon_membership=None if plan.membership is None else plan.membership.epsilon,
         epsilon_membership_worst_site=None if plan.membership is None else plan.membership.epsilon_worst_site,
+        epsilon_checks=None if plan.checks is None else plan.checks.epsilon,
+        epsilon_checks_worst_site=None if plan.checks is None else plan.checks.epsilon_worst_site,
+        rounds_undone=evidence.rounds_undone,
         steps_charged=spec.steps,
         rounds_executed=evidence.rounds_executed,
         attempts=evidence.attempts,

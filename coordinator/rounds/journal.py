@@ -14,9 +14,10 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append
 from coordinator.rounds.attempts import Outcome, request_of
+from coordinator.rounds.checks import Verdict
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
 from coordinator.rounds.states import TRAIN, Attempt, Design, FailureCode, Progress
-from coordinator.rounds.tables import Candidate, StudyRound
+from coordinator.rounds.tables import Candidate, ModelCheck, StudyRound
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import StudyState
@@ -150,6 +151,17 @@ class Journal:
                 "attempts": after.steps(TRAIN),
             },
             labels={"evaluation_mode": report.mode, "measure": report.kind},
+        )
+
+    def checked(self, session: Session, row: ModelCheck, verdict: Verdict, *, before: str, after: str) -> None:
+        """model.checked: kept, or rolled back to the model of the last check that passed."""
+        score = {} if row.value is None else {"score": row.value, "against": verdict.against}
+        self._append(
+            session,
+            EventType.MODEL_CHECKED,
+            digests={"model_before": before, "model": after},
+            numbers={"check": row.round, "rounds": row.rounds, "undone": row.undone, **score},
+            labels={"decision": "rolled-back" if row.fell else "kept", "reason": "score-fell" if row.fell else "none"},
         )
 
     def audited(self, session: Session, row: Candidate, report: MembershipReport) -> None:

@@ -19,6 +19,7 @@ from coordinator.rounds.tables import (
     Candidate,
     ExplorationRecord,
     KeySetup,
+    ModelCheck,
     ModelState,
     NoisedSum,
     RoundAttempt,
@@ -172,6 +173,21 @@ class RoundRepository:
             raise Conflict(f"The stored model of study {study} is damaged.", "Restore the database from a backup.")
         return point
 
+    def checks(self, study: str) -> list[ModelCheck]:
+        """The checks between rounds, in order."""
+        query = select(ModelCheck).where(col(ModelCheck.study) == study).order_by(col(ModelCheck.round))
+        return list(self._session.exec(query))
+
+    def add_check(self, row: ModelCheck) -> None:
+        """Store one, once."""
+        self._session.add(row)
+        self._flush(row.study)
+
+    def restore_model(self, study: str, point: ModelPoint) -> None:
+        """Put an earlier model in the place of the round's own. AnotherDriver where the stored one is of another
+        round: the number of rounds never goes back."""
+        self._replace_model(study, point, run=point.run, rounds=point.rounds)
+
     def start_model(self, study: str, point: ModelPoint) -> None:
         """Store the initial model."""
         self._session.add(_model_row(study, point))
@@ -179,15 +195,17 @@ class RoundRepository:
 
     def advance_model(self, study: str, point: ModelPoint) -> None:
         """Replace the model of the round, or of the run, before. AnotherDriver where the stored one is another."""
+        if point.rounds:
+            self._replace_model(study, point, run=point.run, rounds=point.rounds - 1)
+        else:
+            self._replace_model(study, point, run=point.run - 1)
+
+    def _replace_model(self, study: str, point: ModelPoint, *, run: int, rounds: int | None = None) -> None:
         row = _model_row(study, point)
-        before = (
-            (col(ModelState.run) == point.run, col(ModelState.rounds) == point.rounds - 1)
-            if point.rounds
-            else (col(ModelState.run) == point.run - 1,)
-        )
+        stored = col(ModelState.study) == study, col(ModelState.run) == run
         statement = (
             update(ModelState)
-            .where(col(ModelState.study) == study, *before)
+            .where(*stored, *(() if rounds is None else (col(ModelState.rounds) == rounds,)))
             .values(
                 run=row.run,
                 entry=row.entry,
@@ -214,8 +232,9 @@ class RoundRepository:
         return list(self._session.exec(query.order_by(col(StudyRound.phase).desc(), col(StudyRound.round))))
 
     def latest_round(self, study: str) -> StudyRound | None:
-        """The round that was committed last, evaluations apart."""
-        query = select(StudyRound).where(col(StudyRound.study) == study, col(StudyRound.phase) != "evaluate")
+        """The round that was committed last, evaluations, checks and audits apart."""
+        trained = col(StudyRound.phase).not_in(("evaluate", "check", "membership"))
+        query = select(StudyRound).where(col(StudyRound.study) == study, trained)
         order = col(StudyRound.committed_at).desc(), col(StudyRound.phase), col(StudyRound.round).desc()
         return self._session.exec(query.order_by(*order).limit(1)).first()
 
@@ -253,6 +272,7 @@ class RoundRepository:
     def result(self, study: str) -> ExplorationRecord | None:
         """What the exploration found, once it is completed."""
         return self._session.get(ExplorationRecord, study)
+
     def add_run(self, study: str, run: Run, report: EvaluationReport) -> None:
         """Store a run that was scored."""
         self._session.add(

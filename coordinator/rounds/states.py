@@ -17,6 +17,7 @@ from protocol.round import Phase
 
 TRAIN: Phase = "train"
 EVALUATE: Phase = "evaluate"
+CHECK: Phase = "check"
 MEMBERSHIP: Phase = "membership"
 OPTIONAL = frozenset({MEMBERSHIP})
 """Phases that come last and without which there is a candidate all the same."""
@@ -267,8 +268,8 @@ def _or_without(phase: Phase, action: Await | Begin | Fail) -> Await | Begin | G
 
 
 def _exhausted(phase: Phase, abandoned: int, design: Design) -> Fail:
-    if phase in (EVALUATE, MEMBERSHIP):
-        what = "evaluations" if phase == EVALUATE else "membership audits"
+    if phase in (EVALUATE, CHECK, MEMBERSHIP):
+        what = {EVALUATE: "evaluations", CHECK: "checks"}.get(phase, "membership audits")
         detail = f"all {design.attempts[phase]} planned {what} missed a site"
         return Fail(FailureCode.EVALUATION_EXHAUSTED, detail)
     detail = f"{abandoned} attempts were abandoned and the noise is calibrated for {design.retries(phase)}"

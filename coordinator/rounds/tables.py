@@ -120,6 +120,28 @@ class TunedRun(Table, table=True):
     report: str
 
 
+class ModelCheck(Table, table=True):
+    """A check between rounds. value, low, high: the headline score with its interval, from the noised histogram. fell:
+    whether the model was given up; a model that was kept is stored as ModelState has it. rounds: of training so far;
+    undone: those given up here."""
+
+    __tablename__ = "model_check"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    round: int = Field(primary_key=True)
+    rounds: int
+    undone: int
+    value: float | None
+    low: float | None
+    high: float | None
+    fell: bool
+    weights: bytes | None = Field(default=None, sa_type=LargeBinary)
+    velocity: bytes | None = Field(default=None, sa_type=LargeBinary)
+    average: bytes | None = Field(default=None, sa_type=LargeBinary)
+    second: bytes | None = Field(default=None, sa_type=LargeBinary)
+    averaged: int
+
+
 class Candidate(Table, table=True):
     """What the rounds came to: the weights a release is made of, and the evidence that goes with them (JSON).
 

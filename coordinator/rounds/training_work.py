@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from sqlmodel import Session
 
+from coordinator.rounds.checks import judge_check
 from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.journal import Journal
+from coordinator.rounds.kept_models import Passed, check_row, passed_of
 from coordinator.rounds.membership import membership_report
 from coordinator.rounds.optimiser import (
     ModelPoint,
@@ -19,7 +22,7 @@ from coordinator.rounds.optimiser import (
 )
 from coordinator.rounds.repository import RoundRepository
 from coordinator.rounds.runs import Run, first_point, is_last, point_after, scored, selection_of
-from coordinator.rounds.states import MEMBERSHIP, TRAIN, Attempt, Progress
+from coordinator.rounds.states import CHECK, MEMBERSHIP, TRAIN, Attempt, Progress
 from coordinator.rounds.work import Taken
 from coordinator.studies.states import StudyState
 from privacy.entropy import Float64
@@ -39,6 +42,8 @@ class TrainingWork:
         self._now = now
         self._point: ModelPoint | None = None
         self._runs: tuple[Run, ...] = ()
+        self._passed: Passed | None = None
+        self._checked_rounds = 0
 
     def resume(self, session: Session) -> None:
         """The model after the last committed round, or the plan's first one."""
@@ -48,6 +53,9 @@ class TrainingWork:
         if self._point is None:
             self._point = first_point(self._plan, self._plan_digest)
             rounds.start_model(spec.study, self._point)
+        checks = rounds.checks(spec.study)
+        self._checked_rounds = checks[-1].rounds if checks else 0
+        self._passed = next((passed for row in reversed(checks) if (passed := passed_of(row)) is not None), None)
 
     @property
     def entry(self) -> int:
@@ -55,13 +63,15 @@ class TrainingWork:
         return self._at.entry
 
     def body(self, phase: Phase) -> bytes:
-        """The weights of the round, or the candidate's."""
-        return self._at.vector() if phase == TRAIN else to_bytes(candidate_weights(self._at))
+        """The weights of the round, a check's too, or the candidate's."""
+        return self._at.vector() if phase in (TRAIN, CHECK) else to_bytes(candidate_weights(self._at))
 
     def take(self, closed: Attempt, total: Float64, after: Progress) -> Taken:
         """The next model, a run's score, the candidate with what the histogram says of it, or what the attack found."""
         if closed.phase == MEMBERSHIP:
             return self._audited(membership_report(self._plan, closed.cohort, total), after)
+        if closed.phase == CHECK:
+            return self._check(closed, total)
         if closed.phase == TRAIN:
             return self._step(closed, total, after)
         if is_last(self._plan, self._at):
@@ -132,6 +142,33 @@ class TrainingWork:
             adopt=adopt,
         )
 
+    def _check(self, closed: Attempt, histogram: Float64) -> Taken:
+        """Keep the model, or go back to the last one that passed. The number of rounds stays: none is repeated."""
+        spec, at = self._plan.spec, self._at
+        assert spec.training.checks is not None
+        report = evaluate_histogram(self._plan, closed.cohort, histogram, "check")
+        earlier = self._passed
+        verdict = judge_check(report, None if earlier is None else earlier.score, spec.training.checks.tolerance)
+        point = at
+        if verdict.fell:
+            good = first_point(self._plan, self._plan_digest) if earlier is None else earlier.point
+            point = replace(good, rounds=at.rounds)
+        row = check_row(spec.study, closed.round, at, verdict, undone=at.rounds - self._checked_rounds)
+
+        def keep(session: Session) -> None:
+            rounds = RoundRepository(session)
+            if verdict.fell:
+                rounds.restore_model(spec.study, point)
+            rounds.add_check(row)
+            self._journal.checked(session, row, verdict, before=at.digest, after=point.digest)
+
+        def adopt() -> None:
+            self._point, self._checked_rounds = point, at.rounds
+            if not verdict.fell and verdict.score.value is not None:
+                self._passed = Passed(verdict.score.value, at)
+
+        return Taken(norm=None, before=at.digest, after=point.digest, becomes=None, keep=keep, adopt=adopt)
+
     def _judge(self, closed: Attempt, histogram: Float64, after: Progress) -> Taken:
         study = self._plan.spec.study
         report = evaluate_histogram(self._plan, closed.cohort, histogram)
@@ -149,6 +186,7 @@ class TrainingWork:
                 earlier=rounds.other_trained_plans(study),
                 created_at=self._now(),
                 selection=selection_of(self._plan, self._runs),
+                rounds_undone=sum(row.undone for row in rounds.checks(study)),
             )
             row = candidate_row(evidence, weights)
             rounds.add_candidate(row)

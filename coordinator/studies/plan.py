@@ -15,6 +15,7 @@ from privacy.auditing.membership import audit_multiplier, worth_asking
 from privacy.evaluation.histogram import check_bins
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.canonical import digest
+from protocol.checks import PlannedChecks
 from protocol.dataset import DatasetSchema
 from protocol.errors import CloisterError
 from protocol.membership import MOST_SCORED, PlannedMembership
@@ -103,6 +104,21 @@ def calibrate(spec: StudySpec, sites: int) -> Calibration:
         epsilon_worst_site=epsilon(mechanism(spec, alone)),
         evaluation_multiplier=evaluation,
         epsilon_evaluation_worst_site=evaluation_worst,
+    )
+
+
+def plan_checks(spec: StudySpec) -> PlannedChecks | None:
+    """The noise of the checks between rounds among all invited sites and what they cost; None where there are none."""
+    asked, count = spec.training.checks, spec.training.check_count
+    if asked is None or count == 0:
+        return None
+    privacy, attempts, sites = spec.privacy, count + asked.retries, len(spec.invited)
+    sigma = gaussian_multiplier_for(asked.epsilon, privacy.delta) * math.sqrt(attempts)
+    alone = site_noise_multiplier(sigma, sites, privacy.colluders + privacy.dropouts)
+    return PlannedChecks(
+        noise_multiplier=sigma,
+        epsilon=repeated_gaussian_epsilon(sigma, attempts, privacy.delta),
+        epsilon_worst_site=repeated_gaussian_epsilon(alone, attempts, privacy.delta),
     )
 
 
@@ -269,6 +285,7 @@ def build_plan(spec: StudySpec, papers: Papers, approvers: tuple[PlannedApprover
         epsilon=calibration.epsilon,
         epsilon_worst_site=calibration.epsilon_worst_site,
         epsilon_evaluation_worst_site=calibration.epsilon_evaluation_worst_site,
+        checks=plan_checks(spec),
         membership=plan_membership(spec, sum(min(site.held_out, MOST_SCORED) for site in papers.sites)),
         **vars(papers),
     )

@@ -28,7 +28,7 @@ class LocalData:
 class Epsilons:
     """What the site computed itself from the plan's noise: never the plan's own word. An exact evaluation has neither,
     nor has a plan without one: 0 and None. membership: of the audit, for members and non-members alike; None where
-    there is none."""
+    there is none. checks: of those between rounds, for held-out patients; likewise."""
 
     training: float
     worst_site: float
@@ -36,6 +36,8 @@ class Epsilons:
     evaluation_worst_site: float | None
     membership: float | None = None
     membership_worst_site: float | None = None
+    checks: float | None = None
+    checks_worst_site: float | None = None
 
 
 def consent_facts(
@@ -80,6 +82,7 @@ def consent_facts(
                 epsilons.worst_site,
                 epsilons.evaluation_worst_site,
                 epsilons.membership_worst_site,
+                epsilons.checks_worst_site,
             ),
         ),
         "dataset": dataset,

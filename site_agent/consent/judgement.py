@@ -79,7 +79,15 @@ def own_epsilons(plan: AnyPlan) -> Epsilons:
         membership = repeated_gaussian_epsilon(sigma, asked, delta)
         membership_alone = site_noise_multiplier(sigma, len(plan.sites), tolerated)
         membership_worst = repeated_gaussian_epsilon(membership_alone, asked, delta)
+    checks, checks_worst = None, None
+    if plan.checks is not None:
+        delta, noise, asked = spec.privacy.delta, plan.checks.noise_multiplier, plan.attempts["check"]
+        checks = repeated_gaussian_epsilon(noise, asked, delta)
+        checks_alone = site_noise_multiplier(noise, len(plan.sites), tolerated)
+        checks_worst = repeated_gaussian_epsilon(checks_alone, asked, delta)
     return Epsilons(
+        checks=checks,
+        checks_worst_site=checks_worst,
         membership=membership,
         membership_worst_site=membership_worst,
         training=epsilon(_mechanism(plan, plan.noise_multiplier)),
@@ -121,11 +129,16 @@ def charges(plan: AnyPlan, epsilons: Epsilons) -> tuple[Charge, ...]:
     evaluation = Charge("evaluate", held_out=True, epsilon=epsilons.evaluation, delta=delta, steps=attempts)
     if plan.spec.evaluation.mode == "exact":
         evaluation = Charge("evaluate", held_out=True, epsilon=0.0, delta=0.0, steps=1, exact=True)
-    if epsilons.membership is None:
-        return training, evaluation
-    steps, asked = plan.attempts["membership"], epsilons.membership
-    audited = (Charge("membership", held_out, epsilon=asked, delta=delta, steps=steps) for held_out in (False, True))
-    return training, evaluation, *audited
+    further: list[Charge] = []
+    if epsilons.checks is not None:
+        steps = plan.attempts["check"]
+        further.append(Charge("check", held_out=True, epsilon=epsilons.checks, delta=delta, steps=steps))
+    if epsilons.membership is not None:
+        steps, asked = plan.attempts["membership"], epsilons.membership
+        further += [
+            Charge("membership", held_out, epsilon=asked, delta=delta, steps=steps) for held_out in (False, True)
+        ]
+    return training, evaluation, *further
 
 
 def objections(
@@ -137,7 +150,7 @@ def objections(
         *_about_papers(plan, identity),
         *_about_this_site(plan, identity, data),
         *_about_noise(plan, epsilons),
-        *(_about_the_audit(plan, epsilons) if isinstance(plan, StudyPlan) else ()),
+        *((*_about_the_audit(plan, epsilons), *_about_checks(plan, epsilons)) if isinstance(plan, StudyPlan) else ()),
         *_about_the_log(plan, identity, log_sound),
     )
 
@@ -264,6 +277,27 @@ def _about_the_evaluation(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objec
                 f"An exact evaluation over {shown} held-out patients would show single patients.",
                 "Ask for a noised evaluation.",
             )
+
+
+def _about_checks(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:
+    asked, planned = plan.spec.training.checks, plan.checks
+    if asked is None or planned is None or epsilons.checks is None or epsilons.checks_worst_site is None:
+        return
+    again = "Ask for a plan whose noise keeps its promise; do not grant this one."
+    if epsilons.checks > min(asked.epsilon, planned.epsilon) * (1 + TOLERANCE):
+        yield Objection(
+            "checks-noise",
+            f"The checks promise epsilon {min(asked.epsilon, planned.epsilon):.4g}; their noise gives "
+            f"{epsilons.checks:.4g} over {plan.attempts['check']} attempts.",
+            again,
+        )
+    if epsilons.checks_worst_site > planned.epsilon_worst_site * (1 + TOLERANCE):
+        yield Objection(
+            "checks-worst-case",
+            f"The plan states a worst case of epsilon {planned.epsilon_worst_site:.4g} for the checks; this site "
+            f"computes {epsilons.checks_worst_site:.4g}.",
+            again,
+        )
 
 
 def _about_the_audit(plan: StudyPlan, epsilons: Epsilons) -> Iterator[Objection]:

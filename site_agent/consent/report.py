@@ -36,6 +36,8 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
             "worst_case_computed_here": review.epsilons.worst_site,
             "evaluation_computed_here": review.epsilons.evaluation,
             "evaluation_worst_case_computed_here": review.epsilons.evaluation_worst_site,
+            "checks_computed_here": review.epsilons.checks,
+            "checks_worst_case_computed_here": review.epsilons.checks_worst_site,
             "membership_computed_here": review.epsilons.membership,
             "membership_worst_case_computed_here": review.epsilons.membership_worst_site,
             "promised": spec.privacy.epsilon,
@@ -102,7 +104,7 @@ def review_text(review: Review, site: str) -> str:
         f"  {what:19} epsilon {review.epsilons.training:.4g} at delta {spec.privacy.delta:g} (promised: "
         f"{spec.privacy.epsilon:g})",
         f"  should all others collude  epsilon {review.epsilons.worst_site:.4g} for this site's patients",
-        *((*_evaluation_worst_line(review), *_membership_line(review)) if isinstance(plan, StudyPlan) else ()),
+        *(_lines_of_training(review) if isinstance(plan, StudyPlan) else ()),
         *(_cost_line(cost) for cost in review.costs),
         "",
         f"Sites ({spec.minimum_sites} at least in every round), compare the fingerprints by telephone:",
@@ -221,6 +223,20 @@ def _evaluation_worst_line(review: Review) -> list[str]:
     if worst is None:
         return ["  should all others collude  they see this site's exact counts of held-out patients: no epsilon"]
     return [f"  should all others collude  epsilon {worst:.4g} for this site's held-out patients"]
+
+
+def _lines_of_training(review: Review) -> list[str]:
+    return [*_evaluation_worst_line(review), *_checks_line(review), *_membership_line(review)]
+
+
+def _checks_line(review: Review) -> list[str]:
+    epsilons = review.epsilons
+    if epsilons.checks is None:
+        return []
+    return [
+        f"  checks of the model epsilon {epsilons.checks:.4g} for held-out patients; should all others collude "
+        f"{epsilons.checks_worst_site:.4g}"
+    ]
 
 
 def _membership_line(review: Review) -> list[str]:

@@ -161,8 +161,11 @@ def measures_what_was_planned(plan: StudyPlan, report: EvaluationReport) -> bool
 
 
 def _audits_what_was_planned(plan: StudyPlan, subject: ReleaseSubject) -> bool:
-    """Whether the audit's cost is the plan's, and its figures, where it ran, are of the planned patients at most."""
+    """Whether the cost of checks and audit is the plan's, and the audit is of the planned patients at most."""
     planned, told, report = plan.membership, subject.epsilon, subject.membership
+    checks = (None, None) if plan.checks is None else (plan.checks.epsilon, plan.checks.epsilon_worst_site)
+    if (told.epsilon_checks, told.epsilon_checks_worst_site) != checks:
+        return False
     if planned is None:
         return report is None and told.epsilon_membership is None and told.epsilon_membership_worst_site is None
     if (told.epsilon_membership, told.epsilon_membership_worst_site) != (planned.epsilon, planned.epsilon_worst_site):

@@ -57,7 +57,7 @@ class WorkerState:
                 return self._self_test()
             case "train":
                 return self._train(header, body)
-            case "evaluate":
+            case "evaluate" | "check":
                 return self._evaluate(header, body)
             case "membership":
                 return self._membership(header, body)

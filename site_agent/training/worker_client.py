@@ -199,7 +199,7 @@ def _step(plan: AnyPlan, phase: Phase, site: str) -> dict[str, Any]:
                     "share": plan.patients_share((site,)),
                 }
             return step
-        case "evaluate":
+        case "evaluate" | "check":
             return {"cells": plan.secure_sum(phase, plan.names).length}
         case "membership":
             prediction = PREDICTIONS[kind_of(plan.spec.dataset)]

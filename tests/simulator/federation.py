@@ -120,11 +120,13 @@ class KnownWorker:
         self.returned: dict[str, list[np.ndarray]] = defaultdict(list)
         self.noisy_steps = 0
         self.fails = False
+        self.poisoned: Callable[[str], bool] = lambda _model: False
 
     def reset(self) -> None:
         """Forget what was computed so far."""
         self.returned.clear()
         self.noisy_steps, self.fails = 0, False
+        self.poisoned = lambda _model: False
 
     def open(self, plan: StudyPlan, snapshot: str) -> None:
         del plan, snapshot
@@ -135,6 +137,8 @@ class KnownWorker:
         del round_number
         if phase == "evaluate":
             return self._evaluate(plan, body, noise_std)
+        if phase == "check":
+            return self._check(plan, body, noise_std or 0.0)
         if phase == "membership":
             return self._attack(plan, body, noise_std or 0.0)
         return self._train(plan, body, noise_std or 0.0)
@@ -151,6 +155,15 @@ class KnownWorker:
         counts = np.concatenate([np.linspace(3, 1, bins), np.linspace(1, 3, bins)]).round()
         noise = 0.0 if noise_std is None else self._draw.normal(0.0, noise_std, counts.size)
         return self._give(parameters, counts + noise)
+
+    def _check(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
+        """Many patients, told apart well, or the wrong way round where `poisoned` says so of the model."""
+        bins = plan.spec.evaluation.bins
+        # 80 patients a site at most are planned for: beyond that the sum would wrap.
+        half = 40.0 * np.arange(bins) / np.arange(bins).sum()
+        counts = np.concatenate([half[::-1], half])
+        counts = np.concatenate([half, half[::-1]]) if self.poisoned(sha256_hex(parameters)) else counts
+        return self._give(parameters, counts + self._draw.normal(0.0, noise_std, counts.size))
 
     def _attack(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
         bins = plan.spec.audit.membership.bins

@@ -73,7 +73,9 @@ def test_a_study_is_listed_reviewed_granted_and_withdrawn(
 ) -> None:
     signed = offer(stage, "one-life")
     listed = json.loads(run("studies", "list", "--json").output)
-    assert listed == [{"study": "one-life", "state": "consenting", "plan_digest": signed.digest, "answer": "open"}]
+    assert listed == [
+        {"study": "one-life", "state": "consenting", "plan_digest": signed.digest, "answer": "open", "shut_out": False}
+    ]
     reviewed = json.loads(run("studies", "review", "one-life", "--json").output)
     assert reviewed["grantable"] is True
     assert reviewed["costs"][0]["ledger_before"]["epsilon"] == 0

@@ -194,6 +194,24 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study", name=op.f("pk_key_setup")),
     )
     op.create_table(
+        "model_check",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("round", sa.Integer(), nullable=False),
+        sa.Column("rounds", sa.Integer(), nullable=False),
+        sa.Column("undone", sa.Integer(), nullable=False),
+        sa.Column("value", sa.Float(), nullable=True),
+        sa.Column("low", sa.Float(), nullable=True),
+        sa.Column("high", sa.Float(), nullable=True),
+        sa.Column("fell", sa.Boolean(), nullable=False),
+        sa.Column("weights", sa.LargeBinary(), nullable=True),
+        sa.Column("velocity", sa.LargeBinary(), nullable=True),
+        sa.Column("average", sa.LargeBinary(), nullable=True),
+        sa.Column("second", sa.LargeBinary(), nullable=True),
+        sa.Column("averaged", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_model_check_study_study")),
+        sa.PrimaryKeyConstraint("study", "round", name=op.f("pk_model_check")),
+    )
+    op.create_table(
         "model_state",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("rounds", sa.Integer(), nullable=False),
@@ -422,6 +440,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_person_invitation_person"), table_name="person_invitation")
     op.drop_table("person_invitation")
     op.drop_table("model_state")
+    op.drop_table("model_check")
     op.drop_table("key_setup")
     op.drop_table("tuned_run")
     op.drop_table("noised_sum")
