@@ -19,7 +19,7 @@ from protocol.consent import PLAN_TYPE
 from protocol.dataset import NumberLabel
 from protocol.envelope import Envelope, open_json
 from protocol.errors import VerificationFailed
-from protocol.evaluation import EvaluationReport, RegressionReport, kind_of, residual_limit
+from protocol.evaluation import LOWER_IS_BETTER, EvaluationReport, RegressionReport, kind_of, residual_limit
 from protocol.identifiers import Frozen, Role
 from protocol.merkle import leaf_hash
 from protocol.release import (
@@ -33,6 +33,7 @@ from protocol.release import (
     Approval,
     ReleasePredicate,
     ReleaseSubject,
+    Selection,
 )
 from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
@@ -145,6 +146,8 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
         raise VerificationFailed("The release reports another kind of evaluation than the plan has.", _REMEDY)
     if not _audits_what_was_planned(plan, subject):
         raise VerificationFailed("The release reports another membership audit than the plan has.", _REMEDY)
+    if not _chose_as_planned(plan, told.selection):
+        raise VerificationFailed("The release says of its choice among runs what the plan does not allow.", _REMEDY)
     if not set(subject.recipients) <= set(plan.spec.recipients):
         raise VerificationFailed("The release names a recipient that the plan does not.", _REMEDY)
     return KeysTrusted(fetched, plan, subject, predicate)
@@ -158,6 +161,29 @@ def measures_what_was_planned(plan: StudyPlan, report: EvaluationReport) -> bool
     if not isinstance(report, RegressionReport) or not isinstance(label, NumberLabel):
         return True
     return (report.unit, report.limit, report.spread) == (label.unit, residual_limit(label), label.scale)
+
+
+def _chose_as_planned(plan: StudyPlan, selection: Selection | None) -> bool:
+    """Whether a tuned study, and no other, tells of its runs: as many as planned, none twice, the best one chosen."""
+    tuning = plan.spec.tuning
+    if tuning is None or selection is None:
+        return tuning is None and selection is None
+    runs, scores, grid = selection.runs, selection.scores, tuning.grid
+    if (selection.entries, selection.order, len(runs), len(scores)) != (
+        len(grid),
+        tuning.order,
+        tuning.count,
+        tuning.count,
+    ):
+        return False
+    declared = tuple(range(1, len(grid) + 1))
+    if len(set(runs)) != len(runs) or not set(runs) <= set(declared) or selection.chosen not in runs:
+        return False
+    if tuning.order == "declared" and runs != declared:
+        return False
+    known = [score for score in scores if score is not None]
+    best = (min if plan.kind in LOWER_IS_BETTER else max)(known) if known else None
+    return scores[runs.index(selection.chosen)] == best and selection.changes == grid[selection.chosen - 1]
 
 
 def _audits_what_was_planned(plan: StudyPlan, subject: ReleaseSubject) -> bool:

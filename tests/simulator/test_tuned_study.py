@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from coordinator.client.forecast import make_forecast
 from coordinator.client.simulation import seeded_entropy, simulate, simulated_plan
+from coordinator.client.spec_file import load_spec
+from coordinator.releases.model_card import _selection
 from coordinator.rounds.attempts import grid_of, request_of
 from coordinator.rounds.optimiser import ModelPoint
-from coordinator.rounds.runs import Run, best_of, point_after, searched_entry
+from coordinator.rounds.runs import Run, best_of, point_after, searched_entry, selection_of
 from coordinator.studies.plan import calibrate, tuning_account
 from coordinator.studies.states import StudyState
 from privacy.accounting.epsilon import epsilon
@@ -24,6 +29,8 @@ from protocol.release import EpsilonStatement
 from protocol.round import ROUND_REQUEST_TYPE, Packet, RoundRequest
 from protocol.study import StudyPlan, StudySpec
 from site_agent.consent.judgement import charges, own_epsilons
+from site_agent.consent.report import _tuning_lines
+from site_agent.releases.trusted_release import _chose_as_planned
 from tests.simulator import invariants
 from tests.simulator.federation import NAMES, PASS, Delivery, Federation, study_spec
 from tests.simulator.test_simulation_agrees import COHORTS, HELD_OUT, PATIENTS
@@ -251,6 +258,44 @@ def test_the_best_score_wins_the_earliest_of_equals_and_an_undefined_one_last() 
     assert (point.run, point.entry, point.averaged) == (4, 2, 1)
     assert isinstance(point, ModelPoint)
     np.testing.assert_array_equal(point.average, [2.0])
+
+
+def test_a_release_must_tell_of_the_runs_that_were_planned_and_choose_the_best() -> None:
+    plan = _plan()
+    runs = [_run(1, 1, 0.6), _run(2, 2, 0.8), _run(3, 3, None)]
+    said = selection_of(plan, runs)
+    assert said is not None
+    assert said.chosen == 2
+    assert _chose_as_planned(plan, said)
+    assert not _chose_as_planned(plan, None)
+    for wrong in (
+        {"runs": (1, 2), "scores": (0.6, 0.8)},
+        {"chosen": 1, "changes": plan.spec.tuning.grid[0]},  # type: ignore[union-attr]
+        {"changes": plan.spec.tuning.grid[0]},  # type: ignore[union-attr]
+        {"runs": (2, 1, 3)},
+        {"entries": 4},
+        {"order": "searched"},
+    ):
+        assert not _chose_as_planned(plan, said.model_copy(update=wrong)), wrong
+    card = "\n".join(_selection(said))
+    assert "best of 3 runs over a declared grid of 3 entries (entry 2)" in card
+    assert "undefined" in card
+    assert "lean upwards" in card
+
+
+def test_what_tuning_costs_is_shown_before_anybody_consents(tmp_path: Path) -> None:
+    spec = study_spec(**TUNED)
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps(spec.model_dump(mode="json")))
+    made, problems, _ = make_forecast(load_spec(file), None)
+    assert made is not None
+    assert not problems
+    assert "tuning: 3 runs of a grid of 3, in the order listed, 11 steps, all charged" in made.text()
+    told = made.to_dict()
+    assert told["tuning"]["dearest_run"] < told["epsilon"]["global"] <= 1.0
+    assert (told["steps"], told["mode"]) == (11, "distributed")
+    lines = "\n".join(_tuning_lines(_plan()))
+    assert "3 runs of a grid of 3: this site charges the steps of all of them, 11 in all, and 5 noised scores" in lines
 
 
 def test_a_searched_study_runs_part_of_its_grid(federation: Federation, begin: Begin) -> None:

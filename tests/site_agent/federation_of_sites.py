@@ -210,7 +210,7 @@ class Federation:
                 ),
             ),
             "noise_multiplier": sigma,
-            "evaluation_multiplier": 0.0 if exact else single * spec.evaluation.attempts**0.5,
+            "evaluation_multiplier": 0.0 if exact else single * spec.evaluations**0.5,
             "epsilon": epsilon(Mechanism(sigma, rate, spec.steps, delta)),
             "epsilon_worst_site": epsilon(Mechanism(alone, rate, spec.steps, delta)),
             "epsilon_evaluation_worst_site": None if exact else gaussian_epsilon(single_alone, delta),

@@ -13,6 +13,7 @@ import pytest
 from sqlmodel import select
 
 from protocol.round import CONTRIBUTION_TYPE, Packet
+from protocol.study import StudySpec
 from site_agent.database import transaction
 from site_agent.settings import SiteHome
 from site_agent.training.tables import CohortCharge
@@ -57,7 +58,10 @@ class Counted:
         self.site, self._folder = site, folder
         home: SiteHome = site.settings.home
         site.worker = WorkerClient(
-            home, gpu=False, command=(sys.executable, "-P", "-c", PROGRAM, str(folder), REPOSITORY)
+            home,
+            gpu=False,
+            site=site.settings.site,
+            command=(sys.executable, "-P", "-c", PROGRAM, str(folder), REPOSITORY),
         )
 
     @property
@@ -83,8 +87,9 @@ class Counted:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[tuple[Federation, dict[str, Counted]]]:
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Federation, dict[str, Counted]]]:
     made = federation(tmp_path / "sites")
+    made.spec = StudySpec.model_validate({**made.spec.model_dump(), **getattr(request, "param", {})})
     counted = {name: Counted(site, tmp_path / name) for name, site in made.hospitals.items()}
     signed = made.sign(made.plan())
     for site in made.hospitals.values():
@@ -135,3 +140,51 @@ def test_a_worker_killed_in_its_step_leaves_the_ledger_ahead_never_behind(
         charged, executed = charged + 1, executed + 1
         assert (cork.charged, cork.executed) == (charged, executed)
     assert charged == executed + 1
+
+
+LOCAL = {
+    "privacy": {"epsilon": 1.0, "delta": 1e-4, "retries": 2, "mode": "local"},
+    "training": {
+        "rounds": 3, "sampling_rate": 0.5, "clip": 0.5, "learning_rate": 1.0, "local_steps": 4, "largest_delta": 5.0,
+        "server": {"rule": "fedavg"},
+    },
+}  # fmt: skip
+TUNED = {"tuning": {"grid": [{"clip": 0.25}, {"clip": 1.0, "learning_rate": 0.5}]}}
+
+
+@pytest.mark.parametrize("world", [LOCAL], indirect=True)
+def test_a_local_round_draws_and_charges_the_noise_of_each_of_its_steps(
+    world: tuple[Federation, dict[str, Counted]],
+) -> None:
+    made, counted = world
+    signed = made.sign(made.plan())
+    cork = counted["cork"]
+    for number in (1, 2):
+        request = made.round_request(signed, number)
+        for one in counted.values():
+            assert one.answer("train.contribute", request)
+            assert one.charged == one.executed == 4 * number
+    cork.kill("after")  # in the first of the four steps
+    assert not cork.answer("train.contribute", made.round_request(signed, 3))
+    assert (cork.charged, cork.executed) == (12, 9)
+    assert cork.answer("train.contribute", made.round_request(signed, 3, 2))
+    assert (cork.charged, cork.executed) == (16, 13)
+
+
+@pytest.mark.parametrize("world", [TUNED], indirect=True)
+def test_every_run_of_a_grid_and_every_score_is_drawn_and_charged(
+    world: tuple[Federation, dict[str, Counted]],
+) -> None:
+    made, counted = world
+    signed = made.sign(made.plan())
+    order = [("train", number, 1) for number in (1, 2, 3)] + [("evaluate", 1, 1)]
+    order += [("train", number, 2) for number in (4, 5, 6)] + [("evaluate", 2, 2), ("evaluate", 3, 2)]
+    for done, (phase, number, entry) in enumerate(order, start=1):
+        kind = "train.contribute" if phase == "train" else "evaluate.histogram"
+        request = made.round_request(signed, number, phase=phase, entry=entry)
+        for one in counted.values():
+            assert one.answer(kind, request), (phase, number)
+            assert one.charged == one.executed == done
+    for one in counted.values():
+        assert not one.answer("train.contribute", made.round_request(signed, 7, entry=2))
+        assert one.charged == one.executed == 9

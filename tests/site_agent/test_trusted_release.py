@@ -16,7 +16,8 @@ from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
 from protocol.evaluation import EvaluationReport, Interval, RegressionReport, SegmentationReport
 from protocol.identifiers import Role
-from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject
+from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject, Selection
+from protocol.tuning import TuningEntry
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
 from site_agent.releases.trusted_release import TrustRoot, measures_what_was_planned, verify
 from site_agent.serving.predictor import Predictor
@@ -53,6 +54,12 @@ def made(**changes: Any) -> Callable[[], dict[str, bytes]]:
 
 def stated(**changes: float) -> EpsilonStatement:
     return SUBJECT.epsilon.model_copy(update=changes)
+
+
+def chosen() -> EpsilonStatement:
+    entry = TuningEntry(clip=1.0)
+    selection = Selection(entries=2, order="declared", runs=(1, 2), scores=(0.5, 0.9), chosen=2, changes=entry)
+    return SUBJECT.epsilon.model_copy(update={"selection": selection})
 
 
 def measured(**changes: Any) -> EvaluationReport:
@@ -104,6 +111,7 @@ ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         made(subject_changes={"epsilon": stated(epsilon_evaluation_worst_site=1.0)}),
         "another privacy loss",
     ),
+    "a choice among runs that no plan had": (made(subject_changes={"epsilon": chosen()}), "choice among runs"),
     "a smaller delta stated": (made(subject_changes={"epsilon": stated(delta=1e-9)}), "another privacy loss"),
     "an exact evaluation nobody granted": (
         made(subject_changes={"evaluation": measured(mode="exact", outside_guarantee=True)}),
