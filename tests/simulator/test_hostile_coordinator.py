@@ -63,7 +63,6 @@ class Hostile:
         recorded = compose(
             BeginAttempt("train", round_number, attempt, cohort),
             study=self.study,
-            entry=0,
             plan_digest=plan_digest or self.digest,
             model_digest=sha256_hex(vector),
             entry=0,
