@@ -57,7 +57,8 @@ def install_release(
             f"The bundle holds release {verified.subject.release}, not {release}.",
             "Name the release that the bundle holds, or fetch the right one.",
         )
-    check_own_log(settings, engine, release, (verified.logged.index, checked.files["event.json"]))
+    sealing = verified.logged.index, checked.files["event.json"]
+    check_own_log(settings, engine, release, sealing, study=verified.subject.study)
     if not dry_run:
         install(settings.home, checked)
         if file is None:

@@ -7,13 +7,19 @@ even when the coordinator would rather not tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Engine
+from sqlmodel import col, select
 
 from protocol.audit_event import EventType
 from protocol.canonical import parse
+from protocol.consent import Consent
+from protocol.envelope import Envelope
 from protocol.errors import CloisterError, Malformed, VerificationFailed
+from site_agent.consent.states import Answer
+from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
 from site_agent.settings import SiteSettings
 from site_agent.witness import repository
@@ -26,11 +32,37 @@ class ReleaseSuspended(CloisterError):
     code = "release-suspended"
 
 
-def check_entries(entries: Iterable[bytes], release: str, sealing: tuple[int, bytes] | None) -> None:
-    """Raises VerificationFailed unless the leaf of `sealing` is the entry at its index (None: not asked), and
-    ReleaseSuspended where any entry suspends the release."""
+@dataclass(frozen=True)
+class Answered:
+    """A grant of this site that the coordinator acknowledged: what the log must then tell of it."""
+
+    site: str
+    study: str
+    plan_digest: str
+    decision_digest: str
+
+    def told_by(self, entry: bytes) -> bool:
+        """Whether this entry is the one."""
+        if self.decision_digest.encode() not in entry:
+            return False
+        match parse(entry):
+            case {"event": EventType.STUDY_CONSENTED, "actor": actor, "subject": self.study, "digests": dict(digests)}:
+                return actor == f"site:{self.site}" and (digests.get("plan"), digests.get("decision")) == (
+                    self.plan_digest, self.decision_digest,
+                )  # fmt: skip
+        return False
+
+
+def check_entries(
+    entries: Iterable[bytes], release: str, sealing: tuple[int, bytes] | None, answered: Sequence[Answered] = ()
+) -> None:
+    """Raises VerificationFailed unless the leaf of `sealing` is the entry at its index (None: not asked) and all that
+    this site answered is told before it, and ReleaseSuspended where any entry suspends the release."""
     found = sealing is None
+    untold = list(answered) if sealing is not None else []
     for index, entry in enumerate(entries):
+        if untold and sealing is not None and index < sealing[0]:
+            untold = [answer for answer in untold if not answer.told_by(entry)]
         if sealing is not None and index == sealing[0]:
             if entry != sealing[1]:
                 raise VerificationFailed(
@@ -49,11 +81,31 @@ def check_entries(entries: Iterable[bytes], release: str, sealing: tuple[int, by
             f"This site's own copy of the log does not reach to the sealing of release {release} yet.",
             "Run cloister-site log check, or let the agent follow the log, then install again.",
         )
+    if untold:
+        raise VerificationFailed(
+            f"The log leaves out this site's grant for the study {untold[0].study}, which the coordinator took.",
+            "Install nothing: the log is not the whole story. Show this to the federation's auditor.",
+        )
 
 
-def check_own_log(settings: SiteSettings, engine: Engine, release: str, sealing: tuple[int, bytes] | None) -> None:
+def answered_by(engine: Engine, site: str, study: str) -> tuple[Answered, ...]:
+    """This site's standing grants for a study that the coordinator acknowledged."""
+    with transaction(engine) as session:
+        rows = session.exec(
+            select(StudyGrant).where(
+                StudyGrant.study == study, StudyGrant.state == Answer.GRANTED.value, col(StudyGrant.delivered).is_(True)
+            )
+        ).all()
+    consents = (Consent.model_validate_json(Envelope.from_bytes(row.consent).payload) for row in rows)
+    return tuple(Answered(site, study, consent.plan_digest, consent.decision_digest) for consent in consents)
+
+
+def check_own_log(
+    settings: SiteSettings, engine: Engine, release: str, sealing: tuple[int, bytes] | None,
+    *, study: str | None = None,
+) -> None:  # fmt: skip
     """`check_entries` over the site's copy, once it is found to be what the site verified; with a sealing to look up,
-    only while no alarm about the log stands.
+    only while no alarm about the log stands. `study`: the released one, whose grant by this site the log must tell.
 
     Raises VerificationFailed, ReleaseSuspended, MirrorDamaged.
     """
@@ -70,7 +122,8 @@ def check_own_log(settings: SiteSettings, engine: Engine, release: str, sealing:
     mirror, size = Mirror(settings.home.mirror), 0 if held is None else held.head.size
     if held is not None:
         mirror.verify(size, held.head.root)
-    check_entries(mirror.entries(size), release, sealing)
+    answered = answered_by(engine, settings.site, study) if study is not None else ()
+    check_entries(mirror.entries(size), release, sealing, answered)
 
 
 def _suspends(entry: bytes, release: str) -> bool:

@@ -8,13 +8,16 @@ import pytest
 
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import sha256_hex
+from protocol.consent import CONSENT_TYPE, Consent
+from protocol.envelope import seal
 from protocol.errors import VerificationFailed
 from site_agent.clock import system_clock
+from site_agent.consent.tables import StudyGrant
 from site_agent.coordinator_client import CoordinatorClient
-from site_agent.database import open_database
+from site_agent.database import open_database, transaction
 from site_agent.enrol import enrol
 from site_agent.keystore import load_keys
-from site_agent.releases.own_log import ReleaseSuspended, check_own_log
+from site_agent.releases.own_log import Answered, ReleaseSuspended, answered_by, check_entries, check_own_log
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness.cycle import LogMisbehaved, Witness
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator
@@ -107,3 +110,60 @@ def test_a_copy_that_somebody_changed_is_not_believed(site):
     site.mirror.write(0, (b"first", event(EventType.RELEASE_SEALED), b"changed"))
     with pytest.raises(VerificationFailed, match="does not hash"):
         check(site, (1, event(EventType.RELEASE_SEALED)))
+
+
+PLAN, DECISION = sha256_hex(b"plan"), sha256_hex(b"decision")
+
+
+def consented(**change: object) -> bytes:
+    fields = {
+        "event": EventType.STUDY_CONSENTED, "at": "2026-11-23T01:00:00Z", "actor": "site:lyon",
+        "subject": "heart-study", "digests": {"plan": PLAN, "decision": DECISION},
+    }  # fmt: skip
+    return AuditEvent.model_validate({**fields, **change}).leaf()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        (),
+        (consented(event=EventType.STUDY_REFUSED),),
+        (consented(actor="site:bern"),),
+        (consented(subject="other-study"),),
+        (consented(digests={"plan": DECISION, "decision": DECISION}),),
+    ],
+)
+def test_a_grant_that_the_log_leaves_out_is_found_at_the_release(told):
+    """The coordinator took this site's grant, used it, and dropped the event, or logged another in its place."""
+    answered = [Answered("lyon", "heart-study", PLAN, DECISION)]
+    sealed = event(EventType.RELEASE_SEALED)
+    check_entries([b"first", consented(), sealed], RELEASE, (2, sealed), answered)
+    entries = [b"first", *told, sealed]
+    with pytest.raises(VerificationFailed, match="leaves out"):
+        check_entries([*entries, consented()], RELEASE, (len(entries) - 1, sealed), answered)
+    check_entries(entries, RELEASE, (len(entries) - 1, sealed), [])
+    check_entries(entries, RELEASE, None, answered)
+
+
+def test_the_grants_that_were_acknowledged_are_expected(site):
+    consent = Consent(
+        study="heart-study", site=site.settings.site, plan_digest=PLAN, spec_digest=PLAN, snapshot=PLAN,
+        decision="grant", reason="agreed", decision_digest=DECISION, packs={}, at="2026-11-23T01:00:00Z",
+    )  # fmt: skip
+    envelope = seal(CONSENT_TYPE, consent.model_dump(mode="json"), site.keys.identity)
+    row = StudyGrant(
+        plan_digest=PLAN, study="heart-study", spec_digest=PLAN, snapshot=PLAN, state="granted", plan=b"",
+        consent=envelope.to_bytes(), decision="{}", evidence="{}", decided_at="2026-11-23T01:00:00Z", delivered=False,
+    )  # fmt: skip
+    with transaction(site.engine) as session:
+        session.add(row)
+    assert answered_by(site.engine, "lyon", "heart-study") == ()
+    with transaction(site.engine) as session:
+        kept = session.get(StudyGrant, PLAN)
+        kept.delivered = True
+        session.add(kept)
+    assert answered_by(site.engine, "lyon", "heart-study") == (Answered("lyon", "heart-study", PLAN, DECISION),)
+    assert answered_by(site.engine, "lyon", "other-study") == ()
+    site.turn()
+    with pytest.raises(VerificationFailed, match="leaves out"):
+        check_own_log(site.settings, site.engine, RELEASE, (1, event(EventType.RELEASE_SEALED)), study="heart-study")
