@@ -8,7 +8,7 @@ log-odds of the event in each interval for one who lived to its beginning. The l
 cross-entropies over the intervals in which the patient was at risk, so it depends on no other patient.
 
 squared: y is a number in units of the dictionary's scale; one output, its prediction; half the squared difference. A
-record is judged by its residual, cut to +-3 and laid over [0, 1].
+record is judged by its residual, cut to +-3 and laid over [0, 1]; a prediction that is no number has the largest.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ def groups_of(loss: Loss) -> int:
 
 def scores(loss: Loss, outputs: Float64, y: Float64) -> Float64:
     """(R, J) outputs -> (R,) in [0, 1]: the predicted probability of label 1, or of the event before the last
-    interval's end; for squared, the residual. NaN where the outputs are no numbers."""
+    interval's end; for squared, the residual. NaN where the outputs of the others are none."""
     if loss == "squared":
-        return np.asarray((np.clip(outputs[:, 0] - y, -LIMIT, LIMIT) / LIMIT + 1.0) / 2.0)
+        residuals = np.nan_to_num(outputs[:, 0] - y, nan=LIMIT)
+        return np.asarray((np.clip(residuals, -LIMIT, LIMIT) / LIMIT + 1.0) / 2.0)
     chances = sigmoid(outputs)
     if loss == "logistic":
         return chances[:, 0]
@@ -106,7 +107,8 @@ class TorchOutcome:
 
     def fit(self, output: Tensor, target: Tensor) -> Tensor:
         """(r, 1), (r,) -> (r,): the residual, laid over [0, 1]."""
-        return ((output[:, 0] - target).clamp(-LIMIT, LIMIT) / LIMIT + 1.0) / 2.0
+        residual = (output[:, 0] - target).nan_to_num(nan=LIMIT)
+        return (residual.clamp(-LIMIT, LIMIT) / LIMIT + 1.0) / 2.0
 
     def targets(self, y: Float64) -> Tensor:
         """What `loss` takes for the labels."""

@@ -93,7 +93,7 @@ class Predictor:
         if self.schema.media is not None:
             given = model_input(self.schema.media, rows)
             (output,) = self._session.run(None, {tensor_name(self.schema.media): given})
-            return np.asarray(output, dtype=np.float64)
+            return _numbers(output)
         if rows.ndim != 2 or rows.shape[1] != len(self.schema.features) or not 1 <= rows.shape[0] <= MAX_ROWS:
             raise Malformed(
                 f"The input is not a table of {len(self.schema.features)} columns and 1 to {MAX_ROWS} rows.",
@@ -102,7 +102,7 @@ class Predictor:
         for index, feature in enumerate(self.schema.features):
             _check_column(feature, rows[:, index])
         (output,) = self._session.run(None, {"features": rows})
-        return np.asarray(output, dtype=np.float64)
+        return _numbers(output)
 
     def _row(self, number: int, record: Mapping[str, object]) -> list[float]:
         known = {feature.name for feature in self.schema.features}
@@ -113,6 +113,14 @@ class Predictor:
                     f"The columns are {', '.join(sorted(known))}.",
                 )
         return [_value(number, feature, record.get(feature.name)) for feature in self.schema.features]
+
+
+def _numbers(output: object) -> NDArray[np.float64]:
+    """A graph that a researcher brought may divide by 0: such an answer is none."""
+    found = np.asarray(output, dtype=np.float64)
+    if not np.isfinite(found).all():
+        raise Malformed("The model gives no number for a record of the request.", "Leave the record out.")
+    return found
 
 
 def _value(number: int, feature: Feature, value: object) -> float:

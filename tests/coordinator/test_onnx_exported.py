@@ -17,8 +17,12 @@ from coordinator.releases.onnx_graph import IR_VERSION, OPSET, Graph
 from coordinator.releases.onnx_model import build, tensors
 from privacy.local.graph_network import graph_outputs
 from protocol.dataset import DatasetSchema, Feature, LabelRule, NumberLabel
+from protocol.errors import Malformed
 from protocol.graph import ExportedGraph, GraphNode
 from protocol.graph_shapes import measure
+from protocol.release import ReleaseSubject
+from site_agent.serving.predictor import Predictor
+from tests.releases import Maker
 
 torch.set_num_threads(1)
 Values = dict[str, tuple[str, Any]]
@@ -192,3 +196,18 @@ def test_a_released_graph_takes_raw_values(label: LabelRule | NumberLabel) -> No
     expected = 120 + 20 * output if number else 1 / (1 + np.exp(-output))
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
     assert session.get_outputs()[0].name == ("value" if number else "probability")
+
+
+def test_a_graph_that_divides_by_zero_answers_nothing_rather_than_no_number() -> None:
+    feature = Feature(name="age", kind="number", minimum=0, maximum=120, center=60, scale=10)
+    label = NumberLabel(kind="number", name="p", column="q", minimum=0, maximum=300, center=120, scale=20)
+    schema = DatasetSchema(name="heart", features=(feature,), label=label)
+    divide = node("div.Tensor", {"self": ("tensor", "p0"), "other": X})
+    graph = ExportedGraph(loss="squared", input=(1,), parameters=((1, 1),), nodes=(divide,), output="n0")
+    subject = ReleaseSubject.model_validate_json(Maker().files()["subject.json"]).model_copy(
+        update={"dataset": schema, "model": graph}
+    )
+    predictor = Predictor(build(graph, schema, np.ones(1)), subject)
+    assert predictor.predict([{"age": 70}]) == [pytest.approx(140.0)]
+    with pytest.raises(Malformed, match="no number"):
+        predictor.predict([{"age": 70}, {"age": 60}])

@@ -12,7 +12,7 @@ import torch
 from privacy.errors import ParameterError
 from privacy.local.contribution import private_gradient_sum, score_histogram
 from privacy.local.network import Network
-from privacy.local.outcome import hazard_targets
+from privacy.local.outcome import TorchOutcome, hazard_targets, scores
 from privacy.local.patients import Group
 
 INTERVALS = 3
@@ -134,6 +134,14 @@ def test_a_number_is_learned_by_squared_error_and_judged_by_its_residual() -> No
         score_histogram(people, Network((2, 1), "hazard"), parameters, cells=8, noise_std=None, entropy=entropy_of(1))
     with pytest.raises(ParameterError):
         network.chances(parameters, x)
+
+
+def test_a_prediction_that_is_no_number_counts_as_the_worst_not_as_the_best() -> None:
+    spoilt = np.array([[np.nan], [np.inf], [-np.inf], [0.0]])
+    here = scores("squared", spoilt, np.zeros(4))
+    assert here.tolist() == [1.0, 1.0, 0.0, 0.5]
+    there = TorchOutcome("squared", 1).fit(torch.from_numpy(spoilt), torch.zeros(4))
+    assert there.tolist() == here.tolist()
 
 
 def test_torch_judges_every_outcome_as_numpy_does() -> None:
