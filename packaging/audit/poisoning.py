@@ -278,13 +278,13 @@ def table(rows: list[tuple[str, str, list[Outcome]]]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what stands between the marks. ValueError where they are not there."""
     document = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
+    pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
     if not pattern.search(document):
-        raise ValueError(f"{path} has no place for the table between {MARKS[0]} and {MARKS[1]}")
-    path.write_text(pattern.sub(lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", document), encoding="utf-8")
+        raise ValueError(f"{path} has no place for the table between {marks[0]} and {marks[1]}")
+    path.write_text(pattern.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", document), encoding="utf-8")
 
 
 def main() -> int:
