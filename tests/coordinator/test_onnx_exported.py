@@ -11,16 +11,19 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.numpy import save
 
 from coordinator.releases.onnx_exported import TABLE, scan_graph
 from coordinator.releases.onnx_graph import IR_VERSION, OPSET, Graph
 from coordinator.releases.onnx_model import build, tensors
 from privacy.local.graph_network import graph_outputs
 from protocol.dataset import DatasetSchema, Feature, LabelRule, NumberLabel
-from protocol.errors import Malformed
+from protocol.errors import Malformed, VerificationFailed
 from protocol.graph import ExportedGraph, GraphNode
 from protocol.graph_shapes import measure
+from protocol.media import ImageInput, SequenceChannel, SequenceInput
 from protocol.release import ReleaseSubject
+from site_agent.releases.self_check import check
 from site_agent.serving.predictor import Predictor
 from tests.releases import Maker
 
@@ -211,3 +214,52 @@ def test_a_graph_that_divides_by_zero_answers_nothing_rather_than_no_number() ->
     assert predictor.predict([{"age": 70}]) == [pytest.approx(140.0)]
     with pytest.raises(Malformed, match="no number"):
         predictor.predict([{"age": 70}, {"age": 60}])
+
+
+MEDIA = [
+    {
+        "image": ImageInput(name="film", channels=1, height=6, width=8, low=0, high=255, center=0.5, scale=0.25),
+        "kernel": (2, 1, 3, 3),
+        "operator": "conv2d.default",
+        "left": (2, 3),
+    },
+    {
+        "sequence": SequenceInput(
+            name="vitals", length=8, interval=60,
+            channels=(SequenceChannel(name="pulse", minimum=20, maximum=250, center=80, scale=20, impute=80),),
+        ),
+        "kernel": (2, 1, 3),
+        "operator": "conv1d.default",
+        "left": (2,),
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEDIA, ids=["image", "sequence"])
+def test_a_graph_for_images_or_sequences_is_released_and_checked_against_the_interpreter(case: dict[str, Any]) -> None:
+    schema = DatasetSchema(
+        name="heart",
+        image=case.get("image"),
+        sequence=case.get("sequence"),
+        label=LabelRule(name="disease", column="num", operator=">", value=0),
+    )
+    graph = ExportedGraph(
+        input=schema.shape,
+        parameters=(case["kernel"], (2,), (1, 2)),
+        nodes=(
+            node(case["operator"], {"input": X, "weight": ("tensor", "p0"), "bias": ("tensor", "p1")}),
+            node("relu.default", {"self": ("tensor", "n0")}),
+            node("mean.dim", {"self": ("tensor", "n1"), "dim": ints(*case["left"])}),
+            node("linear.default", {"input": ("tensor", "n2"), "weight": ("tensor", "p2")}),
+        ),
+        output="n3",
+    )
+    vector = np.random.default_rng(2).normal(size=graph.parameter_count)
+    subject = ReleaseSubject.model_validate_json(Maker().files()["subject.json"]).model_copy(
+        update={"dataset": schema, "model": graph}
+    )
+    weights, other = save(tensors(graph, schema.shape, vector)), save(tensors(graph, schema.shape, 2 * vector))
+    onnx_file = build(graph, schema, vector)
+    assert check(subject, weights, onnx_file) < 1e-4
+    with pytest.raises(VerificationFailed, match="different predictions"):
+        check(subject, other, onnx_file)
