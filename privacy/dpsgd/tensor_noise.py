@@ -138,11 +138,13 @@ def _add(noise: Tensor, values: Tensor) -> None:
     """values += noise, in float64, piece by piece through a buffer that stays in a core's cache: the noise itself,
     which another core wrote, is read once and not written.
     """
-    buffer = torch.empty(min(_PIECE, values.numel()), dtype=torch.float64, device=values.device)
-    for start in range(0, values.numel(), _PIECE):
-        part = values[start : start + _PIECE]
+    # A GPU has no such cache, and each call costs it a launch.
+    size = min(_PIECE, values.numel()) if values.device.type == "cpu" else values.numel()
+    buffer = torch.empty(size, dtype=torch.float64, device=values.device)
+    for start in range(0, values.numel(), max(1, size)):
+        part = values[start : start + size]
         exact = buffer[: part.numel()]
-        part.copy_(exact.copy_(part).add_(noise[start : start + _PIECE]))
+        part.copy_(exact.copy_(part).add_(noise[start : start + size]))
 
 
 def _require(values: Tensor, std: float) -> None:
