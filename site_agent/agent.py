@@ -132,6 +132,7 @@ class Agent:
         self._participant = Participant(settings=settings, keys=keys, store=self._store, worker=worker, clock=clock)
         self._link: Link | None = None
         self._busy = threading.Event()
+        self._tested = False
         self._caught_up: set[str] = set()
 
     def run(self) -> None:
@@ -172,10 +173,12 @@ class Agent:
         try:
             with transaction(self._engine) as session:
                 found = known(session)
+            self._tested = found is not None
             if found is None or not found.passed:
                 found = run_self_test(self._engine, self._worker, self._clock)
                 self._worker.close()
                 log = _log.info if found.passed else _log.error
+                self._tested = bool(found.checks)  # one that failed is not tried again until the agent starts anew
                 log("self-test", engine=found.engine.digest, version=found.engine.version, passed=found.passed)
         except CloisterError as error:
             _log.error("self-test-not-kept", code=error.code)
@@ -189,6 +192,8 @@ class Agent:
             self._tell(client)
             if active:
                 self._busy.set()
+                if not self._tested:
+                    self._check_engine()
                 self._serve_studies(active, self._settings.poll_seconds)
             else:
                 self._busy.clear()

@@ -35,12 +35,16 @@ class SelfTest:
 
 
 def run(database: Engine, worker: WorkerClient, clock: Callable[[], datetime]) -> SelfTest:
-    """Run the self-test of this very engine and keep what it found, in place of what was known of it."""
+    """Run the self-test of this very engine and keep what it found, in place of what was known of it.
+
+    A worker that could not run it (no memory, a machine too busy) has found nothing: nothing is kept, the engine has
+    not passed, and the agent tries again.
+    """
     engine = engine_version()
     try:
         checks = worker.self_test()
     except WorkerFailed:
-        checks = ()  # it could not run, so it has not passed
+        return SelfTest(engine, timestamp(clock()), False, ())
     passed = bool(checks) and all(check.passed for check in checks)
     found = SelfTest(engine, timestamp(clock()), passed, tuple(asdict(check) for check in checks))
     keep(database, found)

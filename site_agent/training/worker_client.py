@@ -33,6 +33,7 @@ PREDICTIONS: dict[Kind, str] = {
 """How the membership attack reads what a model of the kind predicts (privacy.auditing.membership.Prediction)."""
 IDLE_SECONDS = 60.0
 START_SECONDS = 120.0
+SELF_TEST_SECONDS = 600.0
 MOST_BYTES = 512 << 20
 FLOAT_BYTES = 8
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
@@ -104,7 +105,9 @@ class WorkerClient:
     def self_test(self) -> tuple[Check, ...]:
         """What the engine's self-test finds, on made-up patients. Raises WorkerFailed."""
         words = 3 * len(CHECKS)
-        answer = struct.unpack(f"<{words}d", self._ask({"op": "self-test"}, b"", length=words, seconds=START_SECONDS))
+        answer = struct.unpack(
+            f"<{words}d", self._ask({"op": "self-test"}, b"", length=words, seconds=SELF_TEST_SECONDS)
+        )
         return tuple(
             Check(name, passed == 1.0, measured, limit)
             for name, passed, measured, limit in zip(CHECKS, answer[::3], answer[1::3], answer[2::3], strict=True)

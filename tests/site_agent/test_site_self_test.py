@@ -86,9 +86,10 @@ def test_the_engine_is_tested_in_the_worker_and_kept(world: Federation) -> None:
 
 def test_a_worker_that_cannot_run_it_has_not_passed(world: Federation) -> None:
     site = world.hospitals["cork"]
+    forget(site)
     site.worker.fail = True  # type: ignore[attr-defined]
     assert not gate.run(site.engine, site.worker, lambda: site.now).passed
-    with transaction(site.engine) as session, pytest.raises(gate.AttemptRefused, match="self-test-failed"):
+    with transaction(site.engine) as session, pytest.raises(gate.AttemptRefused, match="self-test-missing"):
         gate.require_passed(session)
 
 
