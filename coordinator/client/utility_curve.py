@@ -92,6 +92,7 @@ def _run(run: Simulated, seed: int) -> dict[str, Any]:
         "rounds": run.rounds,
         "attempts": run.attempts,
         "failure": run.failure,
+        "selection": None if run.selection is None else run.selection.model_dump(mode="json"),
     }
 
 
