@@ -65,6 +65,7 @@ class Hostile:
             study=self.study,
             plan_digest=plan_digest or self.digest,
             model_digest=sha256_hex(vector),
+            entry=0,
             signer=self.federation.appliance.keys.coordinator,
             now=self.federation.clock.now(),
             deadline_seconds=60,
