@@ -1,3 +1,3 @@
-"""One private step: per-patient gradients, clipping, Poisson sampling, noise. Only `module_gradients`
-needs torch.
+"""One private step: per-patient gradients, clipping, Poisson sampling, noise. The engines
+need torch; `per_patient`, `clipping`, `sampling`, `noise` and `step` do not.
 """

@@ -1,7 +1,7 @@
 """One gradient per patient for any torch module whose forward pass treats records apart: torch.func, vmap over grad, or
 plain autograd record by record where vmap has no rule for a layer.
 
-The only part of privacy/ that imports torch: import it in the training process alone.
+It imports torch: for the training process alone.
 """
 
 from __future__ import annotations
