@@ -44,8 +44,6 @@ class ExplorationSpec(Proposal):
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> ExplorationSpec:
-        if self.privacy.mode != "distributed":
-            raise ValueError("an exploration's noise is added by all sites together: privacy.mode is distributed")
         if len(set(self.statistics)) != len(self.statistics):
             raise ValueError("a statistic is asked twice: each costs all the others some accuracy")
         columns = () if self.clustering is None else self.clustering.columns

@@ -132,14 +132,13 @@ def selected(curve: tuple[tuple[int, float], ...], rounds: int) -> list[tuple[in
 
 
 def make_forecast(
-    file: SpecFile, patients: Mapping[str, int] | None
+    file: SpecFile, spec: StudySpec, patients: Mapping[str, int] | None
 ) -> tuple[Forecast | None, tuple[Problem, ...], tuple[str, ...]]:
     """(forecast, problems, notes). patients: training and held-out patients by site where known, None where not.
 
     Problems of the numbers together: noise that no value reaches, a worst case above the spec's own limit, a delta
     too large for the patients there are.
     """
-    spec = file.spec
     notes: list[str] = []
     try:
         check_bins(spec.evaluation.bins)
@@ -149,7 +148,7 @@ def make_forecast(
         calibration = calibrate(spec, len(spec.invited))
     except PrivacyError as error:
         return None, (file.problem("privacy.epsilon", error.message, error.remedy),), ()
-    problems = [*_worst_case(file, calibration), *_delta(file, patients, notes)]
+    problems = [*check_worst_case(file, calibration.epsilon_worst_site), *check_delta(file, patients, notes)]
     alone = site_multiplier(spec, calibration.noise_multiplier, len(spec.invited))
     worst = epsilon(mechanism(spec, alone), FORECAST_INTERVAL)
     made = Forecast(
@@ -163,20 +162,22 @@ def make_forecast(
     return made, tuple(problems), tuple(notes)
 
 
-def _worst_case(file: SpecFile, calibration: Calibration) -> list[Problem]:
+def check_worst_case(file: SpecFile, epsilon_worst_site: float) -> list[Problem]:
+    """Where it is above the spec's own limit."""
     limit = file.spec.privacy.epsilon_worst_site
-    if limit is None or calibration.epsilon_worst_site <= limit:
+    if limit is None or epsilon_worst_site <= limit:
         return []
     return [
         file.problem(
             "privacy.epsilon_worst_site",
-            f"a site's worst case is {calibration.epsilon_worst_site:.3f}, above {limit:g}",
+            f"a site's worst case is {epsilon_worst_site:.3f}, above {limit:g}",
             "Lower privacy.epsilon, tolerate fewer drop-outs, or raise this limit.",
         )
     ]
 
 
-def _delta(file: SpecFile, patients: Mapping[str, int] | None, notes: list[str]) -> list[Problem]:
+def check_delta(file: SpecFile, patients: Mapping[str, int] | None, notes: list[str]) -> list[Problem]:
+    """Where it is not below one in all patients; `notes` takes what could not be checked."""
     spec, delta = file.spec, file.spec.privacy.delta
     known = [name for name in spec.invited if patients is not None and name in patients]
     if patients is None or not known:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coordinator.client.options import Json
 from coordinator.terminal import emit
+
+if TYPE_CHECKING:
+    from coordinator.client.simulated_patients import Source
+    from protocol.exploration import ExplorationSpec
 
 
 def simulate(
@@ -37,6 +41,8 @@ def simulate(
 ) -> None:
     """Run a study in this process and draw its utility against epsilon. Uses no network and no ledger.
 
+    An exploration is run at its own epsilon: each answer stands beside the truth.
+
     Use your own or made-up patients only: a simulation protects nobody.
     """
     from coordinator.client.simulated_patients import from_tables
@@ -52,6 +58,9 @@ def simulate(
             "No patients are named, or two kinds of them.", "Give --data FILE.csv for each site, or --synthetic N."
         )
     source = make_up(file.spec, synthetic) if synthetic is not None else from_tables(file, data or [])
+    if file.spec.kind == "exploration":
+        _explore(file.spec, source, seeds=seeds, missing=missing, out=out, as_json=as_json)
+        return
     with _progress(rounds_in_all(file.spec, len(wanted), seeds), quiet=as_json) as told:
         curve = make_curve(file.spec, source, epsilons=wanted, seeds=seeds, missing=missing, told=told)
     document, lines = curve.to_dict(), [curve.text()]
@@ -61,6 +70,25 @@ def simulate(
         lines.append(f"The picture is in {picture}, the table in {table}.")
     emit(document, as_json=as_json, text="\n".join(lines))
     if all(run.failure for point in curve.points for run in point.runs):
+        raise typer.Exit(1)
+
+
+def _explore(
+    spec: ExplorationSpec, source: Source, *, seeds: int, missing: float, out: Path | None, as_json: bool
+) -> None:
+    """An exploration at its own epsilon: each answer beside the truth, and how often its interval held."""
+    from coordinator.client.exploration_simulation import explore_simulated
+    from coordinator.client.results import COLUMNS, write_csv
+
+    with _progress(seeds, quiet=as_json) as told:
+        explored = explore_simulated(spec, source, seeds=seeds, missing=missing, told=told)
+    lines = [explored.text()]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_csv(out / "exploration.csv", explored.rows(), (*COLUMNS, "exact", "mean_error", "held"))
+        lines.append(f"The table is in {out / 'exploration.csv'}.")
+    emit(explored.to_dict(), as_json=as_json, text="\n".join(lines))
+    if all(run.failure for run in explored.runs):
         raise typer.Exit(1)
 
 

@@ -19,8 +19,7 @@ from privacy.local.outcome import sigmoid
 from privacy.local.patients import Cohort, Group, part
 from protocol.dataset import Feature, MaskLabel, NumberLabel, SurvivalLabel, Value
 from protocol.dictionary import Dictionary, parse_dictionary
-from protocol.proposal import held_out_count
-from protocol.study import StudySpec
+from protocol.proposal import Proposal, held_out_count
 from protocol.table import read_table
 
 MOST_SYNTHETIC = 1_000_000
@@ -72,7 +71,7 @@ def from_tables(file: SpecFile, given: list[str]) -> Source:
     )
 
 
-def synthetic(spec: StudySpec, patients: int) -> Source:
+def synthetic(spec: Proposal, patients: int) -> Source:
     """`patients` people made up from the schema, new ones for each seed, dealt over the invited sites.
 
     Numbers are drawn around the dictionary's centre with its scale and kept in range, categories evenly; the outcome
@@ -145,7 +144,7 @@ def _held_out(group: Group, random: np.random.Generator) -> Cohort:
     return part(group.x, group.y, group.patient, members)
 
 
-def _made_up(spec: StudySpec, patients: int, seed: int) -> Group:
+def _made_up(spec: Proposal, patients: int, seed: int) -> Group:
     random = np.random.default_rng([seed, 2])
     number = np.arange(patients, dtype=np.int64)
     if spec.dataset.image is not None and isinstance(spec.dataset.label, MaskLabel):
@@ -171,7 +170,7 @@ def _column(feature: Feature, count: int, random: np.random.Generator) -> list[V
     return [float(value) for value in drawn]
 
 
-def _outcomes(spec: StudySpec, odds: Float64, random: np.random.Generator) -> Float64:
+def _outcomes(spec: Proposal, odds: Float64, random: np.random.Generator) -> Float64:
     """(N,) log-odds -> (N,) labels."""
     if isinstance(spec.dataset.label, NumberLabel):
         # Two thirds of the variance follow the rule.

@@ -49,7 +49,7 @@ from protocol.graph_shapes import measure
 from protocol.media import Shape
 from protocol.model import Model, layer_widths, loss_of
 from protocol.plan import PlannedSite
-from protocol.proposal import MINIMUM_CELL
+from protocol.proposal import MINIMUM_CELL, Proposal
 from protocol.release import Selection
 from protocol.round import Phase
 from protocol.signing import SigningKey
@@ -100,14 +100,9 @@ def network_of(model: Model, inputs: int | Shape) -> LocalModel:
 def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> StudyPlan:
     """The plan that the coordinator would make; counts: (patients, held-out ones among them) by invited site.
 
-    Its keys are nobody's. Raises SimulationRefused for a site that no plan takes, PlanRefused, PrivacyError.
+    Raises SimulationRefused for a site that no plan takes, PlanRefused, PrivacyError.
     """
-    for name, (patients, _) in counts.items():
-        if patients <= MINIMUM_CELL:
-            raise SimulationRefused(
-                f"{name} would have {patients} patients; a study takes sites with more than {MINIMUM_CELL}.",
-                "Simulate with more patients or fewer sites.",
-            )
+    papers = simulated_papers(spec, counts)
     evaluators = [name for name, (_, held_out) in counts.items() if held_out]
     if len(evaluators) < spec.minimum_sites:
         raise SimulationRefused(
@@ -115,6 +110,18 @@ def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> St
             f"{spec.minimum_sites}.",
             "Simulate with more patients: a site holds some out from 41 patients on.",
         )
+    return build_plan(spec, papers, ())
+
+
+def simulated_papers(spec: Proposal, counts: Mapping[str, tuple[int, int]]) -> Papers:
+    """What goes into the plan beside the spec and the noise; its keys are nobody's. Raises SimulationRefused for a site
+    that no plan takes."""
+    for name, (patients, _) in counts.items():
+        if patients <= MINIMUM_CELL:
+            raise SimulationRefused(
+                f"{name} would have {patients} patients; a study takes sites with more than {MINIMUM_CELL}.",
+                "Simulate with more patients or fewer sites.",
+            )
     sites = tuple(
         PlannedSite(
             name=name,
@@ -126,7 +133,7 @@ def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> St
         )
         for name in spec.invited
     )
-    papers = Papers(
+    return Papers(
         proposal_digest=sha256_hex(b"simulation"),
         submitter="simulation",
         sites=sites,
@@ -135,7 +142,6 @@ def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> St
         coordinator=_key("coordinator"),
         created_at=_NO_TIME,
     )
-    return build_plan(spec, papers, ())
 
 
 def _key(name: str) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from protocol import exploration as exploration_documents
 from protocol import proposal as proposal_documents
+from protocol import statistics as statistics_documents
 from protocol import study as study_documents
 from protocol.dataset import DatasetSchema
 from protocol.dictionary import parse_dictionary
@@ -21,7 +23,7 @@ from protocol.graph import ExportedGraph, ExportRefused, read_graph
 from protocol.graph_shapes import measure
 from protocol.strict_yaml import Path as YamlPath
 from protocol.strict_yaml import YamlDocument, YamlValue, load_yaml
-from protocol.study import StudySpec
+from protocol.study_kind import AnySpec, spec_from
 
 LIMIT = 1 << 20
 _BOUNDS = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "of at least"),
@@ -66,7 +68,7 @@ class SpecFile:
 
     path: Path
     document: YamlDocument
-    spec: StudySpec
+    spec: AnySpec
 
     def problem(self, field: str, message: str, remedy: str) -> Problem:
         """A problem at a field of this file, written with dots."""
@@ -94,7 +96,7 @@ def load_spec(path: Path) -> SpecFile:
     if schema is not None:
         value["dataset"] = schema.model_dump(mode="json")
     try:
-        spec = StudySpec.model_validate(value)
+        spec = spec_from(value)
     except ValidationError as error:
         skip = {problem.field.partition(".")[0] for problem in problems}
         problems += [
@@ -213,7 +215,8 @@ def _remedy(item: ErrorDetails, place: tuple[str | int, ...]) -> str:
 
 def _field_names() -> list[str]:
     names: set[str] = set()
-    for value in (*vars(proposal_documents).values(), *vars(study_documents).values()):
+    documents = (proposal_documents, study_documents, exploration_documents, statistics_documents)
+    for value in (value for module in documents for value in vars(module).values()):
         if isinstance(value, type) and issubclass(value, BaseModel):
             names |= set(value.model_fields)
     return sorted(names)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coordinator.client.options import Home, Json, PassphraseFile
+from coordinator.client.results import results
 from coordinator.client.simulate import simulate
 from coordinator.terminal import emit, read_passphrase, table
 
 if TYPE_CHECKING:
+    from coordinator.client.exploration_forecast import ExplorationForecast
     from coordinator.client.forecast import Forecast
     from coordinator.client.spec_file import SpecFile
 
@@ -46,6 +48,7 @@ def validate(spec: Spec, home: Home = None, as_json: Json = False) -> None:
 
 
 app.command()(simulate)
+app.command()(results)
 
 
 @app.command()
@@ -80,9 +83,9 @@ def propose(
     lines = [
         f"{proposed['study']}: {_OUTCOMES[proposed['state']]}",
         f"plan {proposed['plan_digest']}",
-        f"epsilon {proposed['epsilon']:.4f}, a site's worst case {proposed['epsilon_worst_site']:.4f}, in the "
-        f"evaluation {worst_evaluation(proposed['epsilon_evaluation_worst_site'])}",
-        f"membership audit: {audit_cost(proposed.get('membership'))}",
+        f"epsilon {proposed['epsilon']:.4f}, a site's worst case {proposed['epsilon_worst_site']:.4f}"
+        f"{_in_the_evaluation(proposed, proposed)}",
+        *([] if proposed["kind"] == "exploration" else [f"membership audit: {audit_cost(proposed.get('membership'))}"]),
         *([owed] if owed else []),
     ]
     if dry_run:
@@ -162,7 +165,7 @@ def approve(
     from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
     from protocol.envelope import Envelope, seal
     from protocol.errors import VerificationFailed
-    from protocol.study import StudyPlan
+    from protocol.study_kind import plan_from
     from protocol.timestamp import timestamp
 
     account = open_account(home)
@@ -174,7 +177,7 @@ def approve(
                 "The coordinator shows a plan that does not have the digest it names.",
                 "Sign nothing; tell the coordinator's administrator.",
             )
-        plan = StudyPlan.model_validate(parse(payload, limit=4 << 20))
+        plan = plan_from(parse(payload, limit=4 << 20))
         if not as_json:
             typer.echo(plan_text(plan, shown["plan_digest"]))
         decision = "reject" if reject else "approve"
@@ -231,7 +234,7 @@ def start(
 
         ended = watch(lambda: connection.get(f"/v1/studies/{study}"), quiet=as_json)
     emit(ended, as_json=as_json, text=status_text(ended))
-    if ended["state"] != "candidate":
+    if ended["state"] not in ("candidate", "completed"):
         raise typer.Exit(1)
 
 
@@ -284,11 +287,12 @@ def status_text(document: dict[str, Any]) -> str:
         f"round {done['committed']} of {done['planned']}; {done['abandoned_attempts']} of {done['retries_planned']} "
         "retries used",
         f"epsilon {privacy['epsilon_spent']:.4f} spent of {document['epsilon']:.4f} at delta {privacy['delta']:g}; "
-        f"a site's worst case {privacy['epsilon_worst_site']:.4f}, in the evaluation "
-        f"{worst_evaluation(privacy['epsilon_evaluation_worst_site'])}",
+        f"a site's worst case {privacy['epsilon_worst_site']:.4f}{_in_the_evaluation(document, privacy)}",
         f"plan {document['plan_digest']}",
         table(("site", "law", "patients", "answer", "joined"), sites),
     ]
+    if document["result_digest"]:
+        lines.append(f"result {document['result_digest']}; read it with `cloister study results {document['study']}`")
     if document["candidate"]:
         lines.append(f"candidate {document['candidate']['weights_digest']}")
         report = read_report(json.dumps(document["candidate"]["evaluation"]))
@@ -325,6 +329,13 @@ def audit_cost(planned: dict[str, Any] | None) -> str:
     )
 
 
+def _in_the_evaluation(document: dict[str, Any], stated: dict[str, Any]) -> str:
+    """Of a study that trains; an exploration evaluates nothing."""
+    if document["kind"] == "exploration":
+        return ""
+    return f", in the evaluation {worst_evaluation(stated['epsilon_evaluation_worst_site'])}"
+
+
 def worst_evaluation(epsilon: float | None) -> str:
     """What an evaluation costs a site's held-out patients if all others collude, for a person."""
     return "its exact counts" if epsilon is None else f"{epsilon:.4f}"
@@ -340,21 +351,35 @@ def plan_text(plan: Any, digest: str) -> str:
             f"sites       {', '.join(plan.names)}; at least {spec.minimum_sites} in every round",
             f"privacy     epsilon {plan.epsilon:.4f} at delta {spec.privacy.delta:g} per patient; worst case of a site "
             f"{plan.epsilon_worst_site:.4f}",
-            f"evaluation  {spec.evaluation.mode}; worst case of a site "
-            f"{worst_evaluation(plan.epsilon_evaluation_worst_site)}",
-            f"audit       {audit_cost(None if plan.membership is None else plan.membership.model_dump())}",
+            *_further(plan),
             f"digest      {digest}",
         ]
     )
 
 
-def _judged(spec: Path, home: Path | None) -> tuple[SpecFile, Forecast | None, tuple[Any, ...], tuple[str, ...]]:
+def _further(plan: Any) -> list[str]:
+    spec = plan.spec
+    if spec.kind == "exploration":
+        clusters = "" if spec.clustering is None else f" and {spec.clustering.clusters} clusters"
+        return [f"explores    {len(spec.statistics)} statistics{clusters}; nothing is trained or released"]
+    worst = worst_evaluation(plan.epsilon_evaluation_worst_site)
+    audit = audit_cost(None if plan.membership is None else plan.membership.model_dump())
+    return [f"evaluation  {spec.evaluation.mode}; worst case of a site {worst}", f"audit       {audit}"]
+
+
+def _judged(
+    spec: Path, home: Path | None
+) -> tuple[SpecFile, Forecast | ExplorationForecast | None, tuple[Any, ...], tuple[str, ...]]:
+    from coordinator.client.exploration_forecast import make_exploration_forecast
     from coordinator.client.forecast import make_forecast
     from coordinator.client.spec_file import load_spec
+    from protocol.exploration import ExplorationSpec
 
     file = load_spec(spec)
-    forecast, problems, notes = make_forecast(file, _counts(file, home))
-    return file, forecast, problems, notes
+    counts = _counts(file, home)
+    if isinstance(file.spec, ExplorationSpec):
+        return file, *make_exploration_forecast(file, file.spec, counts)
+    return file, *make_forecast(file, file.spec, counts)
 
 
 def _counts(file: SpecFile, home: Path | None) -> dict[str, int] | None:

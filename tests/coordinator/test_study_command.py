@@ -134,7 +134,7 @@ def test_a_bad_dictionary_is_told_by_its_own_line(tmp_path: Path) -> None:
 
 def test_the_forecast_has_the_total_the_rounds_and_each_site_s_worst_case(tmp_path: Path) -> None:
     file = load_spec(write(tmp_path, document()))
-    made, wrong, notes = make_forecast(file, None)
+    made, wrong, notes = make_forecast(file, file.spec, None)
     assert made is not None
     assert wrong == ()
     assert any("not checked" in note for note in notes)
@@ -161,7 +161,7 @@ def test_numbers_that_do_not_go_together_are_named(
     tmp_path: Path, changes: dict[str, object], counts: dict[str, int] | None, field: str, message: str
 ) -> None:
     file = load_spec(write(tmp_path, document(**changes)))
-    _, wrong, _ = make_forecast(file, counts)
+    _, wrong, _ = make_forecast(file, file.spec, counts)
     assert [problem.field for problem in wrong] == [field]
     assert message in wrong[0].message
     assert wrong[0].line == line_of(tmp_path, field.rpartition(".")[2] + ":")
@@ -206,7 +206,7 @@ def test_findings_and_status_are_told_to_people() -> None:
     told = status_text(
         {
             "study": "s", "state": "failed", "reason": "too-few-sites", "detail": "2 sites", "plan_digest": "sha256:0",
-            "epsilon": 1.0, "candidate": None, "sites": [],
+            "epsilon": 1.0, "candidate": None, "result_digest": None, "kind": "training", "sites": [],
             "privacy": {
                 "epsilon_spent": 0.2,
                 "delta": 1e-4,
