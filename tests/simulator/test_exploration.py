@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 
 from coordinator.database import reading
+from coordinator.rounds.attempts import compose, packet_of
 from coordinator.rounds.exploration_result import Kept, centers_after
 from coordinator.rounds.repository import RoundRepository
+from coordinator.rounds.states import Begin as BeginAttempt
 from coordinator.studies.states import StudyState
 from policies.study_facts import document_facts
 from privacy.accounting.gaussian import repeated_gaussian_epsilon
 from privacy.errors import BudgetExceeded
 from privacy.local.patients import Group
-from protocol.canonical import digest
+from protocol.canonical import digest, sha256_hex
 from protocol.exploration import ExplorationPlan, ExplorationResult, ExplorationSpec
-from protocol.round import Phase
+from protocol.round import CONTRIBUTION_TYPE, ROUND_KINDS, Packet, Phase, RoundRefusal
 from protocol.study_kind import AnyPlan
-from site_agent.consent.judgement import charges, own_epsilons
+from site_agent.consent.judgement import Identity, charges, objections, own_epsilons
 from site_agent.database import transaction as site_transaction
 from site_agent.training.budget_store import ledger, reserve, spent
 from site_agent.training.exploration import asked_of_worker, explore
@@ -258,3 +260,98 @@ def test_what_policy_is_told_of_an_exploration(exploring: Federation) -> None:
         exploring.propose(spec)
         facts = document_facts(exploring.plan(spec.study), "sha256:x")["plan"]
         assert (facts["kind"], facts["dp"]["sampling"], facts["evaluation"]["mode"]) == (kind, "none", "none")
+
+
+class Stopped(BaseException):
+    """The honest driver is taken out of the way here."""
+
+
+def ready(federation: Federation, **changes: object) -> tuple[str, ExplorationPlan, str]:
+    """An exploration whose sites have their keys and were asked for nothing yet."""
+    study = begin(federation, **changes)
+
+    def stop() -> None:
+        if federation.exchange.requests[-1][1] == "keys-establish":
+            raise Stopped
+
+    federation.exchange.after_request = stop
+    with pytest.raises(Stopped):
+        federation.driver(study).run()
+    federation.exchange.after_request = lambda: None
+    plan = federation.plan(study)
+    assert isinstance(plan, ExplorationPlan)
+    return study, plan, federation.row(study).plan_digest or ""
+
+
+def ask(
+    federation: Federation, study: str, digest: str, phase: Phase, body: bytes, round_number: int = 1, attempt: int = 1
+) -> str:
+    """aachen's answer to a request that the coordinator's own key signs: its refusal's code, or "contributed"."""
+    recorded = compose(
+        BeginAttempt(phase, round_number, attempt, NAMES), study=study, plan_digest=digest,
+        model_digest=sha256_hex(body), signer=federation.appliance.keys.coordinator, now=federation.clock.now(),
+        deadline_seconds=60,
+    )  # fmt: skip
+    said = federation.sites["aachen"].participant.answer(ROUND_KINDS[phase], packet_of(recorded, body))
+    packet = Packet.from_bytes(said)
+    if packet.envelope.payload_type == CONTRIBUTION_TYPE:
+        return "contributed"
+    return RoundRefusal.model_validate_json(packet.envelope.payload).code
+
+
+@pytest.mark.parametrize(
+    ("phase", "centers", "code"),
+    [
+        ("cluster", [np.nan, 0.0], "model-not-finite"),
+        ("cluster", [1e9, 0.0], "model-too-large"),
+        ("cluster", [0.1], "wrong-length"),
+        ("cluster", [], "wrong-length"),
+        ("statistics", [0.1], "wrong-length"),
+        ("train", [], "round-unknown"),
+        ("evaluate", [], "round-unknown"),
+    ],
+)
+def test_a_request_that_the_plan_does_not_have_is_refused_and_charges_nothing(
+    exploring: Federation, phase: Phase, centers: list[float], code: str
+) -> None:
+    study, _, digest = ready(exploring)
+    assert ask(exploring, study, digest, phase, np.array(centers, dtype="<f8").tobytes()) == code
+    assert charged(exploring, study)["aachen"] == (0, 0)
+
+
+def test_rounds_without_end_with_chosen_centres_end_at_the_ledger(exploring: Federation) -> None:
+    """A coordinator may choose centres that close in on one patient; the accounting allows for any, as many as are
+    planned, and the statistics' attempts are not to be had once the clustering has begun."""
+    study, plan, digest = ready(exploring)
+    codes = []
+    for number, round_number in enumerate((1, 1, 1, 2, 2, 3, 3, 3, 3)):
+        body = np.array([0.0, 0.01 * number]).astype("<f8").tobytes()
+        codes.append(ask(exploring, study, digest, "cluster", body, round_number, number + 1))
+    # What is charged beyond the phase's own attempts never leaves: its masks are not to be had.
+    assert codes == ["contributed"] * 5 + ["retries-spent"] * 3 + ["ledger-exhausted"]
+    assert ask(exploring, study, digest, "statistics", b"") == "phase-over"
+    assert ask(exploring, study, digest, "cluster", np.zeros(2).tobytes(), 4) == "round-unknown"
+    steps, executed = charged(exploring, study)["aachen"]
+    assert executed == steps == plan.spec.steps
+
+
+def test_a_plan_that_states_less_than_it_costs_is_objected_to(exploring: Federation) -> None:
+    spec = exploration(f"look-{next(_numbers)}")
+    exploring.propose(spec)
+    plan = exploring.plan(spec.study)
+    nobody = Identity("aachen", "key", "coordinator", "log", b"", "EU")
+
+    def codes(changed: AnyPlan) -> set[str]:
+        epsilons = own_epsilons(changed)
+        found = objections(changed, identity=nobody, data=None, epsilons=epsilons, log_sound=True)
+        return {one.code for one in found}
+
+    honest = codes(plan)
+    assert not honest & {"noise", "epsilon", "worst-case", "evaluation-noise", "approvers", "secure-sum", "spec-digest"}
+    for changes, expected in (
+        ({"noise_multiplier": plan.noise_multiplier / 2}, {"noise", "epsilon", "worst-case"}),
+        ({"epsilon": plan.epsilon / 2}, {"epsilon"}),
+        ({"epsilon_worst_site": plan.epsilon}, {"worst-case"}),
+        ({"spec": spec.model_copy(update={"statistics": spec.statistics[:1]})}, {"spec-digest"}),
+    ):
+        assert codes(plan.model_copy(update=changes)) - honest == expected
