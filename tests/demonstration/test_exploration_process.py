@@ -29,7 +29,9 @@ def test_a_researcher_looks_before_proposing_a_study(tmp_path: Path) -> None:
         try:
             demo.set_up()
             coordinator = demo.services[0]
-            expected = demo.person("ada", "study", "validate", SPEC)["forecast"]
+            validated = demo.person("ada", "study", "validate", SPEC)
+            expected = validated["forecast"]
+            demo.assess(validated)
             study = demo.person("ada", "study", "propose", SPEC)["study"]
             with pytest.raises(DemonstrationFailed, match="has no results"):
                 demo.person("ada", "study", "results", study)

@@ -23,6 +23,7 @@ from privacy.errors import BudgetExceeded
 from privacy.local.patients import Group
 from protocol.canonical import digest, sha256_hex
 from protocol.exploration import ExplorationPlan, ExplorationResult, ExplorationSpec
+from protocol.proposal import Proposal
 from protocol.round import CONTRIBUTION_TYPE, ROUND_KINDS, Packet, Phase, RoundRefusal
 from protocol.study_kind import AnyPlan
 from site_agent.consent.judgement import Identity, charges, objections, own_epsilons
@@ -89,7 +90,7 @@ def exploring(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def exploration(study: str, **changes: object) -> ExplorationSpec:
     base = study_spec(study).model_dump(mode="json")
-    kept = {name: base[name] for name in base if name not in {"model", "training", "evaluation", "recipients", "kind"}}
+    kept = {name: base[name] for name in base if name in Proposal.model_fields}
     document = {
         **kept,
         "kind": "exploration",
@@ -289,8 +290,8 @@ def ask(
     """aachen's answer to a request that the coordinator's own key signs: its refusal's code, or "contributed"."""
     recorded = compose(
         BeginAttempt(phase, round_number, attempt, NAMES), study=study, plan_digest=digest,
-        model_digest=sha256_hex(body), signer=federation.appliance.keys.coordinator, now=federation.clock.now(),
-        deadline_seconds=60,
+        model_digest=sha256_hex(body), entry=0, signer=federation.appliance.keys.coordinator,
+        now=federation.clock.now(), deadline_seconds=60,
     )  # fmt: skip
     said = federation.sites["aachen"].participant.answer(ROUND_KINDS[phase], packet_of(recorded, body))
     packet = Packet.from_bytes(said)
