@@ -33,16 +33,16 @@ RoundKind = Literal[
     "evaluate.histogram",
     "evaluate.check",
     "evaluate.membership",
-    "explore.statistics",
-    "explore.cluster",
+    "query.statistics",
+    "query.cluster",
 ]
 ROUND_KINDS: Mapping[Phase, RoundKind] = {
     "train": "train.contribute",
     "evaluate": "evaluate.histogram",
     "check": "evaluate.check",
     "membership": "evaluate.membership",
-    "statistics": "explore.statistics",
-    "cluster": "explore.cluster",
+    "statistics": "query.statistics",
+    "cluster": "query.cluster",
 }
 """Under which name the transport carries a phase's requests."""
 _MAGIC = b"CLP1"

@@ -41,8 +41,8 @@ Kind = Literal[
     "evaluate.histogram",
     "evaluate.check",
     "evaluate.membership",
-    "explore.statistics",
-    "explore.cluster",
+    "query.statistics",
+    "query.cluster",
 ]
 
 POLL_SECONDS = 0.05

@@ -202,7 +202,7 @@ def test_a_site_that_drops_out_costs_an_attempt_and_is_invited_again(exploring: 
     lost = iter([True])
 
     def lose(delivery):  # type: ignore[no-untyped-def]
-        if delivery.kind == "explore.cluster" and delivery.site.name == "dresden" and next(lost, False):
+        if delivery.kind == "query.cluster" and delivery.site.name == "dresden" and next(lost, False):
             return None
         return PASS
 
@@ -216,12 +216,12 @@ def test_a_site_that_drops_out_costs_an_attempt_and_is_invited_again(exploring: 
 
 def test_retries_that_are_spent_end_the_exploration_and_stay_charged(exploring: Federation) -> None:
     study = begin(exploring)
-    exploring.exchange.faults = [lambda d: None if d.kind == "explore.statistics" and d.site.name == "aachen" else PASS]
+    exploring.exchange.faults = [lambda d: None if d.kind == "query.statistics" and d.site.name == "aachen" else PASS]
     assert exploring.driver(study).run() is StudyState.COMPLETED  # the other three go on without it
     for site in exploring.sites.values():
         site.worker.reset()
     again = begin(exploring)
-    exploring.exchange.faults = [lambda d: None if d.kind == "explore.statistics" and d.site.name != "aachen" else PASS]
+    exploring.exchange.faults = [lambda d: None if d.kind == "query.statistics" and d.site.name != "aachen" else PASS]
     assert exploring.driver(again).run() is StudyState.FAILED
     assert all(steps >= executed for steps, executed in charged(exploring, again).values())
     with reading(exploring.appliance.engine) as session:
