@@ -42,13 +42,13 @@ def draft(
     row = StudyRepository(session).get(study)
     if row.submitter != person.name:
         raise Refused("Only the study's own submitter drafts its release.", "Ask the researcher who proposed it.")
+    if row.plan is None:
+        raise Conflict(f"Study {study} has no plan.", "See `cloister study status`.")
+    plan = training_plan_of(row)
     candidate = CandidateRepository(session).of(study)
     earlier = releases.of_study(study)
     if any(ReleaseState(other.state) is not ReleaseState.REJECTED for other in earlier):
         raise Conflict(f"Study {study} already has a release.", "See `cloister release list`.")
-    if row.plan is None:
-        raise Conflict(f"Study {study} has no plan.", "See `cloister study status`.")
-    plan = training_plan_of(row)
     if plan.membership is not None and candidate.membership is None:
         raise Conflict(f"The membership audit of study {study} is under way.", "Wait for it: `cloister study status`.")
     epsilon = EpsilonStatement.model_validate_json(candidate.epsilon)

@@ -80,7 +80,7 @@ def test_a_researcher_looks_before_proposing_a_study(tmp_path: Path) -> None:
             demo.person("di", "audit", "export", evidence)
             run_json("cloister", "audit", "verify", evidence)
             logged = (evidence / "entries.jsonl").read_text()
-            entries = [json.loads(line)["event"] for line in logged.splitlines()]
+            entries = [json.loads(line)["leaf"] for line in logged.splitlines()]
             [completed] = [event for event in entries if event["event"] == "exploration.completed"]
             assert completed["digests"]["result"] == shown["result_digest"]
             assert str(count["value"]) not in logged
