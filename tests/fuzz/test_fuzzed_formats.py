@@ -11,8 +11,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "packaging" / "fuzz"))
 
+from fuzzing import fuzz
 from mutation import mutations
-from run import fuzz
 from targets import Target, targets
 
 from protocol.errors import Malformed

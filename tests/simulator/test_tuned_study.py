@@ -287,7 +287,7 @@ def test_what_tuning_costs_is_shown_before_anybody_consents(tmp_path: Path) -> N
     spec = study_spec(**TUNED)
     file = tmp_path / "study.yaml"
     file.write_text(json.dumps(spec.model_dump(mode="json")))
-    made, problems, _ = make_forecast(load_spec(file), None)
+    made, problems, _ = make_forecast(load_spec(file), spec, None)
     assert made is not None
     assert not problems
     assert "tuning: 3 runs of a grid of 3, in the order listed, 11 steps, all charged" in made.text()
