@@ -304,6 +304,7 @@ def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sealed release as a file."""
     for name in ("bo", "cy"):
         world.as_person(name, "release", "approve", world.release, "--reason", "Seen.", "--yes")
+    world.demo.account_for_disclosures(world.release)
     assert world.as_person("ada", "release", "seal", world.release, "--wait", 60).code == 0
     home = tmp_path_factory.mktemp("first") / "home"
     shutil.copytree(world.site, home, symlinks=True)
