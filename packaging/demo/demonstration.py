@@ -135,7 +135,7 @@ class Demonstration:
         self.on_record(kind="dpia", scope="study", subject=validated["study"], assessment=assessment)
 
     def account_for_disclosures(self, release: str) -> None:
-        """Clinics under US law took part under a waiver: what was disclosed is accounted for, by the release's digest."""
+        """Clinics under US law took part under a waiver: what was disclosed is accounted for, under the digest."""
         digest = self.person("ada", "release", "show", release)["subject_digest"]
         self.on_record(kind="disclosure_accounting", scope="release", subject=digest)
 
