@@ -4,7 +4,6 @@ facts: until somebody has said them, the gates that ask for them stay shut."""
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -80,10 +79,7 @@ def load_governance(home: Path) -> Governance | None:
 
 def save_governance(home: Path, governance: Governance) -> None:
     """Replace the file as a whole."""
-    building = home / f".{FILE}.new"
-    building.unlink(missing_ok=True)
-    write_private(building, governance.to_toml().encode())
-    os.replace(building, home / FILE)
+    write_private(home / FILE, governance.to_toml().encode())
 
 
 def coordinator_facts(governance: Governance | None, *, on: date) -> dict[str, Any]:

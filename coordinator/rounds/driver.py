@@ -26,6 +26,7 @@ from coordinator.rounds.exploration_work import ExplorationWork
 from coordinator.rounds.gates import LogWatch, RoundGates
 from coordinator.rounds.journal import Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
+from coordinator.rounds.optimiser import WIRE
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
 from coordinator.rounds.states import (
     Attempt,
@@ -272,7 +273,7 @@ class RoundDriver:
         """Seconds for one attempt: to compute, and to carry body and vector there and back on the slowest line."""
         settings = self._appliance.settings
         vector = WORD_BYTES * self._running.plan.secure_sum(phase, cohort).length
-        carried = len(self._work.body(phase)) + vector
+        carried = WIRE.itemsize * self._running.plan.body_length(phase) + vector
         return settings.round_deadline + carried // settings.slowest_link
 
     def _abandon(self, attempt: Attempt, outcome: Outcome) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from policies.documents import BadPolicyDocument
 from policies.facts import BadFact, FactCatalogue, Facts
-from policies.packs import load_catalogue
+from policies.packs import builtin_policy, load_catalogue
+from protocol.evidence import KINDS
 
 CATALOGUE = load_catalogue(
     b"""
@@ -178,3 +179,10 @@ def test_the_catalogue_is_found_by_path() -> None:
     assert isinstance(CATALOGUE, FactCatalogue)
     assert CATALOGUE["a.count"].type == "int"
     assert CATALOGUE.get("a.nothing") is None
+
+
+def test_rules_may_ask_for_the_kinds_of_evidence_that_can_be_recorded() -> None:
+    records = [fact for fact in builtin_policy().catalogue.facts if fact.path.endswith(".records")]
+    assert [fact.path for fact in records] == ["study.records", "release.records"]
+    for fact in records:
+        assert sorted(fact.item_one_of["kind"]) == sorted(KINDS), fact.path
