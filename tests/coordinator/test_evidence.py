@@ -223,9 +223,7 @@ def test_a_release_is_classified_by_its_own_records(federation: Federation) -> N
     item = agreement(kind="regulatory_classification", scope="release", subject=digest, classification=classes)
     put(federation, item, agreement(kind="datasheet", subject=site))
     with reading(federation.appliance.engine) as session:
-        told = release_papers(
-            session, federation.appliance, digest=digest, contributors=[site, "another"], first=False
-        )
+        told = release_papers(session, federation.appliance, digest=digest, contributors=[site, "another"], first=False)
         other = release_papers(
             session, federation.appliance, digest=sha256_hex(b"changed"), contributors=[], first=True
         )

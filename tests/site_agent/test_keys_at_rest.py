@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from sqlmodel import select
@@ -19,26 +18,9 @@ from site_agent.database import transaction
 from site_agent.keystore import load_keys
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.tables import CohortCharge, ConsumedAttempt, SecureSumKeys
-from tests.site_agent.federation_of_sites import Federation, Hospital, copy_of, federation, refusal_in
+from tests.site_agent.federation_of_sites import Federation, Hospital, refusal_in
 
 Case = tuple[Federation, SignedPlan]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, SignedPlan, Path]:
-    folder = tmp_path_factory.mktemp("federation")
-    world = federation(folder)
-    signed = world.sign(world.plan())
-    for site in world.hospitals.values():
-        site.grant(signed)
-    world.establish(signed)
-    return world, signed, folder
-
-
-@pytest.fixture
-def running(template: tuple[Federation, SignedPlan, Path], tmp_path: Path) -> Case:
-    world, signed, folder = template
-    return copy_of(world, folder, tmp_path), signed
 
 
 def raw(digest: str) -> bytes:

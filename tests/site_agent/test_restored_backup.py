@@ -20,28 +20,10 @@ from site_agent.database import MARK, connect, transaction
 from site_agent.training.budget_store import BudgetStore, ledger, spent
 from site_agent.training.generation import LedgerBehind, acknowledge, standing
 from site_agent.training.states import Budget
-from tests.site_agent.federation_of_sites import NOW, Federation, Hospital, copy_of, federation, refusal_in
+from tests.site_agent.federation_of_sites import NOW, Federation, Hospital, refusal_in
 
 AT = "2026-03-01T12:00:00Z"
 Case = tuple[Federation, SignedPlan]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, SignedPlan, Path]:
-    folder = tmp_path_factory.mktemp("federation")
-    world = federation(folder)
-    signed = world.sign(world.plan())
-    for site in world.hospitals.values():
-        site.grant(signed)
-    world.establish(signed)
-    return world, signed, folder
-
-
-@pytest.fixture
-def running(template: tuple[Federation, SignedPlan, Path], tmp_path: Path) -> Case:
-    """Everyone has granted and has keys."""
-    world, signed, folder = template
-    return copy_of(world, folder, tmp_path), signed
 
 
 def back_up(site: Hospital) -> Path:
