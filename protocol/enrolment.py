@@ -21,6 +21,7 @@ from protocol.proposal import MINIMUM_CELL
 TOKEN_SECRET_BYTES = 32
 TOKEN_HOURS = 24
 CERTIFICATE_DAYS = 7
+MAX_WITNESS_KEY = 2000  # characters: an ML-DSA-44 vkey under the longest name of a site has 1834
 SPIFFE_DOMAIN = "cloister"
 Kind = Literal["site", "person"]
 Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}:[0-9]{1,5}$")]
@@ -78,7 +79,7 @@ class EnrolmentRequest(Frozen):
     site: SiteName
     csr: Annotated[str, StringConstraints(max_length=10_000)]
     identity: KeyText
-    witness: Annotated[str, StringConstraints(max_length=400)]
+    witness: Annotated[str, StringConstraints(max_length=MAX_WITNESS_KEY)]
 
 
 class EnrolmentResponse(Frozen):

@@ -22,6 +22,7 @@ from protocol.audit_event import AuditEvent, EventType
 from protocol.audit_line import MAX_LINE, read_line
 from protocol.canonical import parse
 from protocol.errors import Malformed, Refused, VerificationFailed
+from protocol.identifiers import DIGEST_PATTERN
 from protocol.merkle import leaf_hash
 from protocol.note import VerifierKey
 from protocol.tiles import TILE_WIDTH
@@ -33,6 +34,8 @@ COLUMNS = (
     "name", "reason", "payload", "payload_erased",
 )  # fmt: skip
 FORMULA = "=+-@|%＝＋－＠"  # a spreadsheet takes the full-width forms for the others
+INTRODUCTIONS = (EventType.PERSON_INVITED, EventType.PERSON_REGISTERED)
+"""Whose payloads tell a person's name, their subject being the pseudonym."""
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -47,7 +50,9 @@ class BadQuery(Refused):
 class AuditQuery:
     """All given filters must match. `events`: any of these; `since` and `until` ("YYYY-MM-DDTHH:MM:SSZ") included.
 
-    `study` finds the study's own events and those of its releases; `release` those of one release.
+    `study` finds the study's own events and those of its releases; `release` those of one release. `person`: a name,
+    found by the pseudonyms under which the log's payloads introduce it, as who acted or whom it was about. `site`: a
+    site that acted, was acted upon or is among those an event names. `digest`: a document that an event tells of.
     """
 
     events: frozenset[EventType] = frozenset()
@@ -57,6 +62,9 @@ class AuditQuery:
     release: str | None = None
     since: str | None = None
     until: str | None = None
+    person: str | None = None
+    site: str | None = None
+    digest: str | None = None
 
     @classmethod
     def of(
@@ -69,18 +77,23 @@ class AuditQuery:
         release: str | None = None,
         since: str | None = None,
         until: str | None = None,
+        person: str | None = None,
+        site: str | None = None,
+        digest: str | None = None,
     ) -> AuditQuery:
         """From what a person typed; a day stands for its first second, or as `until` its last. Raises BadQuery."""
+        if digest is not None and not re.fullmatch(DIGEST_PATTERN, digest):
+            raise BadQuery(f"{digest[:80]!r} is not a digest.", "Write sha256: and 64 hexadecimal digits.")
         query = cls(
             frozenset(map(_event, events)), actor, subject, study, release,
-            _time(since, "00:00:00"), _time(until, "23:59:59"),
+            _time(since, "00:00:00"), _time(until, "23:59:59"), person, site, digest,
         )  # fmt: skip
         if query.since and query.until and query.since > query.until:
             raise BadQuery("--since is after --until.", "Give the earlier time as --since.")
         return query
 
-    def matches(self, event: AuditEvent) -> bool:
-        """Whether every filter that was given lets the event through."""
+    def matches(self, event: AuditEvent, known_as: frozenset[str] = frozenset()) -> bool:
+        """Whether every filter that was given lets the event through. known_as: the person's pseudonyms."""
         return (
             (not self.events or event.event in self.events)
             and self.actor in (None, event.actor)
@@ -89,6 +102,9 @@ class AuditQuery:
             and (self.release is None or event.subject == f"release:{self.release}")
             and (self.since is None or event.at >= self.since)
             and (self.until is None or event.at <= self.until)
+            and (self.person is None or not known_as.isdisjoint((event.actor, event.subject)))
+            and (self.site is None or _of_site(event, self.site))
+            and (self.digest is None or self.digest in (event.subject, event.payload, *event.digests.values()))
         )
 
 
@@ -134,7 +150,8 @@ def find(
 ) -> tuple[AuditReport, list[FoundEvent]]:
     """The report of the bundle's verification, and what matches in the log's order.
 
-    policy, log: pins, as for `verify_bundle`. Raises VerificationFailed for a bundle that does not verify.
+    policy, log: pins, as for `verify_bundle`. Raises VerificationFailed for a bundle that does not verify, BadQuery for
+    a person whom no payload that is left introduces.
     """
     opened = bundle if isinstance(bundle, AuditBundle) else AuditBundle.of(bundle)
     proofs = BlockProofs()
@@ -144,7 +161,8 @@ def find(
             f"The bundle is not a true bundle of the log, so it answers nothing: {report.problems[0]}",
             "Run `cloister audit verify` on it, export it again, and tell the sites that watch the log.",
         )
-    return report, list(_matches(opened.entries(), query, proofs))
+    known_as = frozenset() if query.person is None else _pseudonyms(opened.entries(), query.person)
+    return report, list(_matches(opened.entries(), query, known_as, proofs))
 
 
 def to_csv(found: Iterable[FoundEvent]) -> str:
@@ -174,7 +192,25 @@ def to_rows(found: Iterable[FoundEvent]) -> list[tuple[object, ...]]:
     ]
 
 
-def _matches(lines: Iterable[bytes], query: AuditQuery, proofs: BlockProofs) -> Iterator[FoundEvent]:
+def _pseudonyms(lines: Iterable[bytes], person: str) -> frozenset[str]:
+    """Under which labels the entries' payloads introduce a person of this name."""
+    introduced = (FoundEvent.of(line) for line in lines if b'"event":"person.' in line)
+    found = frozenset(
+        item.event.subject
+        for item in introduced
+        if item.event.event in INTRODUCTIONS and isinstance(item.payload, dict) and item.payload.get("name") == person
+    )
+    if not found:
+        raise BadQuery(
+            f"Nobody named {person[:64]!r} was invited, or that entry's payload was erased.",
+            "Give the name as it was invited, or the pseudonym as --actor.",
+        )
+    return found
+
+
+def _matches(
+    lines: Iterable[bytes], query: AuditQuery, known_as: frozenset[str], proofs: BlockProofs
+) -> Iterator[FoundEvent]:
     """What matches, each proved by the path that it has among the entries that come by."""
     numbered = enumerate(lines)
     for block in count():
@@ -183,7 +219,7 @@ def _matches(lines: Iterable[bytes], query: AuditQuery, proofs: BlockProofs) -> 
         for index, line in islice(numbered, TILE_WIDTH):
             leaf = read_line(line, index).leaf
             hashes.append(leaf_hash(leaf))
-            if query.matches(AuditEvent.model_validate_json(leaf)):
+            if query.matches(AuditEvent.model_validate_json(leaf), known_as):
                 found.append(FoundEvent.of(line))
         if not hashes:
             return
@@ -216,6 +252,14 @@ def _of_study(event: AuditEvent, study: str) -> bool:
     if event.subject in (study, f"study:{study}"):
         return True
     return re.fullmatch(rf"release:{re.escape(study)}-r[0-9]+", event.subject) is not None
+
+
+def _of_site(event: AuditEvent, site: str) -> bool:
+    if f"site:{site}" in (event.actor, event.subject) or any(site in members for members in event.groups.values()):
+        return True
+    return event.labels.get("site") == site or (
+        event.subject == site and event.labels.get("scope") in ("site", "deployment")
+    )
 
 
 def _event(name: str) -> EventType:

@@ -193,9 +193,12 @@ def audit_query(
     bundle: Bundle,
     event: Annotated[list[str] | None, typer.Option("--event", help="Such as release.sealed; may be repeated.")] = None,
     actor: Annotated[str | None, typer.Option("--actor", help="Who: a label, such as site:NAME.")] = None,
+    person: Annotated[str | None, typer.Option("--person", help="Who or whom: a person's name.")] = None,
+    site: Annotated[str | None, typer.Option("--site", help="A site that acts, is acted upon or is named.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What it was done to: a label.")] = None,
     study: Annotated[str | None, typer.Option("--study", help="A study, and its releases.")] = None,
     release: Annotated[str | None, typer.Option("--release", help="One release.")] = None,
+    digest: Annotated[str | None, typer.Option("--digest", help="A document: sha256:…")] = None,
     since: Annotated[str | None, typer.Option("--since", help="A day or a time in UTC, included.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="A day or a time in UTC, included.")] = None,
     witness_policy: PinnedPolicy = None,
@@ -219,8 +222,9 @@ def audit_query(
         raise BadQuery("That is no form, or more than one.", "Give --format jsonl, csv, fhir, ocsf or json.")
     wanted = asked.pop() if asked else "text"
     query = AuditQuery.of(
-        events=event or (), actor=actor, subject=subject, study=study, release=release, since=since, until=until
-    )
+        events=event or (), actor=actor, subject=subject, study=study, release=release, since=since, until=until,
+        person=person, site=site, digest=digest,
+    )  # fmt: skip
     with open_bundle(bundle) as opened:
         report, found = find(
             opened,

@@ -37,7 +37,7 @@ from protocol.enrolment import (
 )
 from protocol.identifiers import Role
 from protocol.note import Note
-from protocol.signing import SigningKey
+from protocol.signing import MlDsa44SigningKey, SigningKey
 
 
 class MovingClock:
@@ -129,7 +129,7 @@ class TestSite:
     name: str
     folder: Path
     key: SigningKey = field(default_factory=SigningKey.generate)
-    witness: SigningKey = field(default_factory=SigningKey.generate)
+    witness: SigningKey | MlDsa44SigningKey = field(default_factory=SigningKey.generate)
     response: EnrolmentResponse | None = None
 
     def csr(self, key: SigningKey | None = None, subject: str = "whoever") -> str:

@@ -22,11 +22,13 @@ from coordinator.client.audit_bundle import AUDIT_FILES, read_archive
 from coordinator.client.audit_query import COLUMNS, AuditQuery, BadQuery, find, safe_cell, to_csv
 from coordinator.client.cli import app
 from coordinator.database import transaction
+from coordinator.people import accounts
 from protocol.audit_event import EventType
 from protocol.bundle import pack
 from protocol.checkpoint import cosigner_key
 from protocol.enrolment import witness_name
 from protocol.errors import CloisterError, VerificationFailed
+from protocol.identifiers import Role
 from protocol.timestamp import timestamp
 from protocol.witness_policy import WitnessPolicy
 from tests.coordinator.appliances import Made, TestSite, exported
@@ -36,11 +38,27 @@ FORMULAS = ("=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", " =1", "\r=1", "\n+1", "|c
 
 
 @pytest.fixture
-def logged(local: Made, tmp_path: Path) -> Made:
-    """A log with two studies, two releases and a hostile reason, cosigned by three sites."""
-    sites = [TestSite(f"site-{number}", tmp_path) for number in range(3)]
-    for site in sites:
+def sites(local: Made, tmp_path: Path) -> list[TestSite]:
+    enrolled = [TestSite(f"site-{number}", tmp_path) for number in range(3)]
+    for site in enrolled:
         site.enrol_in(local.appliance)
+    return enrolled
+
+
+def cosigned(made: Made, sites: list[TestSite]) -> dict[str, bytes]:
+    """The bundle of all that was appended, once every site has cosigned it."""
+    integrate_once(made.appliance)
+    for site in sites:
+        with transaction(made.appliance.engine) as session:
+            data = site.cosign(latest_note(session, made.appliance), made.clock())
+            key = cosigner_key(witness_name(site.name), site.witness).text
+            accept_cosignatures(session, made.appliance, key, data)
+    return read_archive(exported(made))
+
+
+@pytest.fixture
+def logged(local: Made, sites: list[TestSite]) -> Made:
+    """A log with two studies, two releases and a hostile reason, cosigned by three sites."""
     events: list[tuple[EventType, str, str, dict[str, object] | None]] = [
         (EventType.STUDY_PROPOSED, "person-ada", "heart", None),
         (EventType.STUDY_CONSENTED, "site:site-0", "heart", None),
@@ -55,12 +73,7 @@ def logged(local: Made, tmp_path: Path) -> Made:
         for event, actor, subject, payload in events:
             append(session, local.appliance, event, actor=actor, subject=subject, labels={"state": "x"},
                    numbers={"epsilon": -1.5}, groups={"sites": ("site-0", "site-1")}, payload=payload)  # fmt: skip
-    integrate_once(local.appliance)
-    for site in sites:
-        with transaction(local.appliance.engine) as session:
-            data = site.cosign(latest_note(session, local.appliance), local.clock())
-            key = cosigner_key(witness_name(site.name), site.witness).text
-            accept_cosignatures(session, local.appliance, key, data)
+    cosigned(local, sites)
     return local
 
 
@@ -90,6 +103,31 @@ def test_filters_find_by_what_who_and_whom(files: dict[str, bytes]) -> None:
     assert subjects(files, study="hear.") == []
 
 
+def test_a_person_is_found_by_the_name_that_payloads_introduce(logged: Made, sites: list[TestSite]) -> None:
+    with transaction(logged.appliance.engine) as session:
+        accounts.invite(session, logged.appliance, "ada", Role.AUDITOR)
+        accounts.invite(session, logged.appliance, "adam", Role.RESEARCHER)
+        accounts.disable(session, logged.appliance, "ada")
+    files = cosigned(logged, sites)
+    events = [item.event.event.value for item in find(files, AuditQuery.of(person="ada"))[1]]
+    assert events == ["person.invited", "person.disabled"]
+    with pytest.raises(BadQuery, match="Nobody named"):
+        find(files, AuditQuery.of(person="eve"))
+
+
+def test_a_site_is_found_wherever_an_event_names_it(files: dict[str, bytes]) -> None:
+    assert subjects(files, site="site-2") == ["site:site-2"] * 2
+    assert subjects(files, site="site-1", events=["site.enrolled"]) == ["site:site-1"]
+    assert len(subjects(files, site="site-1")) == 2 + 7
+    assert subjects(files, site="site") == []
+
+
+def test_a_document_is_found_by_its_digest(files: dict[str, bytes]) -> None:
+    enrolled = find(files, AuditQuery.of(events=["site.enrolled"], subject="site:site-1"))[1][0].event
+    assert subjects(files, digest=enrolled.digests["certificate"]) == ["site:site-1"]
+    assert subjects(files, digest="sha256:" + "0" * 64) == []
+
+
 def test_times_are_included_and_a_day_is_a_whole_day(logged: Made, files: dict[str, bytes]) -> None:
     everything = find(files, AuditQuery())[1]
     late = {item.event.at for item in everything if item.event.subject == "heart"}.pop()
@@ -109,6 +147,7 @@ def test_times_are_included_and_a_day_is_a_whole_day(logged: Made, files: dict[s
         {"until": "2026-13-01"},
         {"since": "2026-11-02", "until": "2026-11-01"},
         {"since": "2026-11-02T00:00:00+01:00"},
+        {"digest": "sha256:abc"},
     ],
 )
 def test_a_filter_that_is_none_is_refused(filters: dict[str, object]) -> None:

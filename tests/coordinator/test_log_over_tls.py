@@ -19,9 +19,10 @@ from protocol.enrolment import witness_name
 from protocol.identifiers import Role
 from protocol.merkle import Tree, leaf_hash
 from protocol.note import VerifierKey
+from protocol.signing import MlDsa44SigningKey
 from protocol.tiles import Tile, decode_bundle, decode_tile, touched_bundles, touched_tiles
 from protocol.witness_policy import WitnessPolicy
-from tests.coordinator.appliances import Served, TestSite
+from tests.coordinator.appliances import Served, TestSite, exported
 
 pytestmark = pytest.mark.processes
 PASSPHRASE = b"correct horse battery"
@@ -99,6 +100,19 @@ def test_cosignatures_gather_until_a_quorum(served: Served, tmp_path: Path) -> N
         cosigned = client.get("/v1/log/checkpoint").content
         policy = WitnessPolicy.from_bytes(client.get("/v1/log/policy").content)
     assert set(policy.accept(cosigned).cosigners) == {witness_name(site.name) for site in sites[:2]}
+
+
+def test_a_site_may_witness_with_a_post_quantum_key(served: Served, tmp_path: Path) -> None:
+    lattice = TestSite("a" * 64, tmp_path, witness=MlDsa44SigningKey.generate())
+    classical = TestSite("site-b", tmp_path)
+    for site in (lattice, classical):
+        site.enrol_in(served.appliance)
+    note = current_note(served)
+    assert cosign(served, lattice, note) == cosign(served, classical, note) == _entries(served)
+    bundle = tmp_path / "bundle.tar"
+    bundle.write_bytes(exported(served))
+    report = verify_path(bundle)
+    assert (report.problems, set(report.witnesses)) == ([], {witness_name(lattice.name), witness_name("site-b")})
 
 
 def test_a_site_cannot_cosign_for_another(served: Served, tmp_path: Path) -> None:
