@@ -69,33 +69,18 @@ def revoke(
 def read_records(file: Path) -> list[EvidenceRecord]:
     """The records of a YAML file. A record names its document (`document`, a path beside the file) or its SHA-256
     (`file`). Raises Malformed naming the record and the field, or a document that is missing or over 64 MiB."""
-    from pydantic import ValidationError
-
     from protocol.errors import Malformed
-    from protocol.evidence import EvidenceRecord
+    from protocol.papers import FORM
+    from protocol.papers import read_records as records_of
     from protocol.strict_yaml import load_yaml
 
     try:
         loaded = load_yaml(file.read_bytes()).value
     except OSError as error:
         raise Malformed(f"{file} can't be read ({error.strerror}).", "Name a YAML file with evidence.") from None
-    items = loaded.get("records") if isinstance(loaded, dict) and set(loaded) == {"records"} else None
-    if not isinstance(items, list) or not items:
-        raise Malformed(f"{file} has no list named records.", "See docs/OPERATIONS.md for its form.")
-    records = []
-    for number, item in enumerate(items, start=1):
-        if not isinstance(item, dict):
-            raise Malformed(f"Record {number} is no mapping.", "See docs/OPERATIONS.md for its form.")
-        fields: dict[str, Any] = dict(item)
-        if "document" in fields:
-            fields["file"] = _digest_of(file.parent / str(fields.pop("document")), number)
-        try:
-            records.append(EvidenceRecord.model_validate(fields, strict=False))
-        except ValidationError as error:
-            wrong = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in wrong["loc"]) or "record"
-            raise Malformed(f"Record {number}: {where}: {wrong['msg']}.", "Correct it; nothing was recorded.") from None
-    return records
+    if not isinstance(loaded, dict) or set(loaded) != {"records"}:
+        raise Malformed(f"{file} has no list named records.", FORM)
+    return records_of(loaded["records"], lambda name, number: _digest_of(file.parent / name, number))
 
 
 def _digest_of(path: Path, number: int) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from policies.packs import Policy, builtin_packs, policy_from
+from protocol.attestation import HipaaRole
 from protocol.errors import CloisterError
 from protocol.identifiers import ColumnName, Frozen, Label
 from protocol.proposal import Jurisdiction
@@ -26,7 +27,6 @@ EPSILON_LIMIT = 10.0
 DELTA_LIMIT = 1e-3
 _MAX_BYTES = 256 * 1024
 
-HipaaRole = Literal["covered-entity", "business-associate", "hybrid-component", "none"]
 Category = Literal["health", "genetic", "biometric", "other"]
 
 

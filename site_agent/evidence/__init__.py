@@ -1,0 +1,1 @@
+"""What the hospital has on record: its attested safeguards, its agreements, tests and trainings."""
