@@ -31,6 +31,7 @@ _ACTIVITIES = {
     "drafted": _CREATE, "attempted": _CREATE, "exported": _READ, "downloaded": _READ, "evaluated": _READ,
     "disabled": _DELETE, "revoked": _DELETE, "certificate-renewed": _UPDATE, "activated": _UPDATE, "approved": _UPDATE,
     "rejected": _UPDATE, "consented": _UPDATE, "refused": _UPDATE, "stopped": _UPDATE, "committed": _UPDATE,
+    "locked-out": _UPDATE, "credential-changed": _UPDATE, "role-changed": _UPDATE, "certified": _UPDATE,
     "submitted": _UPDATE, "sealed": _UPDATE, "installed": _UPDATE, "suspended": _UPDATE, "denied": _UPDATE,
 }  # fmt: skip
 _FHIR_ACTIONS = {_CREATE: "C", _READ: "R", _UPDATE: "U", _DELETE: "D", _OTHER: "E"}

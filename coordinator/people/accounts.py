@@ -1,4 +1,4 @@
-"""What is done with accounts: invite, register, sign in, disable. Each is one transaction with its audit event."""
+"""What is done with accounts: invite, register a key, sign in, disable. Each is one transaction with its event."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import LOCAL_ADMINISTRATOR, append, person_label
-from coordinator.errors import Conflict, NotFound
+from coordinator.errors import Conflict, Forbidden, NotFound
 from coordinator.people.challenge import ChallengeRefused, challenge_hash, check_challenge
 from coordinator.people.repository import PersonRepository
 from coordinator.people.states import (
     LIFETIME,
+    AuthLevel,
+    Medium,
     TokenRefused,
     decide_invitation,
     decide_sign_in,
     decide_token,
 )
-from coordinator.people.tables import Person
+from coordinator.people.tables import Person, PersonSession
 from coordinator.secrets import new_secret
 from protocol.audit_event import EventType
 from protocol.enrolment import TOKEN_HOURS, Token, registration_message, secret_hash, session_message
@@ -38,6 +40,7 @@ def invite(session: Session, appliance: Appliance, name: str, role: Role) -> Tok
         person = Person(name=name, role=role.value, status="invited", invited_at=timestamp(now))
     person.status, person.key, person.invited_at = "invited", None, timestamp(now)
     people.save(person)
+    people.drop_credential(name)
     secret = new_secret(appliance.entropy)
     people.invite(name, secret_hash(secret), timestamp(now + timedelta(hours=TOKEN_HOURS)))
     append(
@@ -57,23 +60,17 @@ def register(session: Session, appliance: Appliance, *, secret: str, name: str, 
     """Register a person's key against the one-time secret. Raises TokenRefused, BadSignature or Conflict."""
     people, now = PersonRepository(session), appliance.clock()
     hashed = secret_hash(secret)
-    invitation = people.invitation(hashed)
-    decide_token(
-        known=invitation is not None, holder=invitation.person if invitation else "", name=name,
-        used_at=invitation.used_at if invitation else None, expires_at=invitation.expires_at if invitation else "",
-        now=now,
-    )  # fmt: skip
+    person = invited_person(session, appliance, hashed, name)
     VerifyingKey.from_text(key).verify(proof, registration_message(secret, name, key))
     if people.by_key(key) is not None:
         raise Conflict("This key is registered already.", "Make a new key: each person has an own one.")
-    person = people.get(name)
-    if person is None or not people.use_invitation(hashed, timestamp(now)):
+    if not people.use_invitation(hashed, timestamp(now)):
         raise TokenRefused("The token has been used already.", "Ask the coordinator's administrator for a new one.")
     person.key, person.status, person.registered_at = key, "active", timestamp(now)
     people.save(person)
     append(
         session, appliance, EventType.PERSON_REGISTERED, actor=person_label(appliance, name),
-        subject=person_label(appliance, name), labels={"role": person.role},
+        subject=person_label(appliance, name), labels={"role": person.role, "credential": "key"},
         digests={"key": VerifyingKey.from_text(key).key_id}, payload={"name": name},
     )  # fmt: skip
     return person
@@ -88,18 +85,50 @@ def sign_in(session: Session, appliance: Appliance, *, name: str, challenge: str
     expires = check_challenge(appliance.keys.challenge_secret, name, challenge, now=now)
     person = people.get(name)
     decide_sign_in(person.status if person else None)
-    key = VerifyingKey.from_text(person.key or "" if person else "")
+    if person is None or person.key is None:
+        raise Forbidden("This person has no key here.", "Sign in with your password, or ask for a new invitation.")
+    key = VerifyingKey.from_text(person.key)
     key.verify(signature, session_message(appliance.keys.authority.fingerprint, name, challenge))
     if not people.spend_challenge(challenge_hash(challenge), timestamp(expires), timestamp(now)):
         raise ChallengeRefused
-    token = new_secret(appliance.entropy)
+    return open_session(session, appliance, person, AuthLevel.KEY, Medium.COMMAND_LINE)
+
+
+def open_session(session: Session, appliance: Appliance, person: Person, level: AuthLevel, medium: Medium) -> str:
+    """A new session's token for somebody who has proved who they are, logged. Raises Forbidden unless active.
+
+    A person has one session in each medium: signing in ends the one before it, also one that somebody else stole.
+    """
+    decide_sign_in(person.status)
+    people, now, token = PersonRepository(session), appliance.clock(), new_secret(appliance.entropy)
     people.end_sessions_before(timestamp(now - LIFETIME))
-    people.start_session(token_hash(token), name, timestamp(now))
+    started = timestamp(now)
+    ended = people.start_session(
+        PersonSession(
+            token_hash=token_hash(token), person=person.name, started_at=started, seen_at=started, level=level.value,
+            medium=medium.value,
+        )
+    )  # fmt: skip
     append(
-        session, appliance, EventType.PERSON_SIGNED_IN, actor=person_label(appliance, name),
-        subject=person_label(appliance, name),
+        session, appliance, EventType.PERSON_SIGNED_IN, actor=person_label(appliance, person.name),
+        subject=person_label(appliance, person.name), labels={"level": level.value, "medium": medium.value},
+        numbers={"sessions_ended": ended},
     )  # fmt: skip
     return token
+
+
+def invited_person(session: Session, appliance: Appliance, hashed: str, name: str) -> Person:
+    """Who may use the one-time secret of this hash now; it is not used up. Raises TokenRefused."""
+    people = PersonRepository(session)
+    invitation, person = people.invitation(hashed), people.get(name)
+    decide_token(
+        known=invitation is not None and person is not None, holder=invitation.person if invitation else "", name=name,
+        used_at=invitation.used_at if invitation else None, expires_at=invitation.expires_at if invitation else "",
+        now=appliance.clock(),
+    )  # fmt: skip
+    if person is None:
+        raise TokenRefused("The token has been used already.", "Ask the coordinator's administrator for a new one.")
+    return person
 
 
 def disable(session: Session, appliance: Appliance, name: str) -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
-from coordinator.people.tables import Person, PersonInvitation, PersonSession, SpentChallenge
+from coordinator.people.tables import LocalCredential, Person, PersonInvitation, PersonSession, SpentChallenge
 
 
 class PersonRepository:
@@ -57,9 +57,23 @@ class PersonRepository:
         self._session.flush()
         return True
 
-    def start_session(self, token_hash: str, person: str, now: str) -> None:
-        self._session.add(PersonSession(token_hash=token_hash, person=person, started_at=now, seen_at=now))
+    def start_session(self, row: PersonSession) -> int:
+        """Keep a session; how many earlier ones of the person, in the same medium, end with that."""
+        same = (col(PersonSession.person) == row.person, col(PersonSession.medium) == row.medium)
+        ended = self._session.exec(delete(PersonSession).where(*same)).rowcount
+        self._session.add(row)
         self._session.flush()
+        return int(ended)
+
+    def credential(self, person: str) -> LocalCredential | None:
+        return self._session.get(LocalCredential, person)
+
+    def save_credential(self, credential: LocalCredential) -> None:
+        self._session.add(credential)
+        self._session.flush()
+
+    def drop_credential(self, person: str) -> None:
+        self._session.exec(delete(LocalCredential).where(col(LocalCredential.person) == person))
 
     def session(self, token_hash: str) -> PersonSession | None:
         return self._session.get(PersonSession, token_hash)

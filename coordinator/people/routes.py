@@ -1,4 +1,7 @@
-"""HTTP for people: register a key, get a challenge, answer it."""
+"""HTTP for people: register a key or a password, sign in by either, sign out.
+
+A command line gets a session's token, a browser a cookie (`browser: true`) and the token that its forms must show.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,23 @@ import base64
 import binascii
 from typing import Annotated
 
-from fastapi import APIRouter, Request
-from pydantic import Field, StringConstraints
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, SecretStr, StringConstraints
 
 from coordinator.database import transaction
-from coordinator.errors import NotFound
-from coordinator.identity import AnyPerson, ApplianceOf
-from coordinator.people import accounts
+from coordinator.errors import Forbidden, NotFound
+from coordinator.identity import ApplianceOf, CallerOf, clear_session_cookie, csrf_token, set_session_cookie
+from coordinator.people import accounts, local_sign_in
 from coordinator.people.challenge import make_challenge
 from coordinator.people.repository import PersonRepository
+from coordinator.people.states import Medium, require_fresh, same_origin
+from protocol.enrolment import secret_hash
 from protocol.errors import Malformed
 from protocol.identifiers import Frozen, KeyText, PersonName
 
 router = APIRouter(prefix="/v1/people", tags=["people"])
 _Secret = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{43}$")]
+_Code = Annotated[str, StringConstraints(pattern=r"^[0-9]{6}$")]
 _Signature = Annotated[str, Field(max_length=100)]
 
 
@@ -42,6 +48,39 @@ class SignIn(Frozen):
     name: PersonName
     challenge: Annotated[str, Field(max_length=200)]
     signature: _Signature
+
+
+class Password(Frozen):
+    """A new password of somebody who is signed in."""
+
+    password: Annotated[SecretStr, Field(max_length=1000)]
+
+
+class InvitedPassword(Password):
+    """A new password of somebody who has a one-time token."""
+
+    secret: _Secret
+    name: PersonName
+
+
+class Code(Frozen):
+    """A one-time code."""
+
+    code: _Code
+
+
+class InvitedCode(Code):
+    """The code that confirms an invited person's password."""
+
+    secret: _Secret
+    name: PersonName
+
+
+class LocalSignIn(Password, Code):
+    """Password and code. `browser`: answer with a cookie instead of a token."""
+
+    name: PersonName
+    browser: bool = False
 
 
 @router.post("/register", status_code=201)
@@ -74,17 +113,63 @@ def sign_in(body: SignIn, appliance: ApplianceOf) -> dict[str, str]:
     return {"token": token, "name": person.name, "role": person.role}
 
 
-@router.delete("/session", status_code=204)
-def sign_out(person: AnyPerson, request: Request, appliance: ApplianceOf) -> None:
-    del person  # the session is known to be alive
-    token = request.headers["authorization"].partition(" ")[2]
+@router.post("/register-password")
+def register_password(body: InvitedPassword, appliance: ApplianceOf) -> dict[str, str]:
+    """What an authenticator app needs; the account is active once a code is shown at …/confirm."""
+    invitation = secret_hash(body.secret)
+    made = local_sign_in.begin(appliance, body.name, body.password.get_secret_value(), invitation=invitation)
+    return {"secret": made.secret, "uri": made.uri}
+
+
+@router.post("/register-password/confirm", status_code=201)
+def confirm_registration(body: InvitedCode, appliance: ApplianceOf) -> dict[str, str]:
     with transaction(appliance.engine) as session:
-        PersonRepository(session).end_session(accounts.token_hash(token))
+        person = local_sign_in.confirm(session, appliance, body.name, body.code, invitation=secret_hash(body.secret))
+    return {"name": person.name, "role": person.role}
+
+
+@router.post("/local-session", status_code=201)
+def sign_in_locally(body: LocalSignIn, appliance: ApplianceOf, request: Request, response: Response) -> dict[str, str]:
+    if not same_origin(request.headers.get("origin"), request.headers.get("host", "")):
+        raise Forbidden("The request does not come from a page of this coordinator.", "Sign in at its own address.")
+    medium = Medium.BROWSER if body.browser else Medium.COMMAND_LINE
+    person, token = local_sign_in.sign_in(appliance, body.name, body.password.get_secret_value(), body.code, medium)
+    told = {"name": person.name, "role": person.role}
+    if medium is Medium.COMMAND_LINE:
+        return {"token": token, **told}
+    set_session_cookie(response, token)
+    return {"csrf": csrf_token(appliance, accounts.token_hash(token)), **told}
+
+
+@router.delete("/session", status_code=204)
+def sign_out(caller: CallerOf, appliance: ApplianceOf, response: Response) -> None:
+    with transaction(appliance.engine) as session:
+        PersonRepository(session).end_session(caller.token_hash)
+    if caller.medium is Medium.BROWSER:
+        clear_session_cookie(response)
 
 
 @router.get("/me")
-def me(person: AnyPerson) -> dict[str, str | None]:
-    return {"name": person.name, "role": person.role, "key": person.key}
+def me(caller: CallerOf) -> dict[str, str | None]:
+    """Who is signed in, by what, and what a page needs for its forms."""
+    person = caller.person
+    told = {"name": person.name, "role": person.role, "key": person.key, "level": caller.level.value}
+    return told | ({"csrf": caller.csrf} if caller.medium is Medium.BROWSER else {})
+
+
+@router.post("/me/password")
+def change_password(body: Password, caller: CallerOf, appliance: ApplianceOf) -> dict[str, str]:
+    """A new password and a new code secret, which count once a code is shown at …/confirm."""
+    require_fresh(caller.started_at, now=appliance.clock())
+    made = local_sign_in.begin(appliance, caller.person.name, body.password.get_secret_value())
+    return {"secret": made.secret, "uri": made.uri}
+
+
+@router.post("/me/password/confirm", status_code=204)
+def confirm_password(body: Code, caller: CallerOf, appliance: ApplianceOf) -> None:
+    require_fresh(caller.started_at, now=appliance.clock())
+    with transaction(appliance.engine) as session:
+        local_sign_in.confirm(session, appliance, caller.person.name, body.code)
 
 
 def _bytes(text: str) -> bytes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Literal
 
 from coordinator.errors import Conflict, Forbidden
-from protocol.errors import Refused
+from protocol.errors import Malformed, Refused
 from protocol.identifiers import Role
 from protocol.timestamp import moment
 
@@ -15,7 +18,53 @@ LIFETIME = timedelta(hours=8)
 CHALLENGE_LIFE = timedelta(minutes=2)
 SEEN_EVERY = timedelta(seconds=30)  # how coarsely idleness is written down
 
+FRESH = timedelta(minutes=10)  # how long after signing in a person may change how they sign in
+FREE_ATTEMPTS = 5
+FIRST_REST = timedelta(seconds=30)
+LONGEST_REST = timedelta(minutes=15)
+CODE_SECONDS = 30  # a time step of RFC 6238
+PASSWORD_CHARACTERS = (12, 128)
+_FEWEST_DIFFERENT = 5
+
 Status = Literal["invited", "active", "disabled"]
+
+
+class AuthLevel(StrEnum):
+    """What a session was proved by. `FEDERATED`: the identity provider told of no second factor."""
+
+    KEY = "key"
+    PASSKEY = "passkey"
+    PASSWORD_AND_CODE = "password-and-code"  # noqa: S105 - a name, no secret
+    FEDERATED = "federated"
+    FEDERATED_MULTI_FACTOR = "federated-multi-factor"
+
+
+class Medium(StrEnum):
+    """Where a session lives: a token in a person's home, or a cookie that scripts can't read."""
+
+    COMMAND_LINE = "command-line"
+    BROWSER = "browser"
+
+
+class SignInRefused(Refused):
+    """A wrong name, password or code, or an account that rests: told alike, so that nobody learns which."""
+
+    code = "sign-in-refused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The name, the password or the code is wrong, or there were too many attempts.",
+            "Try again with a new code; after five wrong attempts wait, for 15 minutes at most.",
+        )
+
+
+class CodeRefused(Refused):
+    """A one-time code that is wrong, or was used before."""
+
+    code = "code-refused"
+
+    def __init__(self) -> None:
+        super().__init__("The code is wrong or was used before.", "Wait for the next code and type that.")
 
 
 class TokenRefused(Refused):
@@ -62,3 +111,75 @@ def decide_sign_in(status: str | None) -> None:
 def session_alive(started_at: str, seen_at: str, *, now: datetime) -> bool:
     """Whether a session is within 8 hours of its start and 15 minutes of its last use."""
     return now < moment(started_at) + LIFETIME and now < moment(seen_at) + IDLE
+
+
+@dataclass(frozen=True)
+class LocalAttempt:
+    """One attempt with password and code. step: the time step whose code was shown, None for a wrong one; last_step:
+    the newest one ever accepted. failures: wrong attempts since the last right one."""
+
+    status: str | None
+    enrolled: bool
+    password_right: bool
+    step: int | None
+    last_step: int
+    failures: int
+    failed_at: str | None
+
+
+class Attempt(StrEnum):
+    """What comes of an attempt to sign in."""
+
+    ACCEPTED = "accepted"
+    WRONG = "wrong"
+    RESTING = "resting"
+
+
+def rest(failures: int) -> timedelta:
+    """How long an account rests after so many wrong attempts: nothing up to the fourth, then 30 s doubled each time."""
+    if failures < FREE_ATTEMPTS:
+        return timedelta()
+    doublings = min(failures - FREE_ATTEMPTS, 16)
+    return min(FIRST_REST * (1 << doublings), LONGEST_REST)
+
+
+def decide_local(attempt: LocalAttempt, *, now: datetime) -> Attempt:
+    """What comes of an attempt. While an account rests nothing is looked at, right or wrong, and nothing is counted.
+
+    A code is good once (RFC 6238, 5.2): its step must be newer than any that was accepted.
+    """
+    if attempt.failed_at is not None and now < moment(attempt.failed_at) + rest(attempt.failures):
+        return Attempt.RESTING
+    right = attempt.password_right and attempt.step is not None and attempt.step > attempt.last_step
+    if attempt.status == "active" and attempt.enrolled and right:
+        return Attempt.ACCEPTED
+    return Attempt.WRONG
+
+
+def require_password(password: str, name: str) -> None:
+    """Raise Malformed unless a new password is long enough and no mere repetition or name (NIST SP 800-63B, 5.1.1.2:
+    length counts, kinds of characters do not)."""
+    shortest, longest = PASSWORD_CHARACTERS
+    if not shortest <= len(password) <= longest:
+        raise Malformed(f"The password does not have {shortest} to {longest} characters.", "Choose a longer one.")
+    if len(set(password)) < _FEWEST_DIFFERENT or name in password.lower():
+        raise Malformed("The password repeats few characters or holds your name.", "Choose words that nobody guesses.")
+
+
+def require_fresh(started_at: str, *, now: datetime) -> None:
+    """Raise Forbidden unless the session began within ten minutes: a session that was left open, or stolen, does not
+    change how its person signs in."""
+    if now >= moment(started_at) + FRESH:
+        raise Forbidden("You signed in too long ago for this.", "Sign in again, then repeat it within ten minutes.")
+
+
+def require_request_of_ours(*, shown: str | None, expected: str, origin: str | None, host: str) -> None:
+    """Raise Forbidden unless a changing request that rests on a cookie comes from a page of this coordinator: it shows
+    the session's own token, and names no other origin (RFC 6454)."""
+    if not same_origin(origin, host) or not hmac.compare_digest((shown or "").encode(), expected.encode()):
+        raise Forbidden("The request does not come from a page of this coordinator.", "Load the page again.")
+
+
+def same_origin(origin: str | None, host: str) -> bool:
+    """Whether a request's Origin, where a browser sent one, is the host that it was sent to."""
+    return origin is None or origin == f"https://{host}"

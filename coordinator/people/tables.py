@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import BigInteger
 from sqlmodel import Field
 
 from coordinator.database import Table
@@ -32,7 +33,7 @@ class PersonInvitation(Table, table=True):
 
 
 class PersonSession(Table, table=True):
-    """A signed-in session, by its token's hash."""
+    """A signed-in session, by its token's hash. `level`: what it was proved by; `medium`: where it lives."""
 
     __tablename__ = "person_session"
 
@@ -40,6 +41,8 @@ class PersonSession(Table, table=True):
     person: str = Field(foreign_key="person.name", index=True)
     started_at: str
     seen_at: str
+    level: str
+    medium: str
 
 
 class SpentChallenge(Table, table=True):
@@ -49,3 +52,21 @@ class SpentChallenge(Table, table=True):
 
     challenge_hash: str = Field(primary_key=True)
     expires_at: str
+
+
+class LocalCredential(Table, table=True):
+    """How a person signs in with password and code. `password`: an Argon2id hash; `totp`: the shared secret, encrypted;
+    `last_step`: the newest time step whose code was accepted. `pending_…`: the next pair, until a code confirms it.
+    `failures` counts wrong attempts since the last right one."""
+
+    __tablename__ = "local_credential"
+
+    person: str = Field(primary_key=True, foreign_key="person.name")
+    password: str | None = None
+    totp: bytes | None = None
+    last_step: int = Field(default=-1, sa_type=BigInteger)
+    pending_password: str | None = None
+    pending_totp: bytes | None = None
+    pending_at: str | None = None
+    failures: int = 0
+    failed_at: str | None = None

@@ -227,6 +227,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study", name=op.f("pk_model_state")),
     )
     op.create_table(
+        "local_credential",
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("password", sa.String(), nullable=True),
+        sa.Column("totp", sa.LargeBinary(), nullable=True),
+        sa.Column("last_step", sa.BigInteger(), nullable=False),
+        sa.Column("pending_password", sa.String(), nullable=True),
+        sa.Column("pending_totp", sa.LargeBinary(), nullable=True),
+        sa.Column("pending_at", sa.String(), nullable=True),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("failed_at", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(["person"], ["person.name"], name=op.f("fk_local_credential_person_person")),
+        sa.PrimaryKeyConstraint("person", name=op.f("pk_local_credential")),
+    )
+    op.create_table(
         "person_invitation",
         sa.Column("secret_hash", sa.String(), nullable=False),
         sa.Column("person", sa.String(), nullable=False),
@@ -242,6 +256,8 @@ def upgrade() -> None:
         sa.Column("person", sa.String(), nullable=False),
         sa.Column("started_at", sa.String(), nullable=False),
         sa.Column("seen_at", sa.String(), nullable=False),
+        sa.Column("level", sa.String(), nullable=False),
+        sa.Column("medium", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["person"], ["person.name"], name=op.f("fk_person_session_person_person")),
         sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_person_session")),
     )
@@ -439,6 +455,7 @@ def downgrade() -> None:
     op.drop_table("person_session")
     op.drop_index(op.f("ix_person_invitation_person"), table_name="person_invitation")
     op.drop_table("person_invitation")
+    op.drop_table("local_credential")
     op.drop_table("model_state")
     op.drop_table("model_check")
     op.drop_table("key_setup")
