@@ -64,6 +64,10 @@ class EventType(StrEnum):
     RELEASE_DOWNLOADED = "release.downloaded"
     RELEASE_INSTALLED = "release.installed"
     RELEASE_SUSPENDED = "release.suspended"
+    INCIDENT_OPENED = "incident.opened"
+    INCIDENT_UPDATED = "incident.updated"
+    INCIDENT_CLOSING = "incident.closing-said"
+    INCIDENT_CLOSED = "incident.closed"
     AUDIT_EXPORTED = "audit.exported"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from coordinator.client import evidence, model, policy, release, study
+from coordinator.client import evidence, incident, model, policy, release, study
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
@@ -19,6 +19,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
 app.add_typer(policy.app, name="policy")
 app.add_typer(evidence.app, name="evidence")
+app.add_typer(incident.app, name="incident")
 app.add_typer(audit, name="audit")
 
 EXPORT_POLL_SECONDS = 0.5

@@ -21,13 +21,16 @@ def release_facts(
     actor: str,
     papers: Mapping[str, Any],
     study: Mapping[str, Any],
+    incidents: Mapping[str, Any],
+    invalidated: int,
     card: str,
     append_ok: bool,
     quorum: bool,
     checkpoint_age_seconds: int,
 ) -> dict[str, Any]:
-    """Facts of the release gate. papers: what is on record of the release; study: likewise of the study. card: the
-    model card. approvals: those whose signatures were verified under the plan's roster."""
+    """Facts of the release gate. papers: what is on record of the release; study: likewise of the study. incidents:
+    those that touch the study or a contributor; invalidated: contributors whose legal basis was found invalid. card:
+    the model card. approvals: those whose signatures were verified under the plan's roster."""
     audit = subject.membership
     return {
         **with_papers(document_facts(plan, subject.plan_digest), study),
@@ -52,8 +55,10 @@ def release_facts(
             # Nothing is sold, and the product never shows a model to be de-identified.
             "remuneration": False,
             "phi_status": "not-shown",
+            "contributors_invalidated": invalidated,
             **papers,
         },
+        "incident": dict(incidents),
         "approvals": [
             {
                 "person": approval.person,

@@ -19,6 +19,7 @@ from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import proof_for
 from coordinator.errors import Unavailable
 from coordinator.evidence.facts import release_papers, study_papers
+from coordinator.incidents.facts import incident_facts, invalidated, is_frozen
 from coordinator.people.tables import Person
 from coordinator.releases.build import bundle_files, statement_of
 from coordinator.releases.facts import release_facts
@@ -115,13 +116,14 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
 
 
 def finish(session: Session, appliance: Appliance, name: str) -> bool:
-    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing. False until then."""
+    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing, and no incident freezes the
+    study. False until then."""
     releases = ReleaseRepository(session)
     release = releases.get(name)
     if ReleaseState(release.state) is ReleaseState.RELEASED:
         return True
     move(ReleaseState(release.state), ReleaseState.RELEASED)
-    if release.entry is None:
+    if release.entry is None or is_frozen(session, release.study):
         return False
     try:
         release.proof = proof_for(session, appliance, release.entry)
@@ -170,6 +172,8 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
             contributors=plan.names,
             first=_is_first(session, release),
         ),
+        incidents=incident_facts(session, study=release.study, sites=plan.names, now=appliance.clock()),
+        invalidated=len(invalidated(session, plan.names)),
         card=ReleaseRepository(session).files(release.id)["model_card.md"].decode(),
         study=study_papers(session, appliance, plan.spec),
         append_ok=True,

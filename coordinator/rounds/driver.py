@@ -19,10 +19,12 @@ from coordinator.appliance import Appliance
 from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
 from coordinator.evidence.facts import study_papers
+from coordinator.incidents.facts import frozen_sites, incident_facts
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.contributions import WORD_BYTES
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.exploration_work import ExplorationWork
+from coordinator.rounds.freeze import StudyFrozen, free_participants, require_thawed
 from coordinator.rounds.gates import LogWatch, RoundGates
 from coordinator.rounds.journal import Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
@@ -58,6 +60,8 @@ from protocol.round import ROUND_KINDS, Phase
 from protocol.timestamp import timestamp
 
 PAUSE_SECONDS = 0.2
+INCIDENT = "incident"
+"""Why a site was left out: an open incident freezes it."""
 
 
 class StudyEnded(CloisterError):
@@ -67,7 +71,8 @@ class StudyEnded(CloisterError):
 
 
 class RoundDriver:
-    """One study, one driver. `run` returns when the study has ended; it may be called again after any failure."""
+    """One study, one driver. `run` returns when the study has ended or is frozen; it may be called again after either,
+    and after any failure."""
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class RoundDriver:
         self._uploads = Uploads(appliance)
 
     def run(self) -> StudyState:
-        """Drive the study until it has ended; the state it ended in.
+        """Drive the study until it has ended or is frozen by an incident; the state it is in then.
 
         Raises AnotherDriver when a second driver works on it, and whatever the transport raises when it is lost.
         """
@@ -104,7 +109,7 @@ class RoundDriver:
                 if ended is not None:
                     self._uploads.keep_open_only()
                     return ended
-        except StudyEnded:
+        except (StudyEnded, StudyFrozen):
             self._uploads.keep_open_only()
             with reading(self._appliance.engine) as session:
                 return StudyState(StudyRepository(session).get(self._running.study).state)
@@ -159,9 +164,13 @@ class RoundDriver:
                 raise StudyEnded("The study has its candidate already.", "Nothing is left to do.")
 
     def _participants(self) -> tuple[str, ...]:
-        """Who may take part now: read anew, for a person may shut a site out at any time."""
+        """Who may take part now: read anew, for a person may shut a site out, and an incident freeze one, at any time.
+
+        Raises StudyFrozen where incidents leave fewer than the agreed minimum.
+        """
         with reading(self._appliance.engine) as session:
-            return StudyRepository(session).participants(self._running.study, self._running.plan.names)
+            self._require_active(session)
+            return free_participants(session, self._running.study, self._running.plan)
 
     # Keys
 
@@ -204,7 +213,9 @@ class RoundDriver:
         running = self._running
         if begin.attempt == 1:
             self._round_began = self._monotonic()
-        decision = self._gates.round(begin.round, self._healthy_log(), self._papers(), now=self._appliance.clock())
+        health = self._healthy_log()
+        papers, incidents = self._papers(begin.cohort)
+        decision = self._gates.round(begin.round, health, papers, incidents, now=self._appliance.clock())
         if not decision.allowed:
             return self._deny(decision)
         recorded = compose(
@@ -224,9 +235,16 @@ class RoundDriver:
         self._progress = self._progress.after(recorded.attempt)
         return self._send(recorded)
 
-    def _papers(self) -> dict[str, Any]:
+    def _papers(self, cohort: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is on record, and the open incidents. One that was opened in this very moment freezes the study; it
+        does not fail it."""
+        study, now = self._running.study, self._appliance.clock()
         with reading(self._appliance.engine) as session:
-            return study_papers(session, self._appliance, self._running.plan.spec)
+            self._require_active(session)
+            if frozen_sites(session) & set(cohort):
+                raise StudyFrozen("A site of the cohort was frozen meanwhile.", "The driver begins again without it.")
+            incidents = incident_facts(session, study=study, sites=cohort, now=now)
+            return study_papers(session, self._appliance, self._running.plan.spec), incidents
 
     def _healthy_log(self) -> LogHealth:
         """The log's health; sites that have just come back are given time to cosign before it is judged."""
@@ -258,7 +276,7 @@ class RoundDriver:
             elsewhere=intake.collect,
         )
         intake.collect()
-        outcome = intake.outcome()
+        outcome = self._without_frozen(intake.outcome())
         if not outcome.complete:
             self._abandon(attempt, outcome)
             return None
@@ -268,6 +286,14 @@ class RoundDriver:
             return self._deny(decision)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
         return self._commit(closed, outcome, decision, intake)
+
+    def _without_frozen(self, outcome: Outcome) -> Outcome:
+        """A site that an incident froze while it computed is no part of a sum: the attempt is abandoned."""
+        with reading(self._appliance.engine) as session:
+            self._require_active(session)
+            frozen = frozen_sites(session) & set(outcome.contributed)
+        left = tuple(site for site in outcome.contributed if site not in frozen)
+        return replace(outcome, contributed=left, excluded={**outcome.excluded, **dict.fromkeys(frozen, INCIDENT)})
 
     def _deadline(self, phase: Phase, cohort: tuple[str, ...]) -> float:
         """Seconds for one attempt: to compute, and to carry body and vector there and back on the slowest line."""
@@ -348,6 +374,7 @@ class RoundDriver:
         state = StudyState(StudyRepository(session).get(self._running.study).state)
         if state not in ACTIVE:
             raise StudyEnded(f"Study {self._running.study} is {state.value}.", "The driver ends.")
+        require_thawed(session, self._running.study)
 
     @property
     def _seconds(self) -> float | None:

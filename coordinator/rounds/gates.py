@@ -20,7 +20,7 @@ from policies.packs import Pack, Policy, Rule
 from policies.study_facts import document_facts
 from protocol.study_kind import AnyPlan
 
-_KNOWN = ("plan.", "study.", "coordinator.", "audit.", "round.number", "round.participants")
+_KNOWN = ("plan.", "study.", "coordinator.", "audit.", "incident.", "round.number", "round.participants")
 
 
 class LogWatch(Protocol):
@@ -44,11 +44,21 @@ class RoundGates:
         """Choose the rules of the round gate that the coordinator can judge."""
         return cls(plan, plan_digest, policy, tuple(_coordinators_part(pack) for pack in policy.packs))
 
-    def round(self, number: int, health: LogHealth, papers: Mapping[str, Any], *, now: datetime) -> Decision:
-        """Whether an attempt of round `number` may be sent. papers: what is on record now."""
+    def round(
+        self,
+        number: int,
+        health: LogHealth,
+        papers: Mapping[str, Any],
+        incidents: Mapping[str, Any],
+        *,
+        now: datetime,
+    ) -> Decision:
+        """Whether an attempt of round `number` may be sent. papers: what is on record now; incidents: those that touch
+        the study or the cohort."""
         facts: dict[str, Any] = {
             **with_papers(document_facts(self.plan, self.plan_digest), papers),
             "round": {"number": number},
+            "incident": dict(incidents),
             "audit": {
                 "append_ok": True,
                 "cosign_quorum": health.quorum,

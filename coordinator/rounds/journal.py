@@ -13,6 +13,7 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append
+from coordinator.incidents.facts import frozen_sites
 from coordinator.rounds.attempts import Outcome, request_of
 from coordinator.rounds.checks import Verdict
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
@@ -92,9 +93,11 @@ class Journal:
         tried = rounds.attempts_of(self._running.study, attempt.phase, attempt.round)
         invited = tried[0].attempt.cohort
         excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
-        shut_out = StudyRepository(session).excluded(self._running.study)
+        shut_out, frozen = StudyRepository(session).excluded(self._running.study), frozen_sites(session)
         excluded |= {
-            site: "shut-out" if site in shut_out else "not-invited" for site in after.established if site not in invited
+            site: "shut-out" if site in shut_out else "incident" if site in frozen else "not-invited"
+            for site in after.established
+            if site not in invited
         }
         excluded = {site: code for site, code in excluded.items() if site not in attempt.contributed}
         now = self._appliance.clock()

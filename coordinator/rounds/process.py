@@ -99,7 +99,7 @@ def _drive(home: Path, study: str, superlink: str, secret: Path) -> int:
                 watch=DatabaseLogWatch(appliance),
             )
             state = driver.run()
-    _log.info("study-ended", study=study, state=state.value)
+    _log.info("driver-done", study=study, state=state.value)
     return ENDED
 
 

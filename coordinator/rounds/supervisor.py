@@ -14,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.database import reading
+from coordinator.rounds.freeze import StudyFrozen, free_participants
 from coordinator.rounds.process import ENDED, WRONG
-from coordinator.studies.repository import StudyRepository
+from coordinator.studies.repository import StudyRepository, plan_of
+from coordinator.studies.tables import Study
 from protocol.errors import CloisterError
 
 POLL_SECONDS = 0.3
@@ -83,7 +86,8 @@ class DriverSupervisor:
     def _next(self, skipped: set[str]) -> str | None:
         try:
             with reading(self._appliance.engine) as session:
-                waiting = [row.id for row in StudyRepository(session).active() if row.id not in skipped]
+                active = [row for row in StudyRepository(session).active() if row.id not in skipped]
+                waiting = [row.id for row in active if not _held_up(session, row)]
         except CloisterError as error:
             self._failure = error.code
             return None
@@ -108,3 +112,12 @@ class DriverSupervisor:
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def _held_up(session: Session, row: Study) -> bool:
+    """Whether incidents freeze the study: others go on, and it does once they are closed."""
+    try:
+        free_participants(session, row.id, plan_of(row))
+    except StudyFrozen:
+        return True
+    return False

@@ -33,6 +33,7 @@ from tests.simulator.federation import Federation, HealthyLog, build_federation,
 
 FILE_DIGEST = sha256_hex(b"a document")
 _numbers = itertools.count(1)
+QUIET = {"open": 0, "overdue": 0}
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +191,12 @@ def test_a_revoked_assessment_shuts_the_next_round(federation: Federation) -> No
         papers = study_papers(session, appliance, plan.spec)
     gates = RoundGates.of(plan, row.plan_digest or "", active_policy())
     health = HealthyLog().health()
-    assert gates.round(1, health, papers, now=appliance.clock()).allowed
+    assert gates.round(1, health, papers, QUIET, now=appliance.clock()).allowed
     with transaction(appliance.engine) as session:
         revoke(session, appliance, officer(federation), assessment_of(appliance, spec).digest)
     with reading(appliance.engine) as session:
         papers = study_papers(session, appliance, plan.spec)
-    shut = gates.round(2, health, papers, now=appliance.clock())
+    shut = gates.round(2, health, papers, QUIET, now=appliance.clock())
     assert not shut.allowed
     assert {finding.rule for finding in shut.findings} == {"G20-content"}
 

@@ -15,6 +15,7 @@ from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.witnessing import accept_cosignatures, latest_note, policy_in_force
 from coordinator.database import reading, transaction
 from coordinator.evidence.repository import EvidenceRepository
+from coordinator.incidents.report import close, new_incident, open_by_person, update
 from coordinator.people.tables import Person
 from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
@@ -31,10 +32,12 @@ from protocol.envelope import seal as sign
 from protocol.errors import CloisterError, Refused
 from protocol.evaluation import ClassificationReport, Interval
 from protocol.identifiers import Role
+from protocol.incident import Incident, Settled
 from protocol.model import parameter_count
 from protocol.proposal import Governance
 from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement
 from protocol.signing import SigningKey
+from protocol.timestamp import timestamp
 from site_agent.releases.trusted_release import TrustRoot, verify
 from tests.coordinator.appliances import Made, TestSite
 from tests.papers import assessment_of
@@ -381,3 +384,67 @@ def test_a_released_model_can_be_suspended_and_then_not_fetched(federation: Fede
     with pytest.raises(Refused, match="suspended"):
         federation.bundle()
     assert federation.events()[-1].event is EventType.RELEASE_SUSPENDED
+
+
+def approved(federation: Federation) -> None:
+    federation.to_review()
+    federation.decide("bo")
+    federation.decide("cy")
+
+
+def happen(federation: Federation, scope: str, about: str, kind: str = "data-breach") -> str:
+    with transaction(federation.appliance.engine) as session:
+        told = Incident.model_validate(
+            {
+                "incident": new_incident(federation.appliance),
+                "kind": kind,
+                "scope": scope,
+                "about": about,
+                "aware_at": timestamp(federation.appliance.clock()),
+            }
+        )
+        return open_by_person(session, federation.appliance, federation.people["eve"], told, words="It leaked").id
+
+
+def over(federation: Federation, incident: str) -> None:
+    duties = Settled(authority="not-required", individuals="not-required")
+    with transaction(federation.appliance.engine) as session:
+        update(session, federation.appliance, federation.people["bo"], incident, duties, words="Assessed")
+        for name in ("bo", "cy"):
+            close(session, federation.appliance, federation.people[name], incident, "resolved", words="Mended")
+
+
+@pytest.mark.parametrize(
+    ("scope", "about", "kind", "rule"),
+    [
+        ("study", STUDY, "data-breach", "G19"),
+        ("site", "clinic-b", "security", "G19"),
+        ("federation", "everything", "integrity", "G19"),
+        ("site", "clinic-c", "basis-invalidated", "G25"),
+    ],
+)
+def test_an_open_incident_of_study_or_contributor_keeps_a_release_from_being_sealed(
+    federation: Federation, scope: str, about: str, kind: str, rule: str
+) -> None:
+    approved(federation)
+    incident = happen(federation, scope, about, kind)
+    with pytest.raises(seal.ReleaseDenied) as denied:
+        federation.seal()
+    assert rule in {finding["rule"] for finding in denied.value.facts["findings"]}
+    over(federation, incident)
+    federation.witness()
+    federation.seal()
+
+
+def test_what_was_sealed_waits_for_the_incident_that_came_after(federation: Federation) -> None:
+    approved(federation)
+    federation.seal()
+    incident = happen(federation, "study", STUDY)
+    federation.witness()
+    for _ in range(2):
+        with transaction(federation.appliance.engine) as session:
+            assert not seal.finish(session, federation.appliance, RELEASE)
+    over(federation, incident)
+    federation.witness()
+    with transaction(federation.appliance.engine) as session:
+        assert seal.finish(session, federation.appliance, RELEASE)

@@ -425,10 +425,44 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_evidence_scope"), "evidence", ["scope"], unique=False)
     op.create_index(op.f("ix_evidence_subject"), "evidence", ["subject"], unique=False)
+    op.create_table(
+        "incident",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("scope", sa.String(), nullable=False),
+        sa.Column("about", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("aware_at", sa.String(), nullable=False),
+        sa.Column("opened_by", sa.String(), nullable=False),
+        sa.Column("opened_at", sa.String(), nullable=False),
+        sa.Column("report", sa.LargeBinary(), nullable=True),
+        sa.Column("authority", sa.String(), nullable=True),
+        sa.Column("individuals", sa.String(), nullable=True),
+        sa.Column("outcome", sa.String(), nullable=True),
+        sa.Column("closed_at", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_incident")),
+    )
+    for column in ("scope", "about", "state"):
+        op.create_index(op.f(f"ix_incident_{column}"), "incident", [column], unique=False)
+    op.create_table(
+        "incident_closing",
+        sa.Column("incident", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("facts", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("outcome", sa.String(), nullable=False),
+        sa.Column("said_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["incident"], ["incident.id"], name=op.f("fk_incident_closing_incident_incident")),
+        sa.PrimaryKeyConstraint("incident", "person", "facts", name=op.f("pk_incident_closing")),
+    )
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_table("incident_closing")
+    for column in ("state", "about", "scope"):
+        op.drop_index(op.f(f"ix_incident_{column}"), table_name="incident")
+    op.drop_table("incident")
     op.drop_index(op.f("ix_evidence_subject"), table_name="evidence")
     op.drop_index(op.f("ix_evidence_scope"), table_name="evidence")
     op.drop_table("evidence")
