@@ -117,6 +117,8 @@ class RefusalCode(StrEnum):
     KEYS_DAMAGED = "keys-damaged"
     PARAMETERS_UNFIT = "parameters-unfit"
     MISSING_CONTRIBUTORS = "missing-contributors"
+    POLICY_DENIED = "policy-denied"
+    POLICY_HELD = "policy-held"
     SELF_TEST_MISSING = "self-test-missing"
     SELF_TEST_FAILED = "self-test-failed"
     INTERNAL = "internal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from site_agent.training.states import Budget, Charge
 
 @dataclass(frozen=True)
 class LocalData:
-    """The site's snapshot under the study's schema. Counts as the site itself holds them."""
+    """The site's snapshot under the study's schema. Counts as the site itself holds them. records_per_patient: the most
+    that one patient has; None where nobody counted."""
 
     snapshot: str
     patients: int
     held_out: int
     registered_held_out: int
-    records_per_patient: int
+    records_per_patient: int | None
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,14 @@ def consent_facts(
     spent: Budget,
     charges: Sequence[Charge],
     log_sound: bool,
+    papers: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The facts of the consent gate. Without a snapshot its facts are absent, and the gate denies.
 
+    papers: the parts of `site.*` that rest on what the hospital has on record.
     charges: what the plan asks of the training patients, whose ledger the gate is about.
     log_sound: the log's mirror at this site raised no alarm, so what was logged still stands.
     """
-    columns = [*plan.spec.dataset.columns, *plan.spec.dataset.label.columns]
-    dataset: dict[str, Any] = {
-        "columns": columns,
-        "direct_identifier_columns": [name for name in columns if name in governance.direct_identifiers],
-        "categories": list(governance.categories),
-        "collection_purpose": governance.collection_purpose,
-    }
-    here: dict[str, Any] = {
-        "name": site,
-        "jurisdiction": governance.jurisdiction,
-        "hipaa_role": governance.hipaa_role,
-    }
-    if data is not None:
-        dataset |= {"patients": data.patients, "max_records_per_patient": data.records_per_patient}
-        here |= {"cohort_n": data.patients - data.held_out}
     return {
         **document_facts(
             plan,
@@ -85,8 +73,8 @@ def consent_facts(
                 epsilons.checks_worst_site,
             ),
         ),
-        "dataset": dataset,
-        "site": here,
+        "dataset": dataset_facts(plan, governance, data),
+        "site": site_facts(site, governance, data, papers),
         "ledger": {
             "epsilon_spent": spent.epsilon,
             "epsilon_limit": governance.epsilon_limit,
@@ -97,3 +85,31 @@ def consent_facts(
         },
         "audit": {"append_ok": log_sound},
     }
+
+
+def dataset_facts(plan: AnyPlan, governance: Governance, data: LocalData | None) -> dict[str, Any]:
+    """`dataset.*`, at every gate of the site: what the plan reads, what the hospital says of it, what the snapshot is.
+    Counts are absent without a snapshot."""
+    columns = [*plan.spec.dataset.columns, *plan.spec.dataset.label.columns]
+    facts: dict[str, Any] = {
+        "columns": columns,
+        "direct_identifier_columns": [name for name in columns if name in governance.direct_identifiers],
+        "categories": list(governance.categories),
+        "collection_purpose": governance.collection_purpose,
+    }
+    if data is not None:
+        facts |= {"patients": data.patients, "max_records_per_patient": data.records_per_patient}
+    return facts
+
+
+def site_facts(site: str, governance: Governance, data: LocalData | None, papers: Mapping[str, Any]) -> dict[str, Any]:
+    """`site.*`, at every gate of the site."""
+    facts: dict[str, Any] = {
+        **papers,
+        "name": site,
+        "jurisdiction": governance.jurisdiction,
+        "hipaa_role": governance.hipaa_role,
+    }
+    if data is not None:
+        facts |= {"cohort_n": data.patients - data.held_out}
+    return facts

@@ -5,6 +5,7 @@ There are no defaults for facts: until somebody has said them, every gate that a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tomllib
@@ -88,6 +89,27 @@ def save_governance(home: SiteHome, governance: Governance) -> None:
     """Replace `governance.toml`, durably. Raises BadParameter for a policy parameter laxer than the federation's."""
     local_policy(home, governance)
     write_durably(home.path / FILE, governance.to_toml().encode())
+
+
+def rules_digest(home: SiteHome) -> str:
+    """Of every byte at this site that its decisions follow from, besides the program's own: whoever keeps a compiled
+    policy compiles it again when this changes. Raises GovernanceUnset, as `load_governance` does, and where a pack
+    can't be read."""
+    state = hashlib.sha256()
+    folder = home.path / PACKS
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".yaml") if folder.is_dir() else []
+        for path in (home.path / FILE, *paths):
+            content = _read(path)
+            state.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    except FileNotFoundError:
+        load_governance(home)  # says which file is missing, and what to do
+        raise GovernanceUnset("A pack was removed while it was read.", "Try again.") from None
+    except OSError as error:
+        raise GovernanceUnset(
+            f"This site's rules can't be read ({error.strerror}).", f"Correct the rights of {folder} and {FILE}."
+        ) from None
+    return state.hexdigest()
 
 
 def local_policy(home: SiteHome, governance: Governance) -> Policy:

@@ -21,6 +21,7 @@ from site_agent.consent.judgement import Difference, Identity, Objection, charge
 from site_agent.consent.plans import SignedPlan, open_plan
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
+from site_agent.evidence.facts import papers_facts
 from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import spent
@@ -112,6 +113,7 @@ def review(
         spent=before[0],
         charges=[charge for charge in asked if not charge.held_out],
         log_sound=log_sound,
+        papers=papers_facts(session, settings.site, on=now.date()),
     )
     decision = evaluate("consent", facts, policy.packs, policy.parameters, now=now, salt=os.urandom(32))
     granted_before = last_granted(session, plan.spec.study, settings.coordinator)

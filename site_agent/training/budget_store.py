@@ -9,6 +9,7 @@ that patient (by keyed hash) was charged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, text
@@ -41,6 +42,7 @@ from site_agent.training.tables import (
     ForgottenCharge,
     KeyStepReply,
     RefusalRecord,
+    RoundDecision,
     SecureSumKeys,
     StoredVector,
 )
@@ -184,9 +186,13 @@ class BudgetStore:
         expired: bool,
         at: str,
         steps: int = 1,
+        decision: RoundDecision | None = None,
     ) -> bytes | None:
         """None: the attempt is consumed and its `steps` noisy steps charged, durably; compute it now, once. bytes: the
-        answer that is on disk for this very request. Raises AttemptRefused, and then nothing is charged."""
+        answer that is on disk for this very request. Raises AttemptRefused, and then nothing is charged.
+
+        decision: of the site's round gate, stored in the charge's own transaction.
+        """
         self._reached("before-charge")
         with transaction(self._engine) as session:
             _refuse_unsound(session)
@@ -232,6 +238,8 @@ class BudgetStore:
             for charge in charges:
                 charge.steps_charged += steps
                 session.add(charge)
+            if decision is not None:
+                session.add(decision)
             session.flush()
             advance(session)
             self._reached("in-charge")
@@ -263,6 +271,10 @@ class BudgetStore:
             if row is None or grant is None or grant.state != Answer.GRANTED:
                 return None
             return row.packet if (row.plan_digest, row.request_digest) == (plan_digest, request_digest) else None
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """A transaction for whoever gathers what a decision about an attempt needs."""
+        return transaction(self._engine)
 
     def granted(self, plan_digest: str) -> StudyGrant | None:
         """The grant of this plan, while it stands."""
@@ -359,9 +371,22 @@ class BudgetStore:
         with transaction(self._engine) as session:
             return list(session.exec(select(SecureSumKeys.study)))
 
-    def record_refusal(self, *, study: str, phase: str, round_number: int, attempt: int, code: str, at: str) -> None:
-        """Remember a request that was not answered; the oldest of more than a thousand go."""
+    def record_refusal(
+        self,
+        *,
+        study: str,
+        phase: str,
+        round_number: int,
+        attempt: int,
+        code: str,
+        at: str,
+        decision: RoundDecision | None = None,
+    ) -> None:
+        """Remember a request that was not answered; the oldest of more than a thousand go. decision: the round gate's,
+        where it was what refused; those are kept."""
         with transaction(self._engine) as session:
+            if decision is not None:
+                session.add(decision)
             record = RefusalRecord(study=study, phase=phase, round=round_number, attempt=attempt, code=code, at=at)
             session.add(record)
             session.flush()

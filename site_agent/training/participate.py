@@ -1,8 +1,8 @@
 """Answers the coordinator's requests for one site: refuse, or charge, compute, mask, keep and only then send.
 
-The order of a round's attempt is fixed: verify, find a stored answer, make the worker ready, charge durably, compute
-in the worker, mask here, store the packet with the keys' new state, return it. Whatever is refused before the charge
-costs the patients nothing; whatever fails after it stays charged.
+The order of a round's attempt is fixed: verify, ask the site's own round gate, find a stored answer, make the worker
+ready, charge durably, compute in the worker, mask here, store the packet with the keys' new state, return it. Whatever
+is refused before the charge costs the patients nothing; whatever fails after it stays charged.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ from site_agent.training.budget_store import BudgetStore
 from site_agent.training.engine import engine_version
 from site_agent.training.refusals import code_of
 from site_agent.training.requests import Asked, check_cohort, check_round, open_request, peer_messages
+from site_agent.training.round_gate import RoundGate, RoundRefused
 from site_agent.training.states import AttemptKey, AttemptRefused
 from site_agent.training.sums import largest_parameter, sum_parameters
+from site_agent.training.tables import RoundDecision
 from site_agent.training.worker_client import WorkerClient, WorkerFailed
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class Participant:
         self._entropy = entropy
         self._chunk_bytes = chunk_bytes
         self._reached = reached
+        self._gate = RoundGate(settings, keys.identity.public, entropy=entropy)
         self._plans: dict[str, AnyPlan] = {}
 
     def answer(self, kind: str, packet: bytes) -> bytes:
@@ -103,7 +106,7 @@ class Participant:
             about = _subject(asked)
             return self._answer(asked)
         except AttemptRefused as refused:
-            return self._refuse(about, refused.code)
+            return self._refuse(about, refused.code, refused.record if isinstance(refused, RoundRefused) else None)
         except WorkerFailed as error:
             _log.warning("training-failed", study=about[0], reason=error.message)
             return self._refuse(about, RefusalCode.TRAINING_FAILED)
@@ -121,7 +124,7 @@ class Participant:
         check_cohort(asked.document.cohort, plan, self._settings.site)
         if isinstance(asked.document, KeyRequest):
             return self._key_step(asked.document, asked, plan)
-        return self._contribute(asked.document, asked, plan, grant.snapshot)
+        return self._contribute(asked.document, asked, plan, grant)
 
     def _granted(self, asked: Asked) -> tuple[StudyGrant, AnyPlan]:
         grant = self._store.granted(asked.document.plan_digest)
@@ -211,8 +214,10 @@ class Participant:
 
     # Rounds
 
-    def _contribute(self, request: RoundRequest, asked: Asked, plan: AnyPlan, snapshot: str) -> bytes:
+    def _contribute(self, request: RoundRequest, asked: Asked, plan: AnyPlan, grant: StudyGrant) -> bytes:
         check_round(request, asked.body, plan)
+        with self._store.reading() as session:
+            decision = self._gate.ask(session, grant, request, plan, now=self._clock())
         plan = plan.of_entry(request.entry)
         key = AttemptKey(request.study, request.phase, request.round, request.attempt)
         stored = self._store.stored(key, plan_digest=request.plan_digest, request_digest=asked.digest)
@@ -235,7 +240,7 @@ class Participant:
         if not set(request.cohort) <= set(machine.peers):
             raise AttemptRefused(RefusalCode.UNKNOWN_SITE)
         grid, noise_std = sum_parameters(plan.secure_sum(request.phase, request.cohort))
-        self._worker.open(plan, snapshot)
+        self._worker.open(plan, grant.snapshot)
         now = self._clock()
         position = plan.position(request.phase, request.round)
         stored = self._store.consume(
@@ -247,6 +252,7 @@ class Participant:
             expired=now > moment(request.expires_at),
             at=timestamp(now),
             steps=plan.steps_of(request.phase),
+            decision=decision,
         )
         if stored is not None:
             return stored
@@ -293,7 +299,9 @@ class Participant:
     def _sealed(self, payload_type: str, document: BaseModel, body: bytes = b"") -> bytes:
         return Packet(seal(payload_type, document.model_dump(mode="json"), self._key), body).to_bytes()
 
-    def _refuse(self, about: tuple[str, str, int, int], code: RefusalCode) -> bytes:
+    def _refuse(
+        self, about: tuple[str, str, int, int], code: RefusalCode, decision: RoundDecision | None = None
+    ) -> bytes:
         study, phase, round_number, attempt = about
         _log.warning("refused", study=study, phase=phase, round=round_number, attempt=attempt, code=code.value)
         try:
@@ -304,6 +312,7 @@ class Participant:
                 attempt=attempt,
                 code=code.value,
                 at=timestamp(self._clock()),
+                decision=decision,
             )
         except DatabaseUnusable as error:
             _log.error("refusal-not-recorded", code=error.code)

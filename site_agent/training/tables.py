@@ -105,6 +105,29 @@ class KeyStepReply(SQLModel, table=True):
     packet: bytes = Field(sa_type=LargeBinary)
 
 
+class RoundDecision(SQLModel, table=True):
+    """What the site's own round gate decided about one attempt: kept for ever, never sent.
+
+    outcome: policies.findings.Outcome. rules, facts_digest: of the packs and parameters, and (salted) of the facts that
+    it was taken by; empty where they could not be read. document: the whole decision with its facts and salt, as JSON;
+    empty where it says the same, but for the numbers, as the newest row of the plan that has one.
+    """
+
+    __tablename__ = "round_decision"
+
+    id: int | None = Field(default=None, primary_key=True)
+    study: str = Field(index=True)
+    plan_digest: str = Field(index=True)
+    phase: str
+    round: int
+    attempt: int
+    outcome: str
+    rules: str
+    facts_digest: str
+    document: str = ""
+    at: str
+
+
 class SelfTestRecord(SQLModel, table=True):
     """What the self-test found of one engine at this site: synthetic figures only. checks: JSON."""
 

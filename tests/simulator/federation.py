@@ -58,6 +58,7 @@ from protocol.study import StudyPlan, StudySpec
 from protocol.study_kind import AnySpec
 from protocol.timestamp import timestamp
 from site_agent.cohort.tables import Snapshot, SnapshotPatient
+from site_agent.consent.governance import Governance, save_governance
 from site_agent.consent.judgement import charges, own_epsilons
 from site_agent.consent.tables import StudyGrant
 from site_agent.coordinator_client import CoordinatorRefused
@@ -404,7 +405,7 @@ class Federation:
                 plan_digest=plan_digest,
                 snapshot=site.snapshot,
                 charges=charges(plan, own_epsilons(plan)),
-                cap=Budget(1e4, 0.9),
+                cap=Budget(1000, 0.9),
                 at=at,
             )
             session.add(
@@ -608,6 +609,17 @@ def _site(folder: Path, name: str, appliance: Appliance, clock: SimulatedClock) 
             SnapshotPatient(snapshot=snapshot, patient_hash=number.to_bytes(32, "big"), held_out=number < 20)
             for number in range(80)
         )
+    save_governance(
+        SiteHome(folder),
+        Governance(
+            jurisdiction="EU",
+            hipaa_role="none",
+            categories=("health",),
+            collection_purpose="cardiology",
+            epsilon_limit=1000,
+            delta_limit=0.9,
+        ),
+    )
     settings = SiteSettings(
         home=SiteHome(folder),
         site=name,
