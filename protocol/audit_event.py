@@ -35,6 +35,8 @@ class EventType(StrEnum):
     SITE_ENROLLED = "site.enrolled"
     SITE_CERTIFICATE_RENEWED = "site.certificate-renewed"
     SITE_REVOKED = "site.revoked"
+    WITNESS_JOINED = "witness.joined"
+    WITNESS_REMOVED = "witness.removed"
     DATASET_REGISTERED = "dataset.registered"
     EVIDENCE_RECORDED = "evidence.recorded"
     EVIDENCE_REVOKED = "evidence.revoked"

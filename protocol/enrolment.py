@@ -22,6 +22,7 @@ TOKEN_SECRET_BYTES = 32
 TOKEN_HOURS = 24
 CERTIFICATE_DAYS = 7
 MAX_WITNESS_KEY = 2000  # characters: an ML-DSA-44 vkey under the longest name of a site has 1834
+AUDITOR = "/auditor"
 SPIFFE_DOMAIN = "cloister"
 Kind = Literal["site", "person"]
 Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.\-\[\]:]{1,255}:[0-9]{1,5}$")]
@@ -69,6 +70,11 @@ def site_uri(site: str) -> str:
 def witness_name(site: str) -> str:
     """The name of a site's cosigner key: one site, one witness."""
     return f"{site}/witness"
+
+
+def auditor_witness_name(name: str) -> str:
+    """The name of an auditor's cosigner key: no site has it."""
+    return f"{name}{AUDITOR}"
 
 
 class EnrolmentRequest(Frozen):

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, update
 from sqlmodel import Session, col, select
 
-from coordinator.audit.tables import LogCheckpoint, LogCosignature, LogEntry, LogHead, LogPolicy
+from coordinator.audit.tables import LogCheckpoint, LogCosignature, LogEntry, LogHead, LogPolicy, LogWitness
 from coordinator.database import one_row
 from coordinator.errors import Conflict
 
@@ -138,6 +138,19 @@ class LogRepository:
         )
         size = self._session.exec(enough).first()
         return None if size is None else self.checkpoint(size)
+
+    def auditors(self) -> list[LogWitness]:
+        """The auditors who are witnesses now."""
+        query = select(LogWitness).where(col(LogWitness.removed_at).is_(None)).order_by(col(LogWitness.name))
+        return list(self._session.exec(query))
+
+    def auditor_key_known(self, key: str) -> bool:
+        """Whether an auditor has, or had, this verifier key."""
+        return self._session.get(LogWitness, key) is not None
+
+    def save_auditor(self, row: LogWitness) -> None:
+        self._session.add(row)
+        self._session.flush()
 
     def policy(self) -> LogPolicy | None:
         """The policy in force."""

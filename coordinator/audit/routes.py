@@ -18,6 +18,7 @@ from coordinator.audit.witnessing import (
     latest_note,
     policy_in_force,
     quorum_note,
+    verify_auditor,
     verify_cosignatures,
 )
 from coordinator.database import reading, transaction
@@ -94,6 +95,16 @@ def cosignatures(site: CurrentSite, appliance: ApplianceOf, body: Annotated[byte
         verified = verify_cosignatures(session, appliance, witness, body)
     with transaction(appliance.engine) as session:
         return {"size": keep_cosignatures(session, appliance, witness, verified)}
+
+
+@router.post("/log/auditor-cosignatures")
+def auditor_cosignature(
+    size: Annotated[int, Query(ge=1, le=2**53)], appliance: ApplianceOf, body: Annotated[bytes, Depends(_body)]
+) -> dict[str, int]:
+    with reading(appliance.engine) as session:
+        witness, line = verify_auditor(session, appliance, size, body)
+    with transaction(appliance.engine) as session:
+        return {"size": keep_cosignatures(session, appliance, witness, [(size, line)])}
 
 
 @router.get("/audit/export")

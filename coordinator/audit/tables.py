@@ -54,6 +54,17 @@ class LogCosignature(Table, table=True):
     line: str
 
 
+class LogWitness(Table, table=True):
+    """An auditor who cosigns, or did until `removed_at`; `key` is the whole verifier key."""
+
+    __tablename__ = "log_witness"
+
+    key: str = Field(primary_key=True)
+    name: str
+    joined_at: str
+    removed_at: str | None = None
+
+
 class LogPolicy(Table, table=True):
     """Every witness policy there was; the one with the largest id is in force. None: there is no witness."""
 

@@ -25,11 +25,12 @@ class StaleCosignature(Conflict):
     code = "stale-cosignature"
 
 
-def build_policy(appliance: Appliance, witnesses: list[str]) -> WitnessPolicy | None:
-    """The policy for these cosigner keys (vkeys); None without any."""
-    if not witnesses:
+def build_policy(session: Session, appliance: Appliance, sites: list[str]) -> WitnessPolicy | None:
+    """The policy for these sites' cosigner keys (vkeys) and an auditor's, if one has joined; None without any site."""
+    if not sites:
         return None
-    keys = tuple(VerifierKey.parse(text) for text in witnesses)
+    auditors = LogRepository(session, appliance.settings.origin).auditors()
+    keys = tuple(VerifierKey.parse(text) for text in (*sites, *(row.key for row in auditors)))
     return WitnessPolicy(log_key(appliance), keys, required_quorum(len(keys)))
 
 
@@ -79,6 +80,28 @@ def verify_cosignatures(
             )
         verified.append((_cosigned_size(recent, line, witness), line.line))
     return verified
+
+
+def verify_auditor(session: Session, appliance: Appliance, size: int, data: bytes) -> tuple[str, str]:
+    """(witness, line) of the one line in `data`, by an auditor who is a witness, over the checkpoint of that size.
+
+    The signature is what says who calls. Raises NotFound for another signer or a size without a checkpoint,
+    BadSignature, Malformed. Writes nothing.
+    """
+    repository = LogRepository(session, appliance.settings.origin)
+    lines = parse_signatures(data)
+    keys = {key.name: key for key in (VerifierKey.parse(row.key) for row in repository.auditors())}
+    if len(lines) != 1 or lines[0].name not in keys:
+        raise NotFound(
+            "No auditor of that name is a witness of this log.",
+            "Have the coordinator's administrator run `cloister-coordinator witness join NAME --key VKEY`.",
+        )
+    checkpoint = repository.checkpoint(size)
+    if checkpoint is None:
+        raise NotFound(f"The log has no checkpoint of {size} entries.", "Fetch the latest checkpoint and cosign it.")
+    key = keys[lines[0].name]
+    verify_cosignature(_head(checkpoint), lines[0], key)
+    return key.text, lines[0].line
 
 
 def accept_cosignatures(session: Session, appliance: Appliance, site_witness: str, data: bytes) -> int:

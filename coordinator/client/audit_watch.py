@@ -71,24 +71,30 @@ def watch(
     source = HttpSource(connection)
     try:
         kept, turn = take_turn(source, held, now=now, stall_seconds=stall_seconds, quiet_seconds=quiet_seconds)
-        _write(state, kept.to_bytes())
+        write_durably(state, kept.to_bytes())
         if other is not None:
             compare(source, kept, other)
     except LogAlarm as alarm:
         document = {"alarm": alarm.kind, "message": alarm.message, "at": now, "evidence": alarm.facts["evidence"]}
-        _write(state.with_name(f"{state.name}.alarm-{now}"), json.dumps(document, indent=2).encode() + b"\n")
+        write_durably(state.with_name(f"{state.name}.alarm-{now}"), json.dumps(document, indent=2).encode() + b"\n")
         raise
     return turn
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
+    """Put `data` at `path` whole or not at all, for its owner alone; after a power cut it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with fresh.open("xb") as file:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

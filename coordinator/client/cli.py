@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from coordinator.client import evidence, incident, model, policy, release, study
+from coordinator.client import evidence, incident, model, policy, release, study, witness_commands
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
@@ -21,6 +21,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(incident.app, name="incident")
 app.add_typer(audit, name="audit")
+audit.add_typer(witness_commands.app, name="witness")
 
 EXPORT_POLL_SECONDS = 0.5
 

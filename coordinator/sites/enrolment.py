@@ -86,7 +86,7 @@ def enrol(session: Session, appliance: Appliance, request: EnrolmentRequest) -> 
     site.status, site.identity, site.witness = "active", identity.text, witness.text
     site.enrolled_at = timestamp(now)
     pem = _issue(sites, appliance, site, identity)
-    policy = build_policy(appliance, [row.witness for row in sites.active() if row.witness])
+    policy = build_policy(session, appliance, [row.witness for row in sites.active() if row.witness])
     if policy is None:
         raise RuntimeError("an enrolled site has a witness")
     entry = append(
@@ -140,7 +140,7 @@ def revoke(session: Session, appliance: Appliance, name: str) -> None:
     sites.save(site)
     sites.revoke_certificates(name, timestamp(appliance.clock()))
     sites.drop_invitations(name)
-    policy = build_policy(appliance, [row.witness for row in sites.active() if row.witness])
+    policy = build_policy(session, appliance, [row.witness for row in sites.active() if row.witness])
     entry = append(
         session, appliance, EventType.SITE_REVOKED, actor=LOCAL_ADMINISTRATOR, subject=site_label(name),
         digests={"witness_policy": policy.digest} if policy and was_active else {},

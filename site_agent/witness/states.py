@@ -9,7 +9,7 @@ from enum import StrEnum
 from protocol.audit_event import EventType
 from protocol.canonical import parse, sha256_hex
 from protocol.checkpoint import TreeHead
-from protocol.enrolment import witness_name
+from protocol.enrolment import AUDITOR, auditor_witness_name, witness_name
 from protocol.errors import Malformed
 from protocol.witness_policy import WitnessPolicy
 
@@ -48,20 +48,22 @@ def judge(held: TreeHead | None, served: TreeHead) -> Verdict:
 
 @dataclass
 class LogFacts:
-    """What entries say of witnesses: policy digests in order, the digests of enrolled witness keys, revoked sites."""
+    """What entries say of witnesses: policy digests in order, digests of keys that joined, names of those that left."""
 
     policies: list[str] = field(default_factory=list)
     enrolled: set[str] = field(default_factory=set)
-    revoked: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
 
     def read(self, entries: Iterable[bytes]) -> LogFacts:
         """Take in more entries, in order; those that are of another kind say nothing here."""
         for entry in entries:
             match _event(entry):
-                case {"event": EventType.SITE_ENROLLED, "digests": dict(digests)}:
+                case {"event": EventType.SITE_ENROLLED | EventType.WITNESS_JOINED, "digests": dict(digests)}:
                     self.enrolled.add(str(digests.get("witness")))
                 case {"event": EventType.SITE_REVOKED, "subject": str(subject), "digests": dict(digests)}:
-                    self.revoked.add(subject.removeprefix("site:"))
+                    self.left.add(witness_name(subject.removeprefix("site:")))
+                case {"event": EventType.WITNESS_REMOVED, "subject": str(subject), "digests": dict(digests)}:
+                    self.left.add(auditor_witness_name(subject.removeprefix("auditor:")))
                 case _:
                     continue
             if isinstance(policy := digests.get("witness_policy"), str):
@@ -73,8 +75,9 @@ def judge_policy(held: WitnessPolicy, served: WitnessPolicy, facts: LogFacts, ow
     """The verdict on a served policy. `facts`: over the whole mirrored log; `own_witness`: this site's vkey.
 
     Accepted is only the policy that the log names last, of the same log, with this site in it, whose every new witness
-    the log tells of as enrolled and whose every missing one it tells of as revoked. (`WitnessPolicy` itself refuses a
-    quorum below `required_quorum`.)
+    the log tells of as enrolled or joined and whose every missing one it tells of as revoked or removed,
+    with one auditor at most.
+    (`WitnessPolicy` itself refuses a quorum below `required_quorum`.)
     """
     if served.log != held.log:
         return PolicyVerdict.OTHER_LOG
@@ -88,8 +91,10 @@ def judge_policy(held: WitnessPolicy, served: WitnessPolicy, facts: LogFacts, ow
     removed = set(held.witnesses) - set(served.witnesses)
     if any(sha256_hex(witness.text.encode()) not in facts.enrolled for witness in added):
         return PolicyVerdict.UNEXPLAINED_WITNESS
-    if not {witness.name for witness in removed} <= {witness_name(site) for site in facts.revoked}:
+    if not {witness.name for witness in removed} <= facts.left:
         return PolicyVerdict.UNEXPLAINED_WITNESS
+    if sum(witness.name.endswith(AUDITOR) for witness in served.witnesses) > 1:
+        return PolicyVerdict.UNEXPLAINED_WITNESS  # a quorum could stand on auditors alone
     return PolicyVerdict.ACCEPT
 
 

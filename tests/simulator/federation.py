@@ -578,7 +578,7 @@ def _enrol(session, appliance: Appliance, sites: Mapping[str, SimulatedSite], cl
                 registered_at=at,
             )
         )
-    policy = build_policy(appliance, witnesses)
+    policy = build_policy(session, appliance, witnesses)
     assert policy is not None
     entry = append(session, appliance, EventType.SITE_ENROLLED, actor="coordinator", subject="site:all")
     set_policy(session, appliance, policy, entry=entry)

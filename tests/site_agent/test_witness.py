@@ -9,10 +9,10 @@ import pytest
 
 from protocol.canonical import sha256_hex
 from protocol.checkpoint import TreeHead, cosigner_key, sign_checkpoint
-from protocol.enrolment import witness_name
+from protocol.enrolment import auditor_witness_name, witness_name
 from protocol.errors import BadSignature, Malformed, VerificationFailed
 from protocol.merkle import Tree, leaf_hash
-from protocol.signing import SigningKey
+from protocol.signing import MlDsa44SigningKey, SigningKey
 from protocol.tiles import TILE_WIDTH
 from site_agent.clock import system_clock
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
@@ -309,6 +309,10 @@ def witness_key(site: str = "clinic-b"):
     return cosigner_key(witness_name(site), SigningKey.generate())
 
 
+def auditor_key(name: str):
+    return cosigner_key(auditor_witness_name(name), MlDsa44SigningKey.generate())
+
+
 def enrolled(log: MadeUpLog, site: str, key, policy) -> None:
     digests = {"witness": sha256_hex(key.text.encode()), "witness_policy": policy.digest}
     log.event("site.enrolled", subject=f"site:{site}", digests=digests)
@@ -334,6 +338,35 @@ def test_a_policy_with_a_witness_that_nobody_enrolled_is_an_alarm(coordinator, w
     coordinator.log.event("policy.decided", digests={"witness_policy": coordinator.policy.digest})
     assert not witness.turn().policy_changed  # the log says nothing of a change
     coordinator.log.event("site.enrolled", digests={"witness_policy": coordinator.policy.digest})
+    with pytest.raises(LogMisbehaved, match="does not follow"):
+        witness.turn()
+    assert alarms(witness) == [PolicyVerdict.UNEXPLAINED_WITNESS]
+
+
+def auditor_event(log: MadeUpLog, event: str, name: str, key, policy) -> None:
+    digests = {"witness": sha256_hex(key.text.encode()), "witness_policy": policy.digest}
+    log.event(event, subject=f"auditor:{name}", digests=digests)
+
+
+def test_an_auditor_joins_and_leaves_the_policy_by_the_log(coordinator, witness):
+    mine, ada = own_witness("clinic-a", witness.keys), auditor_key("ada")
+    alone = coordinator.log.policy(mine)
+    coordinator.policy = coordinator.log.policy(mine, ada)
+    auditor_event(coordinator.log, "witness.joined", "ada", ada, coordinator.policy)
+    assert witness.turn().policy_changed
+    coordinator.policy = alone
+    auditor_event(coordinator.log, "witness.removed", "eve", ada, alone)
+    with pytest.raises(LogMisbehaved, match="does not follow"):
+        witness.turn()
+    auditor_event(coordinator.log, "witness.removed", "ada", ada, alone)
+    assert witness.turn().policy_changed
+
+
+def test_a_second_auditor_is_an_alarm(coordinator, witness):
+    mine, ada, eve = own_witness("clinic-a", witness.keys), auditor_key("ada"), auditor_key("eve")
+    coordinator.policy = coordinator.log.policy(mine, ada, eve)
+    for name, key in (("ada", ada), ("eve", eve)):
+        auditor_event(coordinator.log, "witness.joined", name, key, coordinator.policy)
     with pytest.raises(LogMisbehaved, match="does not follow"):
         witness.turn()
     assert alarms(witness) == [PolicyVerdict.UNEXPLAINED_WITNESS]
@@ -390,7 +423,7 @@ def test_a_removed_witness_needs_a_revocation():
     old, new = log.policy(mine, other), log.policy(mine)
     facts = LogFacts(policies=[new.digest])
     assert judge_policy(old, new, facts, mine.text) is PolicyVerdict.UNEXPLAINED_WITNESS
-    facts.revoked.add("clinic-b")
+    facts.left.add(witness_name("clinic-b"))
     assert judge_policy(old, new, facts, mine.text) is PolicyVerdict.ACCEPT
 
 

@@ -60,6 +60,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("origin", name=op.f("pk_log_head")),
     )
     op.create_table(
+        "log_witness",
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("joined_at", sa.String(), nullable=False),
+        sa.Column("removed_at", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_log_witness")),
+    )
+    op.create_table(
         "log_policy",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("entry", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -508,6 +516,7 @@ def downgrade() -> None:
     op.drop_table("release")
     op.drop_table("person")
     op.drop_table("log_policy")
+    op.drop_table("log_witness")
     op.drop_table("log_head")
     op.drop_table("log_entry")
     op.drop_table("log_cosignature")
