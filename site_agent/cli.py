@@ -16,6 +16,7 @@ from site_agent.consent import commands as consent_commands
 from site_agent.evidence import commands as evidence_commands
 from site_agent.releases import commands as release_commands
 from site_agent.serving import commands as serving_commands
+from site_agent.serving import deployment_commands
 from site_agent.settings import SiteHome, load_settings
 from site_agent.training import commands as training_commands
 from site_agent.witness import commands as log_commands
@@ -38,6 +39,7 @@ app.add_typer(evidence_commands.app, name="evidence")
 app.add_typer(training_commands.app, name="budget")
 app.add_typer(log_commands.app, name="log")
 app.add_typer(release_commands.app, name="releases")
+app.add_typer(deployment_commands.app, name="deployment")
 app.command("serve")(serving_commands.serve)
 
 

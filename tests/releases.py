@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from protocol.merkle import Tree, inclusion_proof, leaf_hash
 from protocol.model import LogisticRegression, parameter_count
 from protocol.note import KeyType, VerifierKey
 from protocol.plan import PlannedApprover, PlannedSite
-from protocol.proposal import LegalBasis, Privacy, Purpose
+from protocol.proposal import Governance, LegalBasis, Privacy, Purpose
 from protocol.release import (
     APPROVAL_TYPE,
     STATEMENT_TYPE,
@@ -43,6 +43,10 @@ SCHEMA = DatasetSchema(
     label=LabelRule(name="disease", column="num", operator=">", value=0),
 )
 ORIGIN = "cloister/test"
+GOVERNANCE = Governance(
+    research_safeguards=True, notice="n", controllers=("clinic-a",), dpia="d",
+    updates_until="2027-06-30", checkpoints_until="2027-06-30", model_until="2031-06-30",
+)  # fmt: skip
 
 
 def keys(*names: str) -> dict[str, SigningKey]:
@@ -66,6 +70,7 @@ class Maker:
     plan_changes: dict[str, Any] = field(default_factory=dict)
     subject_changes: dict[str, Any] = field(default_factory=dict)
     weight_scale: float = 1.0
+    use_mode: Literal["research", "decision-support"] = "research"
 
     def policy(self) -> WitnessPolicy:
         witnesses = tuple(cosigner_key(name, key) for name, key in self.witnesses.items())
@@ -76,6 +81,7 @@ class Maker:
             study="heart-study",
             title="Heart",
             purpose=Purpose(code="research.heart", description="d"),
+            governance=GOVERNANCE,
             legal_basis={site: LegalBasis(jurisdiction="EU", gdpr_article6="e", gdpr_article9="j") for site in SITES},
             dataset=SCHEMA,
             model=LogisticRegression(architecture="logistic_regression"),
@@ -157,7 +163,7 @@ class Maker:
             calibration_error=Interval(value=None, reason="too few"),
         )
         model = build.model_files(
-            plan, weights, epsilon, evaluation, intended_use="research.heart", use_mode="research"
+            plan, weights, epsilon, evaluation, intended_use="research.heart", use_mode=self.use_mode
         )
         subject = build.subject_of(
             "heart-study-r1",
@@ -167,7 +173,7 @@ class Maker:
             epsilon,
             evaluation,
             intended_use="research.heart",
-            use_mode="research",
+            use_mode=self.use_mode,
         )
         subject = subject.model_copy(update=self.subject_changes)
         approvals = [self._approval(name, role, subject.digest) for name, role in self.voters]

@@ -52,9 +52,10 @@ class Suspension(Frozen):
 
 
 class Installation(Frozen):
-    """The digest that the site verified."""
+    """The digest that the site verified, and that of its serving gate's decision."""
 
     subject_digest: Digest
+    decision_digest: Digest
 
 
 @router.post("", status_code=201)
@@ -145,7 +146,7 @@ def installed(release: str, body: Installation, site: CurrentSite, appliance: Ap
             raise Malformed("The digest is not this release's.", "Fetch the release again and verify it.")
         now = timestamp(appliance.clock())
         if releases.add_installation(ReleaseInstallation(release=release, site=site.name, installed_at=now)):
-            _log_site(session, appliance, EventType.RELEASE_INSTALLED, site.name, row)
+            _log_site(session, appliance, EventType.RELEASE_INSTALLED, site.name, row, decision=body.decision_digest)
 
 
 def describe(release: Release, releases: ReleaseRepository) -> dict[str, Any]:
@@ -190,12 +191,14 @@ def _for_recipient(releases: ReleaseRepository, release: str, site: str) -> Rele
     return row
 
 
-def _log_site(session: Any, appliance: Appliance, event: EventType, site: str, release: Release) -> None:
+def _log_site(
+    session: Any, appliance: Appliance, event: EventType, site: str, release: Release, **digests: str
+) -> None:
     append(
         session,
         appliance,
         event,
         actor=site_label(site),
         subject=f"release:{release.id}",
-        digests={"subject": release.subject_digest},
+        digests={"subject": release.subject_digest, **digests},
     )

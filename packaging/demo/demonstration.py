@@ -192,11 +192,19 @@ class Demonstration:
             self.say(f"   approved by the {PEOPLE[approver].replace('_', ' ')}, with a key of their own")
         self.say("[bold]9  Release[/]")
         self.account_for_disclosures(name)
+        together([partial(self.say_deployment, site, study) for site in self.sites])
         sealed = self.person("ada", "release", "seal", name, "--wait", SEAL_SECONDS)
         self.facts["release"] = sealed
         installed = together([partial(self.site, site, "releases", "install", name) for site in self.sites])
         self.facts["installed"] = dict(zip(self.sites, installed, strict=True))
         self.say(f"   {name} sealed, cosigned, verified and installed at {len(installed)} sites")
+
+    def say_deployment(self, name: str, study: str) -> None:
+        """A hospital says what it uses the study's model for."""
+        run(
+            "cloister-site", "deployment", "set", study, "--use", "research", "--log-days", 200,
+            "--coordinator-country", "DE", "--home", self.sites[name],
+        )  # fmt: skip
 
     def predict(self) -> None:
         """A practitioner at the first clinic asks for one prediction."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protocol.canonical import digest
 from site_agent.settings import SiteHome, load_settings
 
 if TYPE_CHECKING:
+    from policies.findings import Decision
     from site_agent.releases.install import Installed
     from site_agent.releases.trusted_release import Installable
 
@@ -36,6 +38,8 @@ def install_release(
     from site_agent.releases.fetch import fetch, root_of
     from site_agent.releases.install import install, read_bundle, verify_bundle
     from site_agent.releases.own_log import check_own_log
+    from site_agent.releases.sealed import examine
+    from site_agent.serving.gate import gate_of, refusal
     from site_agent.witness.cycle import Witness
 
     require_name(release, "The release's name")
@@ -59,11 +63,18 @@ def install_release(
         )
     sealing = verified.logged.index, checked.files["event.json"]
     check_own_log(settings, engine, release, sealing, study=verified.subject.study)
-    if not dry_run:
+    sealed = examine(tuple(sorted(checked.files)), checked.files, root)
+    gate = gate_of(settings, engine, sealed, system_clock)
+    if dry_run:
+        decision = gate.decide()
+        if not decision.allowed:
+            raise refusal(release, decision)
+    else:
+        decision = gate.require("install")
         install(settings.home, checked)
         if file is None:
             with CoordinatorClient(settings, load_keys(settings.home)) as client:
-                client.post_installed(release, {"subject_digest": verified.subject.digest})
+                client.post_installed(release, _reported(verified, decision))
     document = {**_document(verified), "installed": not dry_run}
     if as_json:
         typer.echo(json.dumps(document, indent=2))
@@ -91,15 +102,27 @@ def list_releases(as_json: Json = False, home: Home = None) -> None:
 def roll_back(
     release: Annotated[str, typer.Argument(help="A release that was installed before.")], home: Home = None
 ) -> None:
-    """Serve an earlier release again: it was verified when it was installed."""
+    """Serve an earlier release again: it is verified once more, and the serving gate is asked."""
+    from site_agent.clock import system_clock
     from site_agent.database import open_database
-    from site_agent.releases.install import rollback
+    from site_agent.releases.fetch import root_of
+    from site_agent.releases.install import find, rollback
     from site_agent.releases.own_log import check_own_log
+    from site_agent.releases.sealed import examine_folder
+    from site_agent.serving.gate import gate_of
 
     settings = load_settings(SiteHome.resolve(home))
-    check_own_log(settings, open_database(settings.home), release, None)
+    earlier, engine = find(settings.home, release), open_database(settings.home)
+    check_own_log(settings, engine, release, None)
+    sealed = examine_folder(earlier.folder, root_of(settings, installed=True))
+    gate_of(settings, engine, sealed, system_clock).require("switch")
     switched = rollback(settings.home, release)
     typer.echo(f"{switched.subject.release} is what serve answers with from its next start")
+
+
+def _reported(verified: Installable, decision: Decision) -> dict[str, str]:
+    """What the coordinator is told of an installation: what was installed, and by which decision."""
+    return {"subject_digest": verified.subject.digest, "decision_digest": digest(decision.to_dict())}
 
 
 def _document(verified: Installable) -> dict[str, Any]:

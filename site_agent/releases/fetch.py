@@ -10,6 +10,7 @@ from protocol.bundle import MAX_BUNDLE
 from protocol.errors import VerificationFailed
 from protocol.signing import VerifyingKey
 from protocol.witness_policy import WitnessPolicy
+from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import open_database, transaction
@@ -20,10 +21,14 @@ from site_agent.training.budget_store import evaluated_models
 from site_agent.witness.tables import AcceptedWitnessPolicy
 
 
-def root_of(settings: SiteSettings) -> TrustRoot:
-    """The trust root of an enrolled site, from its own files and database alone."""
+def root_of(settings: SiteSettings, *, installed: bool = False) -> TrustRoot:
+    """The trust root of an enrolled site, from its own files and database alone. installed: for a release that is
+    installed, whose plan this site granted once: a grant withdrawn since does not make its seal a forgery."""
+    standing = col(StudyGrant.state) != Answer.REFUSED.value
+    if not installed:
+        standing = col(StudyGrant.state) == Answer.GRANTED.value
     with transaction(open_database(settings.home)) as session:
-        granted = session.exec(select(StudyGrant.plan_digest).where(col(StudyGrant.state) == "granted")).all()
+        granted = session.exec(select(StudyGrant.plan_digest).where(standing)).all()
         evaluated = {plan: evaluated_models(session, plan) for plan in granted}
         query = select(AcceptedWitnessPolicy.policy_json).order_by(col(AcceptedWitnessPolicy.id).desc()).limit(1)
         policy = session.exec(query).first()

@@ -98,13 +98,19 @@ def installed(home: SiteHome) -> list[Installed]:
     return found
 
 
-def rollback(home: SiteHome, release: str) -> Installed:
-    """Serve another release that was installed, and so verified, before. Raises NothingInstalled."""
+def find(home: SiteHome, release: str) -> Installed:
+    """An installed release by name. Raises NothingInstalled."""
     for candidate in installed(home):
         if candidate.subject.release == release:
-            _switch(home.releases, candidate.folder.name)
-            return Installed(candidate.folder, candidate.subject, current=True)
+            return candidate
     raise NothingInstalled(f"Release {release} is not on this disk.", "See cloister-site releases list, or install it.")
+
+
+def rollback(home: SiteHome, release: str) -> Installed:
+    """Serve another release that was installed, and so verified, before. Raises NothingInstalled."""
+    chosen = find(home, release)
+    _switch(home.releases, chosen.folder.name)
+    return Installed(chosen.folder, chosen.subject, current=True)
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:

@@ -1,6 +1,6 @@
 """Predictions for practitioners on loopback: Open Inference Protocol v2, and named values for people.
 
-Source: the Open Inference Protocol (KServe v2 REST). Nothing of a request is logged or kept.
+Source: the Open Inference Protocol (KServe v2 REST). Of a request nothing but the number of its records is logged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from protocol.dataset import DatasetSchema, NumberLabel
 from protocol.errors import CloisterError, Malformed
+from site_agent.serving.log import ServingLogUnwritable
 from site_agent.serving.predictor import Predictor
 
 MAX_BODY = 8 << 20
 MAX_MEDIA_BODY = 64 << 20
 LIVE = "/v2/health/live"
+_STATUS = {"absent": 404, ServingLogUnwritable.code: 503}
 
 
 class Tensor(BaseModel):
@@ -48,9 +50,12 @@ class NamedRequest(BaseModel):
     records: list[dict[str, Any]]
 
 
-def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]) -> FastAPI:
+def create_app(
+    predictor: Predictor, trouble: Callable[[], CloisterError | None], predicted: Callable[[int], None]
+) -> FastAPI:
     """The loopback application for one installed release. trouble: asked before each answer; what it returns is told
-    with status 503 in place of the answer."""
+    with status 503 in place of the answer. predicted: told how many records an answer is about before it leaves; where
+    it raises ServingLogUnwritable there is no answer, but that error with status 503."""
     app = FastAPI(title="Cloister predictions", docs_url=None, redoc_url=None, openapi_url=None)
     subject = predictor.subject
     name, version = subject.study, subject.release
@@ -60,7 +65,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
     @app.exception_handler(CloisterError)
     async def refuse(_: Request, error: CloisterError) -> JSONResponse:
         return JSONResponse(
-            {"error": error.message, "code": error.code, "remedy": error.remedy}, 404 if error.code == "absent" else 400
+            {"error": error.message, "code": error.code, "remedy": error.remedy}, _STATUS.get(error.code, 400)
         )
 
     @app.middleware("http")
@@ -108,6 +113,7 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
         _known(model, name)
         rows = _rows(body, given, len(shape) + 1)
         result = predictor.outputs(rows)
+        predicted(len(rows))
         reply: dict[str, Any] = {
             "model_name": name,
             "model_version": version,
@@ -126,22 +132,26 @@ def create_app(predictor: Predictor, trouble: Callable[[], CloisterError | None]
 
     @app.post("/v1/predict")
     def predict(body: NamedRequest) -> dict[str, Any]:
+        told = _told(predictor, body.records)
+        predicted(len(body.records))
         return {
             "release": version,
             "release_digest": subject.digest,
             "label": predictor.schema.label.name,
             "use_mode": subject.use_mode,
-            **_told(predictor, body.records),
+            **told,
         }
 
     @app.post("/v1/predict-file")
     def predict_file(data: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
+        found = predictor.predict_file(data)
+        predicted(1)
         return {
             "release": version,
             "release_digest": subject.digest,
             "label": predictor.schema.label.name,
             "use_mode": subject.use_mode,
-            "probability": predictor.predict_file(data),
+            "probability": found,
         }
 
     return app

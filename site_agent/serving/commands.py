@@ -27,18 +27,31 @@ def serve(
     """Answer predictions of the installed release on loopback (Open Inference Protocol)."""
     import uvicorn
 
+    from site_agent.clock import system_clock
     from site_agent.database import open_database
+    from site_agent.releases.fetch import root_of
     from site_agent.releases.install import current
+    from site_agent.releases.sealed import examine_folder
     from site_agent.serving.app import create_app
+    from site_agent.serving.gate import gate_of
     from site_agent.serving.predictor import Predictor
     from site_agent.serving.standing import Standing
 
     settings = load_settings(SiteHome.resolve(home))
-    release = current(settings.home)
-    standing = Standing(settings, open_database(settings.home), release.subject.release)
+    release, engine = current(settings.home), open_database(settings.home)
+    name = release.subject.release
+    standing = Standing(settings, engine, name)
     if (trouble := standing.trouble()) is not None:
         raise trouble
-    app = create_app(Predictor.from_folder(release.folder), standing.trouble)
+    sealed = examine_folder(release.folder, root_of(settings, installed=True))
+    gate = gate_of(settings, engine, sealed, system_clock)
+    gate.require("start")
+    predictor = Predictor(sealed.files["model.onnx"], sealed.subject)
+    app = create_app(
+        predictor,
+        lambda: standing.trouble() or gate.trouble(),
+        lambda records: gate.log.append("predicted", records=records),
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -47,7 +60,11 @@ def serve(
             raise PortInUse(
                 f"Port {port} on this machine is in use.", "Stop the other program, or choose another with --port."
             ) from None
-        typer.echo(f"{release.subject.release} answers on http://{LOOPBACK}:{port}/v2/models/{release.subject.study}")
+        typer.echo(f"{name} answers on http://{LOOPBACK}:{port}/v2/models/{sealed.subject.study}")
         # Requests hold patients' values: no access log.
         server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))
-        server.run(sockets=[listener])
+        gate.log.append("started")
+        try:
+            server.run(sockets=[listener])
+        finally:
+            gate.log.append("stopped")

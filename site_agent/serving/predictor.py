@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -32,12 +31,6 @@ class Predictor:
         options.log_severity_level = 3
         self.subject = subject
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    @staticmethod
-    def from_folder(folder: Path) -> Predictor:
-        """The predictor of an installed release's folder, which `install` verified and wrote."""
-        subject = ReleaseSubject.model_validate_json((folder / "subject.json").read_bytes())
-        return Predictor((folder / "model.onnx").read_bytes(), subject)
 
     @property
     def schema(self) -> DatasetSchema:

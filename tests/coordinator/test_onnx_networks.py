@@ -234,7 +234,7 @@ def test_a_networks_masks_come_as_rows_of_pixels():
 
 
 async def ask(predictor: Predictor, method: str, path: str, **options: Any) -> httpx.Response:
-    transport = httpx.ASGITransport(app=create_app(predictor, lambda: None))
+    transport = httpx.ASGITransport(app=create_app(predictor, lambda: None, lambda _: None))
     async with httpx.AsyncClient(transport=transport, base_url="http://site") as client:
         return await client.request(method, path, **options)
 

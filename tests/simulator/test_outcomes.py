@@ -118,7 +118,7 @@ def released(federation: Federation, study: str) -> Predictor:
 
 async def asked(predictor: Predictor, study: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the loopback application answers to one record, and how it describes the model."""
-    transport = httpx.ASGITransport(app=create_app(predictor, lambda: None))
+    transport = httpx.ASGITransport(app=create_app(predictor, lambda: None, lambda _: None))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         answer = await client.post("/v1/predict", json={"records": [{"age": 70, "sex": 0}]})
         return answer.json(), (await client.get(f"/v2/models/{study}")).json()

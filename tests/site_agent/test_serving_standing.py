@@ -68,7 +68,7 @@ class Served:
         subject = ReleaseSubject.model_validate_json(files["subject.json"])
         self.seconds = 0.0
         standing = Standing(site.settings, site.engine, subject.release, now=lambda: self.seconds)
-        self.app = create_app(Predictor(files["model.onnx"], subject), standing.trouble)
+        self.app = create_app(Predictor(files["model.onnx"], subject), standing.trouble, lambda _: None)
 
     def ask(self, path: str, body: Any = None) -> httpx.Response:
         async def send() -> httpx.Response:

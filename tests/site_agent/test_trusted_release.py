@@ -19,6 +19,7 @@ from protocol.identifiers import Role
 from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject, Selection
 from protocol.tuning import TuningEntry
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
+from site_agent.releases.sealed import examine_folder
 from site_agent.releases.trusted_release import TrustRoot, measures_what_was_planned, verify
 from site_agent.serving.predictor import Predictor
 from site_agent.settings import SiteHome
@@ -204,7 +205,8 @@ def test_install_switches_and_serves(home: SiteHome) -> None:
     release = install(home, verify_bundle(bundle, root()))
     assert current(home) == release
     assert install(home, verify_bundle(bundle, root())).folder == release.folder
-    (probability,) = Predictor.from_folder(current(home).folder).predict([{"age": 70.0, "pain": 2}])
+    served = examine_folder(current(home).folder, root())
+    (probability,) = Predictor(served.files["model.onnx"], served.subject).predict([{"age": 70.0, "pain": 2}])
     assert 0 < probability < 1
     assert rollback(home, "heart-study-r1").current
     assert [entry.current for entry in installed(home)] == [True]
