@@ -307,12 +307,39 @@ def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     world.demo.account_for_disclosures(world.release)
     assert world.as_person("ada", "release", "seal", world.release, "--wait", 60).code == 0
     home = tmp_path_factory.mktemp("first") / "home"
+    before = listing(world.site)
+    refused(run("cloister-site", "releases", "install", world.release, "--home", world.site), "deployment.care")
+    assert {name for name in listing(world.site) if name.startswith("releases/")} <= before.keys()
+    world.demo.say_deployment(world.site.name, world.study)
     shutil.copytree(world.site, home, symlinks=True)
     assert run("cloister-site", "releases", "install", world.release, "--home", home).code == 0
     current = (home / "releases" / "current").resolve()
     path = tmp_path_factory.mktemp("bundle") / "release.tar"
     path.write_bytes(pack({name: (current / name).read_bytes() for name in BUNDLE_FILES}, BUNDLE_FILES))
     return path
+
+
+def test_a_deployment_that_is_none(world: World) -> None:
+    said = {"--use": "research", "--log-days": "200", "--coordinator-country": "DE"}
+    for option, value in (("--use", "sport"), ("--log-days", "-1"), ("--coordinator-country", "Germany")):
+        arguments = [word for pair in {**said, option: value}.items() for word in pair]
+        refused(run("cloister-site", "deployment", "set", world.study, *arguments, "--home", world.site), option)
+
+
+def test_an_installed_release_whose_files_were_changed_is_not_served(
+    world: World, bundle: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "site"
+    shutil.copytree(world.site, home, symlinks=True)
+    install = ("cloister-site", "releases", "install", world.release, "--file", bundle, "--home", home)
+    assert run(*install).code == 0
+    assert run("cloister-site", "deployment", "show", "--home", home).code == 0
+    card = (home / "releases" / "current").resolve() / "model_card.md"
+    card.write_bytes(card.read_bytes() + b"Good for everyone.\n")
+    refused(run("cloister-site", "serve", "--home", home), "not sealed")
+    refused(run("cloister-site", "releases", "rollback", world.release, "--home", home), "not sealed")
+    shown = run("cloister-site", "deployment", "show", "--json", "--home", home)
+    assert (shown.code, json.loads(shown.out)["gate"]["outcome"]) == (1, "deny")
 
 
 def test_a_serving_port_in_use_at_a_site(world: World, bundle: Path, tmp_path: Path) -> None:

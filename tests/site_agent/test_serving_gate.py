@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from sqlmodel import select
 
 from protocol.errors import VerificationFailed
