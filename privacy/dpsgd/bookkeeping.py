@@ -240,6 +240,9 @@ class BookKeeping:
 
     def _close(self, book: _Book) -> None:
         calls = [(a, g) for a, g in book.calls if a is not None and g is not None]
+        for call in book.calls:
+            # A hook of the graph still holds the list.
+            call.clear()
         book.calls = []
         assert self._norms is not None
         self._closing = True

@@ -35,8 +35,8 @@ ConvLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # Gram matrices beyond this many positions leave the cache and are never worth it.
 _MOST_POSITIONS = 400
 _WORK_FLOATS = 1 << 20
-# Beyond 16 MB of per-patient gradients, ghost norms save the memory.
-_MOST_KEPT = 1 << 22
+# Beyond 8 MB of per-patient gradients, ghost norms save the memory.
+_MOST_KEPT = 1 << 21
 
 
 class ConvRule(LayerRule):

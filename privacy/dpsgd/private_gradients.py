@@ -204,7 +204,7 @@ class PrivateGradients:
         gradient = torch.zeros(self._length, device=seed.device)
         for start in range(0, part.inputs.shape[0], self._micro_batch):
             rows = slice(start, start + self._micro_batch)
-            gradient += self._autograd(part.inputs[rows], part.targets[rows], seed[rows])
+            _add_parts(gradient, self._autograd(part.inputs[rows], part.targets[rows], seed[rows]), 1.0)
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         if not math.isfinite(norm):
             return 1
@@ -319,20 +319,20 @@ class PrivateGradients:
         tolerance = 1e-3 if self._autocast is None else 5e-2
         lengths, close = 0.0, True
         for row, weight in enumerate((1.0, 0.5)):
-            gradient = self._autograd(x[row : row + 1], y[row : row + 1], torch.tensor([weight], device=x.device))
-            length = float(torch.linalg.vector_norm(gradient))
+            parts = self._autograd(x[row : row + 1], y[row : row + 1], torch.tensor([weight], device=x.device))
+            length = math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float32)) ** 2 for part in parts))
             close = close and abs(float(norms[row]) - length) <= tolerance * length
-            rest -= gradient
+            _add_parts(rest, parts, -1.0)
             lengths += length
         return close and float(torch.linalg.vector_norm(rest)) <= tolerance * lengths
 
-    def _autograd(self, inputs: Tensor, targets: Tensor, seed: Tensor) -> Tensor:
+    def _autograd(self, inputs: Tensor, targets: Tensor, seed: Tensor) -> list[Tensor]:
+        """The gradient of each parameter in turn, zeros where the loss does not depend on it."""
         parameters = [p for p in self._module.parameters() if p.requires_grad]
         with torch.enable_grad():
             losses = self._losses(inputs, targets)
             gradients = torch.autograd.grad(losses, parameters, seed.to(losses.dtype), allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-        return torch.cat([g.flatten().float() for g in flat])
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
     def _losses(self, inputs: Tensor, targets: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         with self._precision(inputs):
@@ -384,6 +384,16 @@ class _Total:
             else:
                 self._values = self._out.zero_()
         return self._values
+
+
+def _add_parts(into: Tensor, parts: list[Tensor], factor: float) -> None:
+    """into (D,) += factor times the parts laid end to end, which are used up, so that no third copy is held."""
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        into[start : start + part.numel()].view(part.shape).add_(part, alpha=factor)
+        start += part.numel()
 
 
 def _copy(more: Tensor, into: Tensor) -> None:
