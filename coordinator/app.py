@@ -19,6 +19,7 @@ from coordinator.evidence.routes import router as evidence_router
 from coordinator.incidents.routes import router as incidents_router
 from coordinator.people.routes import router as people_router
 from coordinator.releases.routes import router as releases_router
+from coordinator.releases.routes import site_router as site_releases_router
 from coordinator.rounds.routes import PREFIX as CONTRIBUTIONS
 from coordinator.rounds.routes import router as rounds_router
 from coordinator.sites.routes import router as sites_router
@@ -60,7 +61,7 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     problems.install(app)
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
-        releases_router, incidents_router,
+        releases_router, incidents_router, site_releases_router,
     ):  # fmt: skip
         app.include_router(router)
     return app

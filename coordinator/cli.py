@@ -164,6 +164,9 @@ def governance_show(home: Home = None) -> None:
 def people_add(
     name: str,
     role: Annotated[Role, typer.Option(help="What the person may do.")],
+    organisation: Annotated[
+        str | None, typer.Option(help="Whom the person works for: a study may ask for reviewers from several.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -173,7 +176,7 @@ def people_add(
 
     appliance = _open(home)
     with transaction(appliance.engine) as session:
-        token = invite(session, appliance, name, role)
+        token = invite(session, appliance, name, role, organisation=organisation)
     _print_token(token, as_json)
 
 

@@ -87,6 +87,8 @@ def _rule_direction(change: Mapping[str, Any]) -> Direction:
             return _ordered(_weight(old), _weight(new))
         case "gates":
             return _ordered_sets(set(old), set(new))
+        case "waivable":
+            return _ordered(bool(new), bool(old))
         case "valid_from":
             return _ordered(new, old)  # in force earlier: stricter
         case "valid_to":

@@ -92,7 +92,8 @@ class Checked:
 class Decision:
     """A gate's decision and everything needed to explain it or to take it again.
 
-    Digests are `sha256:` hex. `facts_digest` is null where the facts themselves were refused.
+    Digests are `sha256:` hex. `facts_digest` is null where the facts themselves were refused. `waived`: findings that
+    approvers answered for; they are not among `findings`.
     """
 
     gate: str
@@ -103,6 +104,7 @@ class Decision:
     params_digest: str
     facts_digest: str | None
     evaluated_at: datetime
+    waived: tuple[Finding, ...] = ()
 
     @property
     def allowed(self) -> bool:
@@ -120,6 +122,7 @@ class Decision:
             "gate": self.gate,
             "outcome": self.outcome.value,
             "findings": [finding.to_dict() for finding in self.findings],
+            "waived": [finding.to_dict() for finding in self.waived],
             "checked": [{"pack": c.pack, "rule": c.rule, "result": c.result.value} for c in self.checked],
             "packs": dict(self.pack_digests),
             "params_digest": self.params_digest,

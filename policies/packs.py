@@ -78,8 +78,13 @@ class _Validity(_Closed):
         return self.valid_from <= day and (self.valid_to is None or day <= self.valid_to)
 
 
+UNWAIVABLE = frozenset({"actor", "approvals", "audit", "dataset", "ledger", "plan", "round", "site", "update"})
+"""No rule that rests on such a fact can be waived: the log, approvals, consent and the data themselves."""
+
+
 class RuleText(_Validity):
-    """One rule as written."""
+    """One rule as written. waivable: approvers may answer for it at the release gate, for a time and with a reason;
+    only where it asks for a paper, and never on a fact of UNWAIVABLE."""
 
     id: RuleId
     citation: Sentence
@@ -91,7 +96,18 @@ class RuleText(_Validity):
     remedy: Sentence
     applies_when: Guard | None = None
     offenders: Cel | None = None
+    waivable: bool = False
     note: Annotated[str, StringConstraints(max_length=600)] = ""
+
+    @model_validator(mode="after")
+    def _may_be_waived(self) -> RuleText:
+        if not self.waivable:
+            return self
+        if self.effect != "evidence" or self.gates != ("release",):
+            raise ValueError("only a rule of the release gate that asks for evidence can be waivable")
+        if fixed := sorted({path.partition(".")[0] for path in self.facts} & UNWAIVABLE):
+            raise ValueError(f"a rule on {fixed[0]} can't be waivable")
+        return self
 
 
 class PackText(_Validity):

@@ -70,6 +70,13 @@ class EventType(StrEnum):
     INCIDENT_UPDATED = "incident.updated"
     INCIDENT_CLOSING = "incident.closing-said"
     INCIDENT_CLOSED = "incident.closed"
+    RELEASE_REVOKED = "release.revoked"
+    RELEASE_FAILED = "release.failed"
+    RELEASE_EXPIRED = "release.expired"
+    RELEASE_VETOED = "release.vetoed"
+    RULE_WAIVED = "release.rule-waived"
+    GLASS_BROKEN = "release.glass-broken"
+    GLASS_REVIEWED = "release.glass-reviewed"
     AUDIT_EXPORTED = "audit.exported"
 
 

@@ -28,11 +28,13 @@ class PlannedSite(Frozen):
 
 
 class PlannedApprover(Frozen):
-    """A person whose signature counts at release: fixed when the sites consent, so nobody can be invented later."""
+    """A person whose signature counts at release: fixed when the sites consent, so nobody can be invented later.
+    organisation: whom they work for, where a study asks for reviewers from several."""
 
     person: PersonName
     role: Role
     key: KeyText
+    organisation: Label | None = None
 
 
 class SecureSum(Frozen):
@@ -103,6 +105,8 @@ class Plan(Frozen):
             raise ValueError("two plan sites share one key")
         if len({approver.key for approver in self.approvers}) != len(self.approvers):
             raise ValueError("two approvers share one key")
+        if len({approver.person for approver in self.approvers}) != len(self.approvers):
+            raise ValueError("one person is an approver twice")
         return self
 
     def site(self, name: str) -> PlannedSite:

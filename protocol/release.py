@@ -18,6 +18,8 @@ from protocol.model import ModelSpec
 from protocol.tuning import TuningEntry
 
 APPROVAL_TYPE = "application/vnd.cloister.approval+json"
+WAIVER_TYPE = "application/vnd.cloister.release-waiver+json"
+VETO_TYPE = "application/vnd.cloister.release-veto+json"
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 STATEMENT_KIND = "https://in-toto.io/Statement/v1"
 PREDICATE_KIND = "https://cloister.health/release/v1"
@@ -32,9 +34,7 @@ BUNDLE_FILES = (
     "release.tlog-proof",
 )
 
-APPROVING_ROLES = frozenset({Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD})
-REQUIRED_APPROVALS = 2
-"""So many people, in as many of these roles, neither of them the submitter."""
+MOST_WAIVER_DAYS = 90
 
 
 class FileDigest(Frozen):
@@ -129,14 +129,46 @@ class Approval(Frozen):
     signed_at: Timestamp
 
 
+class ReleaseWaiver(Frozen):
+    """An approver answers for one rule that the release gate finds broken, until a date and for a reason. The rule's
+    pack must allow it; rules on consent, agreements, audit and approvals never do. Signed like an approval."""
+
+    release: ReleaseId
+    subject_digest: Digest
+    person: PersonName
+    role: Role
+    pack: Label
+    rule: Label
+    reason_hash: Digest
+    expires_at: Timestamp
+    challenge: Digest
+    signed_at: Timestamp
+
+
+VetoReason = Literal["patients", "law", "safety", "quality", "agreement", "other"]
+
+
+class ReleaseVeto(Frozen):
+    """A site that took part refuses the release before it is sealed; signed by the site key. The words behind the
+    closed reason stay at the site."""
+
+    release: ReleaseId
+    subject_digest: Digest
+    site: SiteName
+    reason: VetoReason
+    at: Timestamp
+
+
 class ReleasePredicate(Frozen):
-    """The in-toto predicate: plan -> rounds -> ledger -> packs -> approvals. Envelopes stand in whole."""
+    """The in-toto predicate: plan -> rounds -> ledger -> packs -> waivers and approvals. Signed documents stand in
+    whole."""
 
     release: ReleaseId
     subject_digest: Digest
     plan_digest: Digest
     rounds_digest: Digest
     rounds: int
+    waivers: tuple[dict[str, Any], ...] = ()
     approvals: tuple[dict[str, Any], ...]
     decision_digest: Digest
     sealed_at: Timestamp

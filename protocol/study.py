@@ -16,6 +16,7 @@ from protocol.membership import MOST_SCORED, Audit, PlannedMembership
 from protocol.model import ModelSpec, label_misfit, model_misfit, parameter_count
 from protocol.plan import Plan, SecureSum, Stage
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Proposal
+from protocol.review import ReviewPolicy
 from protocol.round import Phase
 from protocol.training import Training
 from protocol.tuning import Tuning
@@ -47,6 +48,7 @@ class StudySpec(Proposal):
     evaluation: Evaluation = Evaluation()
     audit: Audit = Audit()
     recipients: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MAX_SITES)]
+    review: ReviewPolicy = ReviewPolicy()
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:

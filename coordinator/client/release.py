@@ -1,4 +1,4 @@
-"""cloister release …: draft, review, approve or reject, seal.
+"""cloister release …: draft, review, approve, waive or reject, seal, stop.
 
 An approver's machine recomputes the release digest from the document it shows before the key is unlocked: what is
 read is what is signed.
@@ -16,6 +16,7 @@ from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase
 
 if TYPE_CHECKING:
+    from coordinator.client.connection import Connection
     from protocol.errors import CloisterError
     from protocol.membership import MembershipReport
     from protocol.release import ReleaseSubject
@@ -71,6 +72,8 @@ def show(release: Name, home: Home = None, as_json: Json = False) -> None:
         f"Release {document['release']} is {document['state'].replace('_', ' ')}; digest {document['subject_digest']}",
         "Decisions:",
         *(votes or ["  none yet"]),
+        *(f"  vetoed by {veto['site']}: {veto['reason']}" for veto in document["vetoes"]),
+        *(f"Waived until {w['until']} by {w['person']}: {w['pack']} {w['rule']}" for w in document["waivers"]),
         f"The release gate says now: {document['gate']['outcome']}",
         *findings,
     ]
@@ -84,7 +87,11 @@ def submit(release: Name, home: Home = None, as_json: Json = False) -> None:
 
     with open_account(home).connect() as connection:
         document = connection.post(f"/v1/releases/{_name(release)}/submit")
-    _tell(document, as_json, next_step="a compliance officer and a clinical lead run cloister release approve")
+    failed = document["state"] == "failed"
+    step = "a compliance officer and a clinical lead run cloister release approve"
+    _tell(document, as_json, next_step="draft it again; tell the administrator if it fails again" if failed else step)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -132,11 +139,98 @@ def seal(
 @app.command()
 def suspend(release: Name, reason: Reason, home: Home = None, as_json: Json = False) -> None:
     """Stop a released model from being fetched: one approver is enough."""
+    _stop(release, "suspend", reason, home, as_json, next_step="have each site stop cloister-site serve, or roll back")
+
+
+@app.command()
+def revoke(release: Name, reason: Reason, home: Home = None, as_json: Json = False) -> None:
+    """Take a released or suspended model back for good: one approver is enough."""
+    _stop(
+        release, "revoke", reason, home, as_json, next_step="draft another release of the study, if there is to be one"
+    )
+
+
+@app.command("break-glass")
+def break_glass(
+    release: Name,
+    reason: Reason,
+    review: Annotated[bool, typer.Option("--review", help="Say what came of it, as an approver.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Suspend a released model in an emergency, whatever your role; an approver looks at it afterwards."""
+    if review:
+        _stop(release, "break-glass/review", reason, home, as_json, next_step=f"cloister release revoke {release}")
+        return
+    step = "an approver looks at it: cloister release break-glass --review"
+    _stop(release, "break-glass", reason, home, as_json, next_step=step)
+
+
+@app.command()
+def waive(
+    release: Name,
+    pack: Annotated[str, typer.Option("--pack", help="The rule's pack.")],
+    rule: Annotated[str, typer.Option("--rule", help="A rule that its pack lets approvers waive.")],
+    days: Annotated[int, typer.Option("--days", min=1, max=90, help="How long the waiver holds.")],
+    reason: Reason,
+    yes: Yes = False,
+    home: Home = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Answer for one rule of the release gate with your own key, before anybody decides. Never for consent,
+    agreements, audit or approvals."""
+    from datetime import UTC, datetime, timedelta
+
+    from coordinator.client.account import open_account
+    from protocol.canonical import parse, sha256_hex
+    from protocol.envelope import seal as sign
+    from protocol.release import WAIVER_TYPE, ReleaseWaiver
+    from protocol.timestamp import timestamp
+
+    account = open_account(home)
+    with account.connect() as connection:
+        asked, subject = _challenged(connection, release)
+        now = datetime.now(UTC)
+        until = timestamp(now + timedelta(days=days, minutes=-5))
+        if not yes:
+            typer.confirm(f"Sign a waiver of {pack} {rule} for {subject.digest} until {until}?", abort=True)
+        key = account.unlock(read_passphrase(passphrase_file, "Passphrase"))
+        waiver = ReleaseWaiver.model_validate(
+            {
+                "release": subject.release,
+                "subject_digest": subject.digest,
+                "person": account.name,
+                "role": account.role,
+                "pack": pack,
+                "rule": rule,
+                "reason_hash": sha256_hex(reason.encode()),
+                "expires_at": until,
+                "challenge": asked["challenge"],
+                "signed_at": timestamp(now),
+            }
+        )
+        envelope = sign(WAIVER_TYPE, waiver.model_dump(mode="json"), key)
+        body = {"envelope": parse(envelope.to_bytes()), "reason": reason}
+        document = connection.post(f"/v1/releases/{release}/waivers", body)
+    _tell(document, as_json, next_step=f"cloister release show {release}")
+
+
+def _stop(release: str, verb: str, reason: str, home: Path | None, as_json: bool, *, next_step: str) -> None:
     from coordinator.client.account import open_account
 
     with open_account(home).connect() as connection:
-        document = connection.post(f"/v1/releases/{_name(release)}/suspend", {"reason": reason})
-    _tell(document, as_json, next_step="have each site stop cloister-site serve, or roll back")
+        document = connection.post(f"/v1/releases/{_name(release)}/{verb}", {"reason": reason})
+    _tell(document, as_json, next_step=next_step)
+
+
+def _challenged(connection: Connection, release: str) -> tuple[dict[str, Any], ReleaseSubject]:
+    """A fresh challenge, and the subject that it is for, once its digest is found to be right."""
+    asked = connection.post(f"/v1/releases/{_name(release)}/challenge")
+    subject = _check_subject(asked["subject"], asked["subject_digest"])
+    if subject.release != release:
+        raise _other_release(subject.release, release)
+    return asked, subject
 
 
 def _decide(
@@ -152,10 +246,7 @@ def _decide(
 
     account = open_account(home)
     with account.connect() as connection:
-        asked = connection.post(f"/v1/releases/{_name(release)}/challenge")
-        subject = _check_subject(asked["subject"], asked["subject_digest"])
-        if subject.release != release:
-            raise _other_release(subject.release, release)
+        asked, subject = _challenged(connection, release)
         if not as_json:
             typer.echo(_summary(subject))
         if not yes:

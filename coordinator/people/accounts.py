@@ -30,8 +30,9 @@ from protocol.signing import VerifyingKey
 from protocol.timestamp import timestamp
 
 
-def invite(session: Session, appliance: Appliance, name: str, role: Role) -> Token:
-    """A one-time token (24 hours) for a new person, for one who has not registered, or for one who was disabled."""
+def invite(session: Session, appliance: Appliance, name: str, role: Role, *, organisation: str | None = None) -> Token:
+    """A one-time token (24 hours) for a new person, for one who has not registered, or for one who was disabled.
+    organisation: a name; None leaves what is on record."""
     require_name(name, "The person's name")
     people, now = PersonRepository(session), appliance.clock()
     person = people.get(name)
@@ -39,6 +40,8 @@ def invite(session: Session, appliance: Appliance, name: str, role: Role) -> Tok
     if person is None:
         person = Person(name=name, role=role.value, status="invited", invited_at=timestamp(now))
     person.status, person.key, person.invited_at = "invited", None, timestamp(now)
+    if organisation is not None:
+        person.organisation = require_name(organisation, "The organisation")
     people.save(person)
     people.drop_credential(name)
     secret = new_secret(appliance.entropy)

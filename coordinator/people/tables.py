@@ -9,7 +9,8 @@ from coordinator.database import Table
 
 
 class Person(Table, table=True):
-    """`status`: invited, active or disabled. `key`: the person's Ed25519 key as text, once registered."""
+    """`status`: invited, active or disabled. `key`: the person's Ed25519 key as text, once registered. `organisation`:
+    whom they work for, by the administrator's word."""
 
     __tablename__ = "person"
 
@@ -19,6 +20,7 @@ class Person(Table, table=True):
     key: str | None = Field(default=None, unique=True)
     invited_at: str
     registered_at: str | None = None
+    organisation: str | None = None
 
 
 class PersonInvitation(Table, table=True):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
 from coordinator.errors import Conflict, NotFound
 from coordinator.releases.states import ReleaseState, Vote
-from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseFile, ReleaseInstallation, ReleaseVote
+from coordinator.releases.tables import (
+    BrokenGlass,
+    Release,
+    ReleaseChallenge,
+    ReleaseFile,
+    ReleaseInstallation,
+    ReleaseVetoRecord,
+    ReleaseVote,
+    ReleaseWaiverRecord,
+)
 from protocol.errors import Refused
 from protocol.identifiers import Role
+from protocol.plan import PlannedApprover
 
 
 class ReleaseRepository:
@@ -60,7 +72,7 @@ class ReleaseRepository:
         return list(self._session.exec(query))
 
     def add_vote(self, vote: ReleaseVote) -> None:
-        """Store a decision; the table's own constraints refuse a second one by the person or the role."""
+        """Store a decision; the table's own constraint refuses a second one by the person."""
         self._session.add(vote)
         self._session.flush()
 
@@ -88,6 +100,41 @@ class ReleaseRepository:
                 "Run the command again: it fetches a new challenge.",
             )
 
+    def waivers(self, release: str) -> list[ReleaseWaiverRecord]:
+        """The rules that approvers answer for, by pack and rule."""
+        query = select(ReleaseWaiverRecord).where(col(ReleaseWaiverRecord.release) == release)
+        return list(self._session.exec(query.order_by(col(ReleaseWaiverRecord.pack), col(ReleaseWaiverRecord.rule))))
+
+    def add_waiver(self, row: ReleaseWaiverRecord) -> None:
+        """Store a waiver. Raises Conflict where the rule is waived already."""
+        if self._session.get(ReleaseWaiverRecord, (row.release, row.pack, row.rule)) is not None:
+            raise Conflict(f"Rule {row.rule} is waived for {row.release} already.", "See `cloister release show`.")
+        self._session.add(row)
+        self._session.flush()
+
+    def vetoes(self, release: str) -> list[ReleaseVetoRecord]:
+        """The sites' vetoes, by site."""
+        query = select(ReleaseVetoRecord).where(col(ReleaseVetoRecord.release) == release)
+        return list(self._session.exec(query.order_by(col(ReleaseVetoRecord.site))))
+
+    def veto_of(self, release: str, site: str) -> ReleaseVetoRecord | None:
+        """The site's veto, if it has given one."""
+        return self._session.get(ReleaseVetoRecord, (release, site))
+
+    def add_veto(self, row: ReleaseVetoRecord) -> None:
+        """Store a site's veto."""
+        self._session.add(row)
+        self._session.flush()
+
+    def broken_glass(self, release: str) -> BrokenGlass | None:
+        """Who suspended the release in an emergency, if somebody did."""
+        return self._session.get(BrokenGlass, release)
+
+    def keep_broken_glass(self, row: BrokenGlass) -> None:
+        """Store that the glass was broken, or that it was looked at."""
+        self._session.add(row)
+        self._session.flush()
+
     def installed(self, release: str) -> list[ReleaseInstallation]:
         """Which sites installed it."""
         query = select(ReleaseInstallation).where(col(ReleaseInstallation.release) == release)
@@ -101,6 +148,9 @@ class ReleaseRepository:
         return True
 
 
-def vote_of(row: ReleaseVote) -> Vote:
-    """The pure value that the states decide on."""
-    return Vote(row.person, Role(row.role), row.subject_digest, row.approve)
+def votes_of(rows: Sequence[ReleaseVote], roster: Sequence[PlannedApprover]) -> list[Vote]:
+    """The pure values that the states decide on. roster: tells for whom each person works."""
+    organisations = {approver.person: approver.organisation for approver in roster}
+    return [
+        Vote(row.person, Role(row.role), row.subject_digest, row.approve, organisations.get(row.person)) for row in rows
+    ]

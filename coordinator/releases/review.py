@@ -1,7 +1,8 @@
-"""The verbs of people: draft, submit, challenge, decide, suspend. Each is load, decide, save, append."""
+"""The verbs of a release's review: draft, submit, challenge, decide, settle. Each is load, decide, save, append."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,12 +10,13 @@ from pydantic import ValidationError
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
-from coordinator.audit.append import append, person_label
+from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.errors import Conflict
 from coordinator.people.tables import Person
 from coordinator.releases.build import UseMode, model_files, subject_of
-from coordinator.releases.repository import ReleaseRepository, vote_of
-from coordinator.releases.states import ReleaseState, Vote, admit, move, outcome
+from coordinator.releases.checks import faults
+from coordinator.releases.repository import ReleaseRepository, votes_of
+from coordinator.releases.states import OPEN, OVER, ReleaseState, Vote, admit, move, outcome, overdue
 from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseVote
 from coordinator.rounds.repository import CandidateRepository
 from coordinator.studies.repository import StudyRepository, training_plan_of
@@ -47,7 +49,7 @@ def draft(
     plan = training_plan_of(row)
     candidate = CandidateRepository(session).of(study)
     earlier = releases.of_study(study)
-    if any(ReleaseState(other.state) is not ReleaseState.REJECTED for other in earlier):
+    if any(ReleaseState(other.state) not in OVER for other in earlier):
         raise Conflict(f"Study {study} already has a release.", "See `cloister release list`.")
     if plan.membership is not None and candidate.membership is None:
         raise Conflict(f"The membership audit of study {study} is under way.", "Wait for it: `cloister study status`.")
@@ -70,7 +72,7 @@ def draft(
         created_at=timestamp(appliance.clock()),
     )
     releases.add(release, files)
-    _log(session, appliance, EventType.RELEASE_DRAFTED, person, release)
+    log(session, appliance, EventType.RELEASE_DRAFTED, person, release)
     return release
 
 
@@ -80,9 +82,43 @@ def submit(session: Session, appliance: Appliance, person: Person, name: str) ->
     release = releases.get(name)
     if release.submitter != person.name:
         raise Refused("Only the submitter puts a release into review.", "Ask the researcher who drafted it.")
-    releases.set_state(release, move(ReleaseState(release.state), ReleaseState.IN_REVIEW))
-    _log(session, appliance, EventType.RELEASE_SUBMITTED, person, release)
+    releases.set_state(release, move(ReleaseState(release.state), ReleaseState.CHECKING))
+    until = appliance.clock() + timedelta(days=plan_of_release(release).spec.review.days)
+    release.review_until = timestamp(until)
+    session.add(release)
+    session.flush()
+    log(session, appliance, EventType.RELEASE_SUBMITTED, person, release)
+    found = faults(
+        subject_of_release(release),
+        release.subject_digest,
+        releases.files(name),
+        plan_of_release(release),
+        CandidateRepository(session).of(release.study),
+    )
+    if found:
+        fail(session, appliance, release, found)
+    else:
+        releases.set_state(release, move(ReleaseState.CHECKING, ReleaseState.IN_REVIEW))
     return release
+
+
+def settle(session: Session, appliance: Appliance, name: str) -> None:
+    """What time and the disk decide, before anybody acts on an open release: overdue -> expired; a stored file that is
+    no longer the one to be signed -> failed."""
+    releases = ReleaseRepository(session)
+    release = releases.get(name)
+    state = ReleaseState(release.state)
+    if overdue(state, release.review_until, now=appliance.clock()):
+        releases.set_state(release, move(state, ReleaseState.EXPIRED))
+        log_coordinator(session, appliance, EventType.RELEASE_EXPIRED, release)
+    elif state in OPEN and (found := faults(subject_of_release(release), release.subject_digest, releases.files(name))):
+        fail(session, appliance, release, found)
+
+
+def fail(session: Session, appliance: Appliance, release: Release, found: tuple[str, ...]) -> None:
+    """The release is not what it says: nothing can be signed or sealed any more."""
+    ReleaseRepository(session).set_state(release, move(ReleaseState(release.state), ReleaseState.FAILED))
+    log_coordinator(session, appliance, EventType.RELEASE_FAILED, release, groups={"faults": found})
 
 
 def challenge(session: Session, appliance: Appliance, person: Person, name: str) -> dict[str, Any]:
@@ -100,13 +136,12 @@ def challenge(session: Session, appliance: Appliance, person: Person, name: str)
             expires_at=expires,
         )
     )
-    plan = plan_of_release(release)
     return {
         "challenge": nonce,
         "expires_at": expires,
         "subject": parse(release.subject),
         "subject_digest": release.subject_digest,
-        "packs": plan.packs,
+        "packs": subject_of_release(release).packs,
     }
 
 
@@ -119,15 +154,26 @@ def decide(
     """
     releases = ReleaseRepository(session)
     release = releases.get(name)
-    approval = read_approval(plan_of_release(release), Envelope.from_bytes(envelope))
+    plan = plan_of_release(release)
+    approval = read_approval(plan, Envelope.from_bytes(envelope))
     if approval.person != person.name or approval.release != name:
         raise Refused("The decision is signed for another person or release.", "Sign your own decision on this one.")
     if not 1 <= len(reason) <= MAX_REASON or sha256_hex(reason.encode()) != approval.reason_hash:
         raise Malformed("The reason is missing, too long or not the one that was signed.", "Give --reason in words.")
     now = timestamp(appliance.clock())
-    vote = Vote(person.name, approval.role, approval.subject_digest, approval.decision == "approve")
-    cast = [vote_of(row) for row in releases.votes(name)]
-    admit(vote, cast, state=ReleaseState(release.state), submitter=release.submitter, digest=release.subject_digest)
+    if approval.packs != subject_of_release(release).packs:
+        raise Refused("The decision names other policy packs than the release.", "Run the command again.")
+    organisation = next(entry.organisation for entry in plan.approvers if entry.person == person.name)
+    vote = Vote(person.name, approval.role, approval.subject_digest, approval.decision == "approve", organisation)
+    cast = votes_of(releases.votes(name), plan.approvers)
+    admit(
+        vote,
+        cast,
+        state=ReleaseState(release.state),
+        submitter=release.submitter,
+        digest=release.subject_digest,
+        policy=plan.spec.review,
+    )
     releases.use_challenge(
         approval.challenge, release=name, person=person.name, subject_digest=release.subject_digest, now=now
     )
@@ -145,22 +191,10 @@ def decide(
     )
     event = EventType.RELEASE_APPROVED if vote.approve else EventType.RELEASE_REJECTED
     words: dict[str, object] = {"reason": reason, "person": person.name}
-    _log(session, appliance, event, person, release, role=approval.role, payload=words)
-    state = outcome([*cast, vote], digest=release.subject_digest, submitter=release.submitter)
+    log(session, appliance, event, person, release, role=approval.role, payload=words)
+    state = outcome([*cast, vote], digest=release.subject_digest, submitter=release.submitter, policy=plan.spec.review)
     if state is not ReleaseState(release.state):
         releases.set_state(release, move(ReleaseState(release.state), state))
-    return release
-
-
-def suspend(session: Session, appliance: Appliance, person: Person, name: str, *, reason: str) -> Release:
-    """released -> suspended, by one approver alone: stopping a model must be quick, starting it never is."""
-    if not 1 <= len(reason) <= MAX_REASON:
-        raise Malformed("The reason is missing or too long.", "Give --reason in words.")
-    releases = ReleaseRepository(session)
-    release = releases.get(name)
-    releases.set_state(release, move(ReleaseState(release.state), ReleaseState.SUSPENDED))
-    words: dict[str, object] = {"reason": reason, "person": person.name}
-    _log(session, appliance, EventType.RELEASE_SUSPENDED, person, release, payload=words)
     return release
 
 
@@ -170,17 +204,22 @@ def read_approval(plan: StudyPlan, envelope: Envelope) -> Approval:
         claimed = Approval.model_validate_json(envelope.payload)
     except ValidationError:
         raise Malformed("The decision has fields that are missing or wrong.", "Update the command line tool.") from None
-    approver = next((entry for entry in plan.approvers if entry.person == claimed.person), None)
-    if approver is None or approver.role is not claimed.role:
-        raise Refused(
-            f"The plan that the sites granted does not name {claimed.person} as {claimed.role.value}.",
-            "People who approve must be registered in their role before the study is proposed.",
-        )
-    key = VerifyingKey.from_text(approver.key)
+    key = signer(plan, claimed.person, claimed.role)
     _, verified = open_json(envelope, APPROVAL_TYPE, {key.key_id: key})
     if len(envelope.signatures) != len(verified):
         raise BadSignature("The decision carries a signature by an unknown key.", "Sign it with your own key alone.")
     return claimed
+
+
+def signer(plan: StudyPlan, person: str, role: Role) -> VerifyingKey:
+    """The key that the plan's roster fixes for this person in this role. Raises Refused."""
+    approver = next((entry for entry in plan.approvers if entry.person == person), None)
+    if approver is None or approver.role is not role:
+        raise Refused(
+            f"The plan that the sites granted does not name {person} as {role.value}.",
+            "People who approve must be registered in their role before the study is proposed.",
+        )
+    return VerifyingKey.from_text(approver.key)
 
 
 def plan_of_release(release: Release) -> StudyPlan:
@@ -193,7 +232,14 @@ def subject_of_release(release: Release) -> ReleaseSubject:
     return ReleaseSubject.model_validate_json(release.subject)
 
 
-def _log(
+def require_reason(reason: str) -> str:
+    """The words. Raises Malformed where there are none, or too many."""
+    if not 1 <= len(reason) <= MAX_REASON:
+        raise Malformed("The reason is missing or too long.", "Give --reason in words.")
+    return reason
+
+
+def log(
     session: Session,
     appliance: Appliance,
     event: EventType,
@@ -201,8 +247,10 @@ def _log(
     release: Release,
     *,
     role: Role | None = None,
+    labels: Mapping[str, str] | None = None,
     payload: dict[str, object] | None = None,
 ) -> None:
+    """One event on a release, by a person."""
     append(
         session,
         appliance,
@@ -210,6 +258,26 @@ def _log(
         actor=person_label(appliance, person.name),
         subject=f"release:{release.id}",
         digests={"subject": release.subject_digest},
-        labels={} if role is None else {"role": role.value},
+        labels={**(labels or {}), **({} if role is None else {"role": role.value})},
         payload=payload,
+    )
+
+
+def log_coordinator(
+    session: Session,
+    appliance: Appliance,
+    event: EventType,
+    release: Release,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """One event on a release that nobody in person brought about."""
+    append(
+        session,
+        appliance,
+        event,
+        actor=COORDINATOR,
+        subject=f"release:{release.id}",
+        digests={"subject": release.subject_digest},
+        groups=groups,
     )

@@ -14,7 +14,7 @@ from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
 from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
-from coordinator.releases import review, seal
+from coordinator.releases import review, seal, stopping, waivers
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseInstallation
@@ -26,6 +26,7 @@ from protocol.identifiers import Digest, Frozen, Label, Role, StudyId
 from protocol.timestamp import timestamp
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
+site_router = APIRouter(prefix="/v1/sites/me/releases", tags=["releases"])
 Researcher = Annotated[Person, Depends(current_person(Role.RESEARCHER))]
 Approver = Annotated[Person, Depends(current_person(Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD))]
 
@@ -45,8 +46,8 @@ class Decision(Frozen):
     reason: Annotated[str, StringConstraints(max_length=review.MAX_REASON)]
 
 
-class Suspension(Frozen):
-    """Why a released model must no longer be fetched."""
+class Reason(Frozen):
+    """Why a model is stopped, or what came of an emergency."""
 
     reason: Annotated[str, StringConstraints(min_length=1, max_length=review.MAX_REASON)]
 
@@ -96,21 +97,33 @@ def submit(release: str, person: Researcher, appliance: ApplianceOf) -> dict[str
 
 @router.post("/{release}/challenge")
 def challenge(release: str, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    _settle(appliance, release)
     with transaction(appliance.engine) as session:
         return review.challenge(session, appliance, person, release)
 
 
 @router.post("/{release}/approvals", status_code=201)
 def decide(release: str, body: Decision, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
-    envelope = json.dumps(body.envelope, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    _settle(appliance, release)
     with transaction(appliance.engine) as session:
-        row = review.decide(session, appliance, person, release, envelope=envelope, reason=body.reason)
+        row = review.decide(session, appliance, person, release, envelope=_bytes(body.envelope), reason=body.reason)
+        return describe(row, ReleaseRepository(session))
+
+
+@router.post("/{release}/waivers", status_code=201)
+def waive(release: str, body: Decision, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    _settle(appliance, release)
+    with transaction(appliance.engine) as session:
+        row = waivers.grant_waiver(
+            session, appliance, active_policy(), person, release, envelope=_bytes(body.envelope), reason=body.reason
+        )
         return describe(row, ReleaseRepository(session))
 
 
 @router.post("/{release}/seal")
 def seal_release(release: str, person: Researcher, appliance: ApplianceOf) -> dict[str, Any]:
     """Repeat until the answer's state is released: the sites have to cosign in between."""
+    _settle(appliance, release)
     with transaction(appliance.engine) as session:
         decision = seal.seal(session, appliance, active_policy(), person, release)
     if decision is not None and not decision.allowed:
@@ -122,17 +135,66 @@ def seal_release(release: str, person: Researcher, appliance: ApplianceOf) -> di
 
 
 @router.post("/{release}/suspend")
-def suspend(release: str, body: Suspension, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+def suspend(release: str, body: Reason, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
     with transaction(appliance.engine) as session:
-        row = review.suspend(session, appliance, person, release, reason=body.reason)
+        row = stopping.suspend(session, appliance, person, release, reason=body.reason)
         return describe(row, ReleaseRepository(session))
+
+
+@router.post("/{release}/revoke")
+def revoke(release: str, body: Reason, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        row = stopping.revoke(session, appliance, person, release, reason=body.reason)
+        return describe(row, ReleaseRepository(session))
+
+
+@router.post("/{release}/break-glass")
+def break_glass(release: str, body: Reason, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+    """Suspend in an emergency, whatever one's role: nothing else can be done this way."""
+    with transaction(appliance.engine) as session:
+        row = stopping.smash(session, appliance, person, release, reason=body.reason)
+        return describe(row, ReleaseRepository(session))
+
+
+@router.post("/{release}/break-glass/review")
+def review_break_glass(release: str, body: Reason, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        row = stopping.review_broken_glass(session, appliance, person, release, reason=body.reason)
+        return describe(row, ReleaseRepository(session))
+
+
+@site_router.get("")
+def site_releases(site: CurrentSite, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    """The submitted releases of studies whose plan holds this site: what it may veto while nothing is sealed."""
+    with reading(appliance.engine) as session:
+        releases = ReleaseRepository(session)
+        return [
+            {
+                "release": row.id,
+                "state": row.state,
+                "subject_digest": row.subject_digest,
+                "subject": parse(row.subject),
+                "model_card": releases.files(row.id)["model_card.md"].decode(),
+                "review_until": row.review_until,
+            }
+            for row in releases.all()
+            if ReleaseState(row.state) is not ReleaseState.DRAFT and site.name in review.plan_of_release(row).names
+        ]
+
+
+@site_router.post("/{release}/veto")
+def veto(release: str, body: dict[str, Any], site: CurrentSite, appliance: ApplianceOf) -> dict[str, str]:
+    """The site's signed veto (DSSE)."""
+    with transaction(appliance.engine) as session:
+        row = stopping.veto(session, appliance, site.name, release, _bytes(body))
+        return {"release": row.id, "state": row.state}
 
 
 @router.get("/{release}/bundle")
 def bundle(release: str, site: CurrentSite, appliance: ApplianceOf) -> Response:
     with transaction(appliance.engine) as session:
         row = _for_recipient(ReleaseRepository(session), release, site.name)
-        data = seal.bundle(session, release)
+        data = seal.bundle(session, release, now=appliance.clock())
         _log_site(session, appliance, EventType.RELEASE_DOWNLOADED, site.name, row)
     return Response(data, media_type="application/x-tar", headers={"Cache-Control": "no-store"})
 
@@ -168,8 +230,32 @@ def describe(release: Release, releases: ReleaseRepository) -> dict[str, Any]:
             }
             for vote in releases.votes(release.id)
         ],
+        "waivers": [
+            {"pack": row.pack, "rule": row.rule, "person": row.person, "role": row.role, "until": row.expires_at}
+            for row in releases.waivers(release.id)
+        ],
+        "vetoes": [{"site": row.site, "reason": row.reason} for row in releases.vetoes(release.id)],
+        "review_until": release.review_until,
+        "broken_glass": _emergency(releases, release.id),
         "installed": [row.site for row in releases.installed(release.id)],
     }
+
+
+def _emergency(releases: ReleaseRepository, release: str) -> dict[str, Any] | None:
+    row = releases.broken_glass(release)
+    if row is None:
+        return None
+    return {"person": row.person, "role": row.role, "at": row.broken_at, "reviewed_by": row.reviewed_by}
+
+
+def _settle(appliance: Appliance, release: str) -> None:
+    # In a transaction of its own: what expired or failed stays so when the request is then refused.
+    with transaction(appliance.engine) as session:
+        review.settle(session, appliance, release)
+
+
+def _bytes(envelope: dict[str, Any]) -> bytes:
+    return json.dumps(envelope, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def installable_for(releases: ReleaseRepository, site: str) -> list[str]:

@@ -8,6 +8,7 @@ adds the proof once the hospitals have cosigned. Both may be repeated.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 from sqlmodel import Session, select
@@ -23,14 +24,16 @@ from coordinator.incidents.facts import incident_facts, invalidated, is_frozen
 from coordinator.people.tables import Person
 from coordinator.releases.build import bundle_files, statement_of
 from coordinator.releases.facts import release_facts
-from coordinator.releases.repository import ReleaseRepository, vote_of
+from coordinator.releases.repository import ReleaseRepository, votes_of
 from coordinator.releases.review import plan_of_release, read_approval, subject_of_release
 from coordinator.releases.states import ReleaseState, move, outcome
 from coordinator.releases.tables import Release
+from coordinator.releases.waivers import standing_waivers
 from coordinator.rounds.repository import CandidateRepository
 from policies.evaluation import evaluate
 from policies.findings import Decision
 from policies.packs import Policy
+from policies.waivers import waive
 from protocol.audit_event import EventType
 from protocol.bundle import pack
 from protocol.canonical import digest, sha256_hex
@@ -82,9 +85,13 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
     if not decision.allowed:
         return decision
     votes = releases.votes(name)
-    approved = outcome([vote_of(row) for row in votes], digest=release.subject_digest, submitter=release.submitter)
+    plan = plan_of_release(release)
+    cast = votes_of(votes, plan.approvers)
+    approved = outcome(cast, digest=release.subject_digest, submitter=release.submitter, policy=plan.spec.review)
     if approved is not ReleaseState.APPROVED:
-        raise Refused("Two people in two roles have not approved this release.", "See `cloister release show`.")
+        raise Refused(
+            "The people that the study asks for have not approved this release.", "See `cloister release show`."
+        )
     subject = subject_of_release(release)
     statement = sign(
         STATEMENT_TYPE,
@@ -92,6 +99,7 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
             subject,
             releases.files(name),
             [Envelope.from_bytes(row.envelope) for row in votes],
+            waivers=[Envelope.from_bytes(row.envelope) for row in releases.waivers(name)],
             rounds_digest=CandidateRepository(session).of(release.study).rounds_digest,
             decision_digest=digest(document),
             sealed_at=timestamp(appliance.clock()),
@@ -135,8 +143,9 @@ def finish(session: Session, appliance: Appliance, name: str) -> bool:
     return True
 
 
-def bundle(session: Session, name: str) -> bytes:
-    """The sealed bundle. Raises Refused before the release is sealed, cosigned and not suspended."""
+def bundle(session: Session, name: str, *, now: datetime) -> bytes:
+    """The sealed bundle. Raises Refused before the release is sealed, cosigned and not suspended, and once a waiver
+    that it rests on has ended."""
     releases = ReleaseRepository(session)
     release = releases.get(name)
     statement, event, proof = release.statement, release.event, release.proof
@@ -144,6 +153,11 @@ def bundle(session: Session, name: str) -> bytes:
         raise Refused(
             f"Release {name} is {release.state.replace('_', ' ')}: there is nothing to fetch.",
             "A release can be fetched once it is approved, sealed and cosigned by a quorum of sites.",
+        )
+    if lapsed := [row.rule for row in releases.waivers(name) if row.expires_at <= timestamp(now)]:
+        raise Refused(
+            f"The waiver of {', '.join(lapsed)}, on which release {name} rests, has ended.",
+            "Meet the rule and release again; a site that holds the release asks its own gate.",
         )
     files = bundle_files(
         releases.files(name),
@@ -180,13 +194,14 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
         quorum=health.quorum,
         checkpoint_age_seconds=health.age_seconds,
     )
-    return evaluate(
+    decision = evaluate(
         "release", facts, policy.packs, policy.parameters, now=appliance.clock(), salt=appliance.entropy(32)
     )
+    return waive(decision, policy.packs, standing_waivers(session, appliance, release))
 
 
 def _is_first(session: Session, release: Release) -> bool:
     """Whether no release of the study was fetched before this one."""
-    done = (ReleaseState.RELEASED, ReleaseState.SUSPENDED)
+    done = (ReleaseState.RELEASED, ReleaseState.SUSPENDED, ReleaseState.REVOKED)
     earlier = ReleaseRepository(session).of_study(release.study)
     return not any(other.id != release.id and ReleaseState(other.state) in done for other in earlier)

@@ -11,7 +11,7 @@ from coordinator.database import Table
 class Release(Table, table=True):
     """One release. subject, statement, event: canonical JSON (bytes); proof: the C2SP tlog proof once cosigned.
 
-    state: releases.states.ReleaseState. entry: the log entry of release.sealed.
+    state: releases.states.ReleaseState. entry: the log entry of release.sealed. review_until: when the review expires.
     """
 
     __tablename__ = "release"
@@ -29,6 +29,7 @@ class Release(Table, table=True):
     entry: int | None = None
     proof: bytes | None = Field(default=None, sa_type=LargeBinary)
     created_at: str
+    review_until: str | None = None
 
 
 class ReleaseFile(Table, table=True):
@@ -58,7 +59,7 @@ class ReleaseVote(Table, table=True):
     """One decision, with the envelope that the person's own key signed. reason: erasable words."""
 
     __tablename__ = "release_vote"
-    __table_args__ = (UniqueConstraint("release", "person"), UniqueConstraint("release", "role"))
+    __table_args__ = (UniqueConstraint("release", "person"),)
 
     id: int | None = Field(default=None, primary_key=True)
     release: str = Field(foreign_key="release.id", index=True)
@@ -69,6 +70,49 @@ class ReleaseVote(Table, table=True):
     reason: str | None = None
     envelope: bytes = Field(sa_type=LargeBinary)
     decided_at: str
+
+
+class ReleaseWaiverRecord(Table, table=True):
+    """One rule that an approver answers for, with the envelope that they signed. reason: erasable words."""
+
+    __tablename__ = "release_waiver"
+
+    release: str = Field(primary_key=True, foreign_key="release.id")
+    pack: str = Field(primary_key=True)
+    rule: str = Field(primary_key=True)
+    person: str
+    role: str
+    reason: str | None = None
+    expires_at: str
+    envelope: bytes = Field(sa_type=LargeBinary)
+    granted_at: str
+
+
+class ReleaseVetoRecord(Table, table=True):
+    """A site's signed veto."""
+
+    __tablename__ = "release_veto"
+
+    release: str = Field(primary_key=True, foreign_key="release.id")
+    site: str = Field(primary_key=True)
+    reason: str
+    envelope: bytes = Field(sa_type=LargeBinary)
+    vetoed_at: str
+
+
+class BrokenGlass(Table, table=True):
+    """Somebody suspended a release in an emergency, outside their role; somebody else has to look at it afterwards."""
+
+    __tablename__ = "broken_glass"
+
+    release: str = Field(primary_key=True, foreign_key="release.id")
+    person: str
+    role: str
+    reason: str | None = None
+    broken_at: str
+    reviewed_by: str | None = None
+    review: str | None = None
+    reviewed_at: str | None = None
 
 
 class ReleaseInstallation(Table, table=True):

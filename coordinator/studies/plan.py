@@ -21,9 +21,8 @@ from protocol.errors import CloisterError
 from protocol.membership import MOST_SCORED, PlannedMembership
 from protocol.plan import Plan, PlannedApprover, PlannedSite
 from protocol.proposal import MINIMUM_CELL, Proposal
+from protocol.review import APPROVING_ROLES, Reviewer, ReviewPolicy, shortfall
 from protocol.study import StudyPlan, StudySpec
-
-APPROVER_ROLES = ("compliance_officer", "clinical_lead")
 
 
 class PlanRefused(CloisterError):
@@ -240,19 +239,20 @@ def require_worst_case(spec: Proposal, epsilon_worst_site: float) -> None:
 
 def able_approvers(people: Sequence[PlannedApprover], submitter: str) -> tuple[PlannedApprover, ...]:
     """Everybody whose signature can count, by name."""
-    able = (person for person in people if person.role in APPROVER_ROLES and person.person != submitter)
+    able = (person for person in people if person.role in APPROVING_ROLES and person.person != submitter)
     return tuple(sorted(able, key=lambda person: person.person))
 
 
-def planned_approvers(people: Sequence[PlannedApprover], submitter: str) -> tuple[PlannedApprover, ...]:
-    """Everybody whose signature can count at release. Raises PlanRefused where one of the two roles has nobody."""
+def planned_approvers(
+    people: Sequence[PlannedApprover], submitter: str, policy: ReviewPolicy
+) -> tuple[PlannedApprover, ...]:
+    """Everybody whose signature can count at release. Raises PlanRefused where they can't satisfy the policy."""
     approvers = able_approvers(people, submitter)
-    missing = [role for role in APPROVER_ROLES if role not in {approver.role for approver in approvers}]
-    if missing:
+    lacking = shortfall(policy, (Reviewer(entry.person, entry.role, entry.organisation) for entry in approvers))
+    if lacking is not None:
         raise PlanRefused(
-            f"Nobody is registered as {' or as '.join(role.replace('_', ' ') for role in missing)}: a release of this "
-            "study could never be approved.",
-            "Have an administrator add these people, and have them run `cloister login`.",
+            f"Of the people who could approve there is {lacking}: a release of this study could never be approved.",
+            "Have an administrator add people in their roles and organisations, and have them run `cloister login`.",
         )
     return approvers
 

@@ -132,7 +132,7 @@ def prepare(session: Session, appliance: Appliance, policy: Policy, person: Pers
 def _plan(spec: AnySpec, papers: Papers, people: Sequence[PlannedApprover]) -> AnyPlan:
     if isinstance(spec, ExplorationSpec):
         return build_exploration_plan(spec, papers, able_approvers(people, papers.submitter))
-    return build_plan(spec, papers, planned_approvers(people, papers.submitter))
+    return build_plan(spec, papers, planned_approvers(people, papers.submitter, spec.review))
 
 
 def propose(
@@ -241,7 +241,7 @@ def _registered(sites: SiteRepository, spec: Proposal) -> list[RegisteredDataset
 
 def _approvers(session: Session) -> Sequence[PlannedApprover]:
     return [
-        PlannedApprover(person=person.name, role=Role(person.role), key=person.key)
+        PlannedApprover(person=person.name, role=Role(person.role), key=person.key, organisation=person.organisation)
         for person in PersonRepository(session).all()
         if person.status == "active" and person.key is not None
     ]

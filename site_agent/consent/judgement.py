@@ -16,6 +16,7 @@ from protocol.errors import Malformed
 from protocol.exploration import ExplorationPlan
 from protocol.plan import Plan
 from protocol.proposal import MINIMUM_CELL
+from protocol.review import Reviewer, shortfall
 from protocol.study import StudyPlan
 from protocol.study_kind import AnyPlan
 from protocol.witness_policy import WitnessPolicy
@@ -172,10 +173,11 @@ def _about_papers(plan: AnyPlan, identity: Identity) -> Iterator[Objection]:
             "Ask the researcher to invite more sites.",
         )
     signers = [approver for approver in plan.approvers if approver.person != plan.submitter]
-    if isinstance(plan, StudyPlan) and len({approver.role for approver in signers}) < 2:
+    known = [Reviewer(approver.person, approver.role, approver.organisation) for approver in signers]
+    if isinstance(plan, StudyPlan) and (lacking := shortfall(plan.spec.review, known)) is not None:
         yield Objection(
             "approvers",
-            "The plan does not name approvers in two roles besides the submitter.",
+            f"Besides the submitter, the plan does not name the approvers that it asks for: {lacking}.",
             "Ask for a plan that names them, so that nobody can be added after your consent.",
         )
 

@@ -61,6 +61,7 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
             {
                 "person": approver.person,
                 "role": approver.role.value,
+                "organisation": approver.organisation,
                 "fingerprint": VerifyingKey.from_text(approver.key).key_id,
             }
             for approver in plan.approvers
@@ -115,7 +116,8 @@ def review_text(review: Review, site: str) -> str:
     if document["approvers"]:
         lines += ["", f"Approvers of the {'release' if isinstance(plan, StudyPlan) else 'plan'}, compare these too:"]
     for approver in document["approvers"]:
-        lines.append(f"  {approver['person']:20} {approver['fingerprint']}  {approver['role']}")
+        whose = f" of {approver['organisation']}" if approver["organisation"] else ""
+        lines.append(f"  {approver['person']:20} {approver['fingerprint']}  {approver['role']}{whose}")
     watched = document["witnesses"]
     lines += ["", f"The log is vouched for by {watched['quorum']} of: {', '.join(watched['names'])}"]
     if watched["strangers"]:

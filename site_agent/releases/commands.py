@@ -132,6 +132,7 @@ def _document(verified: Installable) -> dict[str, Any]:
         "digest": verified.subject.digest,
         "verified": True,
         "approved_by": list(logged.approved.roles),
+        "waived": list(logged.approved.waived),
         "log_index": logged.index,
         "checkpoint_size": logged.checkpoint_size,
         "cosigned_by": list(logged.cosigners),
@@ -157,7 +158,9 @@ def _row(release: Installed) -> dict[str, Any]:
 def _show(document: dict[str, Any]) -> None:
     typer.echo(f"{document['release']}: {document['digest']}")
     typer.echo("  keys      plan and statement are signed by the coordinator this site pinned")
-    typer.echo(f"  approved  by two people: {', '.join(document['approved_by'])}")
+    typer.echo(f"  approved  by people in the roles {', '.join(document['approved_by'])}")
+    if document["waived"]:
+        typer.echo(f"  waived    by an approver, at the coordinator's gate: {', '.join(document['waived'])}")
     typer.echo(
         f"  logged    entry {document['log_index']} of {document['checkpoint_size']}, "
         f"cosigned by {', '.join(document['cosigned_by'])}; in this site's own copy"

@@ -22,19 +22,21 @@ from protocol.errors import VerificationFailed
 from protocol.evaluation import LOWER_IS_BETTER, EvaluationReport, RegressionReport, kind_of, residual_limit
 from protocol.identifiers import Frozen, Role
 from protocol.merkle import leaf_hash
+from protocol.plan import PlannedApprover
 from protocol.release import (
     APPROVAL_TYPE,
-    APPROVING_ROLES,
     BUNDLE_FILES,
     PREDICATE_KIND,
-    REQUIRED_APPROVALS,
     STATEMENT_KIND,
     STATEMENT_TYPE,
+    WAIVER_TYPE,
     Approval,
     ReleasePredicate,
     ReleaseSubject,
+    ReleaseWaiver,
     Selection,
 )
+from protocol.review import APPROVING_ROLES, Reviewer, shortfall
 from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
 from protocol.tlog_proof import TlogProof
@@ -80,10 +82,12 @@ class KeysTrusted:
 
 @dataclass(frozen=True)
 class Approved:
-    """Two people of the plan's roster, in two roles, none the submitter, signed this subject's digest."""
+    """Those of the plan's roster whom its review policy asks for, none the submitter, signed this subject's digest.
+    waived: the rules, as "pack rule", that approvers answered for at the coordinator's gate."""
 
     trusted: KeysTrusted
     roles: tuple[Role, ...]
+    waived: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,9 @@ def check_approvals(trusted: KeysTrusted) -> Approved:
     """Each approval verifies under the key that the consented plan fixed for that person."""
     roster = {approver.person: approver for approver in trusted.plan.approvers}
     digest = trusted.subject.digest
-    people: set[str] = set()
-    roles: set[Role] = set()
+    waived = _check_waivers(trusted, roster)
+    reviewers: set[Reviewer] = set()
+    nonces: set[str] = set()
     for document in trusted.predicate.approvals:
         envelope = Envelope.from_bytes(canonical(document))
         claimed = _read(Approval, _json(envelope.payload, "approval"), "approval")
@@ -225,11 +230,34 @@ def check_approvals(trusted: KeysTrusted) -> Approved:
             raise VerificationFailed("An approval is by the submitter or in a role that does not approve.", _REMEDY)
         if claimed.signed_at > trusted.predicate.sealed_at:
             raise VerificationFailed("An approval is dated after the sealing.", _REMEDY)
-        people.add(claimed.person)
-        roles.add(claimed.role)
-    if min(len(people), len(roles)) < REQUIRED_APPROVALS or len(people) != len(trusted.predicate.approvals):
-        raise VerificationFailed("Two people in two roles have not approved this release.", _REMEDY)
-    return Approved(trusted, tuple(sorted(roles)))
+        if claimed.packs != trusted.subject.packs:
+            raise VerificationFailed("An approval was given under other policy packs than the release names.", _REMEDY)
+        reviewers.add(Reviewer(claimed.person, claimed.role, approver.organisation))
+        nonces.add(claimed.challenge)
+    if len(nonces) != len(trusted.predicate.approvals):
+        raise VerificationFailed("One decision stands for several approvals.", _REMEDY)
+    if (lacking := shortfall(trusted.plan.spec.review, reviewers)) is not None:
+        raise VerificationFailed(f"The release lacks approvals that its study asks for: {lacking}.", _REMEDY)
+    return Approved(trusted, tuple(sorted({reviewer.role for reviewer in reviewers})), waived)
+
+
+def _check_waivers(trusted: KeysTrusted, roster: Mapping[str, PlannedApprover]) -> tuple[str, ...]:
+    """The rules that were waived: each by somebody on the roster, for this digest, in force at the sealing."""
+    waived = []
+    for document in trusted.predicate.waivers:
+        envelope = Envelope.from_bytes(canonical(document))
+        claimed = _read(ReleaseWaiver, _json(envelope.payload, "waiver"), "waiver")
+        approver = roster.get(claimed.person)
+        if approver is None or approver.role is not claimed.role or claimed.person == trusted.subject.submitter:
+            raise VerificationFailed("A waiver is by somebody the plan does not name in that role.", _REMEDY)
+        key = VerifyingKey.from_text(approver.key)
+        open_json(envelope, WAIVER_TYPE, {key.key_id: key})
+        if (claimed.release, claimed.subject_digest) != (trusted.subject.release, trusted.subject.digest):
+            raise VerificationFailed("A waiver was given for another release digest.", _REMEDY)
+        if not claimed.signed_at <= trusted.predicate.sealed_at < claimed.expires_at:
+            raise VerificationFailed("A waiver had ended, or was not given yet, when the release was sealed.", _REMEDY)
+        waived.append(f"{claimed.pack} {claimed.rule}")
+    return tuple(waived)
 
 
 def check_log(approved: Approved, root: TrustRoot) -> Logged:

@@ -82,6 +82,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(), nullable=True),
         sa.Column("invited_at", sa.String(), nullable=False),
         sa.Column("registered_at", sa.String(), nullable=True),
+        sa.Column("organisation", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_person")),
         sa.UniqueConstraint("key", name=op.f("uq_person_key")),
     )
@@ -100,6 +101,7 @@ def upgrade() -> None:
         sa.Column("entry", sa.Integer(), nullable=True),
         sa.Column("proof", sa.LargeBinary(), nullable=True),
         sa.Column("created_at", sa.String(), nullable=False),
+        sa.Column("review_until", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_release")),
     )
     op.create_index(op.f("ix_release_study"), "release", ["study"], unique=False)
@@ -323,9 +325,45 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["release"], ["release.id"], name=op.f("fk_release_vote_release_release")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_release_vote")),
         sa.UniqueConstraint("release", "person", name=op.f("uq_release_vote_release_person")),
-        sa.UniqueConstraint("release", "role", name=op.f("uq_release_vote_release_role")),
     )
     op.create_index(op.f("ix_release_vote_release"), "release_vote", ["release"], unique=False)
+    op.create_table(
+        "release_waiver",
+        sa.Column("release", sa.String(), nullable=False),
+        sa.Column("pack", sa.String(), nullable=False),
+        sa.Column("rule", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("expires_at", sa.String(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("granted_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["release"], ["release.id"], name=op.f("fk_release_waiver_release_release")),
+        sa.PrimaryKeyConstraint("release", "pack", "rule", name=op.f("pk_release_waiver")),
+    )
+    op.create_table(
+        "release_veto",
+        sa.Column("release", sa.String(), nullable=False),
+        sa.Column("site", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("vetoed_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["release"], ["release.id"], name=op.f("fk_release_veto_release_release")),
+        sa.PrimaryKeyConstraint("release", "site", name=op.f("pk_release_veto")),
+    )
+    op.create_table(
+        "broken_glass",
+        sa.Column("release", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("broken_at", sa.String(), nullable=False),
+        sa.Column("reviewed_by", sa.String(), nullable=True),
+        sa.Column("review", sa.String(), nullable=True),
+        sa.Column("reviewed_at", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(["release"], ["release.id"], name=op.f("fk_broken_glass_release_release")),
+        sa.PrimaryKeyConstraint("release", name=op.f("pk_broken_glass")),
+    )
     op.create_table(
         "round_attempt",
         sa.Column("study", sa.String(), nullable=False),
@@ -486,6 +524,9 @@ def downgrade() -> None:
     op.drop_table("site_certificate")
     op.drop_index(op.f("ix_round_attempt_sequence"), table_name="round_attempt")
     op.drop_table("round_attempt")
+    op.drop_table("broken_glass")
+    op.drop_table("release_veto")
+    op.drop_table("release_waiver")
     op.drop_index(op.f("ix_release_vote_release"), table_name="release_vote")
     op.drop_table("release_vote")
     op.drop_table("release_installation")
