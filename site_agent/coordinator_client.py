@@ -186,6 +186,18 @@ class CoordinatorClient:
         require_name(release, "The release")
         self._send("POST", f"/v1/releases/{release}/installed", document=document)
 
+    def releases(self) -> list[Mapping[str, Any]]:
+        """The submitted releases of studies that hold this site, each with its subject and model card, unverified."""
+        value = self._value("GET", "/v1/sites/me/releases")
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self._misbehaved("The list of releases is not a list of objects.")
+        return list(value)
+
+    def post_veto(self, release: str, envelope: bytes) -> None:
+        """Send this site's signed veto (DSSE) of a release."""
+        require_name(release, "The release")
+        self._send("POST", f"/v1/sites/me/releases/{release}/veto", content=envelope, kind="application/json")
+
     # How
 
     def _json(self, method: str, path: str, *, document: Mapping[str, Any] | None = None) -> Mapping[str, Any]:

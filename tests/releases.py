@@ -24,8 +24,10 @@ from protocol.proposal import Governance, LegalBasis, Privacy, Purpose
 from protocol.release import (
     APPROVAL_TYPE,
     STATEMENT_TYPE,
+    WAIVER_TYPE,
     Approval,
     EpsilonStatement,
+    ReleaseWaiver,
 )
 from protocol.signing import SigningKey
 from protocol.study import Evaluation, StudyPlan, StudySpec, Training
@@ -65,6 +67,8 @@ class Maker:
     cosigners: int = 3
     voters: tuple[tuple[str, Role], ...] = (("bo", Role.COMPLIANCE_OFFICER), ("cy", Role.CLINICAL_LEAD))
     decision: str = "approve"
+    waiver: dict[str, Any] | None = None
+    waived_by: str = "bo"
     approve_digest: str | None = None
     event_changes: dict[str, Any] = field(default_factory=dict)
     plan_changes: dict[str, Any] = field(default_factory=dict)
@@ -180,7 +184,13 @@ class Maker:
         statement = seal(
             STATEMENT_TYPE,
             build.statement_of(
-                subject, model, approvals, rounds_digest=HASH, decision_digest=HASH, sealed_at="2026-11-23T02:00:00Z"
+                subject,
+                model,
+                approvals,
+                waivers=self._waivers(subject.digest),
+                rounds_digest=HASH,
+                decision_digest=HASH,
+                sealed_at="2026-11-23T02:00:00Z",
             ),
             self.coordinator,
         ).to_bytes()
@@ -211,10 +221,28 @@ class Maker:
             meaning="reviewed-and-approved" if self.decision == "approve" else "reviewed-and-rejected",
             reason_hash=HASH,
             packs={"gdpr": HASH},
-            challenge=HASH,
+            challenge=sha256_hex(f"{name} {role}".encode()),
             signed_at="2026-11-23T01:00:00Z",
         )
         return seal(APPROVAL_TYPE, approval.model_dump(mode="json"), self.people[name])
+
+    def _waivers(self, subject_digest: str) -> list[Envelope]:
+        if self.waiver is None:
+            return []
+        fields: dict[str, Any] = {
+            "release": "heart-study-r1",
+            "subject_digest": subject_digest,
+            "person": "bo",
+            "role": Role.COMPLIANCE_OFFICER,
+            "pack": "eu_ai_act",
+            "rule": "A03",
+            "reason_hash": HASH,
+            "expires_at": "2026-12-23T00:00:00Z",
+            "challenge": HASH,
+            "signed_at": "2026-11-23T01:00:00Z",
+        }
+        waiver = ReleaseWaiver(**{**fields, **self.waiver})
+        return [seal(WAIVER_TYPE, waiver.model_dump(mode="json"), self.people[self.waived_by])]
 
     def _proof(self, event: bytes) -> bytes:
         tree = Tree(leaf_hash(entry) for entry in (b"first", b"second", event, b"fourth", b"fifth"))

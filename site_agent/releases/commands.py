@@ -125,6 +125,63 @@ def _reported(verified: Installable, decision: Decision) -> dict[str, str]:
     return {"subject_digest": verified.subject.digest, "decision_digest": digest(decision.to_dict())}
 
 
+@app.command("review")
+def review_releases(as_json: Json = False, home: Home = None) -> None:
+    """Show the releases, submitted or out, of the studies that this site took part in."""
+    from site_agent.coordinator_client import CoordinatorClient
+    from site_agent.keystore import load_keys
+    from site_agent.releases.veto import check_offered
+
+    settings = load_settings(SiteHome.resolve(home))
+    with CoordinatorClient(settings, load_keys(settings.home)) as client:
+        shown = [(check_offered(item), str(item.get("state")), str(item["model_card"])) for item in client.releases()]
+    if as_json:
+        rows = [{"release": s.release, "state": state, "digest": s.digest, "model_card": c} for s, state, c in shown]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for subject, state, card in shown:
+        typer.echo(f"{card}\nRelease {subject.release} is {state.replace('_', ' ')}; digest {subject.digest}\n")
+    typer.echo("To veto one: cloister-site releases veto RELEASE" if shown else "No release yet.")
+
+
+@app.command("veto")
+def veto_release(
+    release: Annotated[str, typer.Argument(help="The release's name, as `releases review` shows it.")],
+    reason: Annotated[
+        str, typer.Option("--reason", help="patients, law, safety, quality, agreement or other: all that leaves here.")
+    ],
+    because: Annotated[str, typer.Option("--because", help="Why, in words, which stay at this site.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask again.")] = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Refuse a release for everybody before it is sealed, and for this site in any case."""
+    from protocol.errors import Malformed
+    from protocol.identifiers import require_name
+    from site_agent.clock import system_clock
+    from site_agent.coordinator_client import CoordinatorClient
+    from site_agent.database import open_database
+    from site_agent.keystore import load_keys
+    from site_agent.releases.veto import check_offered, deliver_vetoes, veto
+
+    require_name(release, "The release's name")
+    settings = load_settings(SiteHome.resolve(home))
+    keys, engine = load_keys(settings.home), open_database(settings.home)
+    with CoordinatorClient(settings, keys) as client:
+        offered = [item for item in client.releases() if item.get("release") == release]
+        if not offered:
+            raise Malformed(f"The coordinator shows no release {release}.", "See cloister-site releases review.")
+        subject = check_offered(offered[0])
+        if not yes:
+            typer.confirm(f"Veto {release} ({subject.digest}) in the name of the hospital?", abort=True)
+        row = veto(
+            engine, subject, site=settings.site, key=keys.identity, reason=reason, words=because, now=system_clock()
+        )
+        deliver_vetoes(engine, client)
+    document = {"release": release, "digest": row.subject_digest, "reason": row.reason, "vetoed": True}
+    typer.echo(json.dumps(document, indent=2) if as_json else f"{release} is vetoed; it is not installed here.")
+
+
 def _document(verified: Installable) -> dict[str, Any]:
     logged = verified.logged
     return {

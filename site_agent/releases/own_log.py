@@ -21,15 +21,25 @@ from protocol.errors import CloisterError, Malformed, VerificationFailed
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
+from site_agent.releases.veto import vetoed_here
 from site_agent.settings import SiteSettings
 from site_agent.witness import repository
 from site_agent.witness.mirror import Mirror
 
 
 class ReleaseSuspended(CloisterError):
-    """Approvers have stopped this release."""
+    """This release was suspended or revoked."""
 
     code = "release-suspended"
+
+
+class ReleaseVetoed(CloisterError):
+    """A site that took part, perhaps this one, has vetoed this release."""
+
+    code = "release-vetoed"
+
+
+_ENDS = {EventType.RELEASE_SUSPENDED: "suspended", EventType.RELEASE_REVOKED: "revoked"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ def check_entries(
     entries: Iterable[bytes], release: str, sealing: tuple[int, bytes] | None, answered: Sequence[Answered] = ()
 ) -> None:
     """Raises VerificationFailed unless the leaf of `sealing` is the entry at its index (None: not asked) and all that
-    this site answered is told before it, and ReleaseSuspended where any entry suspends the release."""
+    this site answered is told before it, ReleaseSuspended where any entry suspends or revokes the release, and
+    ReleaseVetoed where one tells of a site's veto of it."""
     found = sealing is None
     untold = list(answered) if sealing is not None else []
     for index, entry in enumerate(entries):
@@ -71,10 +82,16 @@ def check_entries(
                     "Install nothing. Keep the bundle as evidence and show it to the federation's auditor.",
                 )
             found = True
-        if _suspends(entry, release):
+        told = _told(entry, release)
+        if told in _ENDS:
             raise ReleaseSuspended(
-                f"Release {release} is suspended: entry {index} of the log says so.",
+                f"Release {release} is {_ENDS[told]}: entry {index} of the log says so.",
                 "Serve an earlier release with cloister-site releases rollback, or none.",
+            )
+        if told is EventType.RELEASE_VETOED:
+            raise ReleaseVetoed(
+                f"A site vetoed release {release}: entry {index} of the log says so.",
+                "Install nothing: a vetoed release is not to be sealed. Ask the coordinator's administrator.",
             )
     if not found:
         raise VerificationFailed(
@@ -107,9 +124,14 @@ def check_own_log(
     """`check_entries` over the site's copy, once it is found to be what the site verified; with a sealing to look up,
     only while no alarm about the log stands. `study`: the released one, whose grant by this site the log must tell.
 
-    Raises VerificationFailed, ReleaseSuspended, MirrorDamaged.
+    Raises VerificationFailed, ReleaseSuspended, ReleaseVetoed, MirrorDamaged.
     """
     from protocol.note import VerifierKey
+
+    if vetoed_here(engine, release):
+        raise ReleaseVetoed(
+            f"This site has vetoed release {release}.", "Serve an earlier release, or none; await another release."
+        )
 
     with transaction(engine) as session:
         held = repository.held(session, VerifierKey.parse(settings.log).name)
@@ -126,13 +148,17 @@ def check_own_log(
     check_entries(mirror.entries(size), release, sealing, answered)
 
 
-def _suspends(entry: bytes, release: str) -> bool:
+def _told(entry: bytes, release: str) -> EventType | None:
+    """What the entry tells of this very release; None where it tells nothing."""
+    if release.encode() not in entry:
+        return None
     try:
         event = parse(entry)
     except Malformed:
-        return False
-    return (
-        isinstance(event, dict)
-        and event.get("event") == EventType.RELEASE_SUSPENDED
-        and event.get("subject") == f"release:{release}"
-    )
+        return None
+    if not isinstance(event, dict) or event.get("subject") != f"release:{release}":
+        return None
+    try:
+        return EventType(str(event.get("event")))
+    except ValueError:
+        return None

@@ -56,6 +56,8 @@ def shown(**changes: Any) -> dict[str, Any]:
         "subject": parse(FILES["subject.json"]),
         "subject_digest": SUBJECT.digest,
         "model_card": FILES["model_card.md"].decode(),
+        "waivers": [],
+        "vetoes": [],
         "gate": {"outcome": "allow", "findings": []},
         "approvals": [],
     }

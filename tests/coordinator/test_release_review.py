@@ -17,7 +17,7 @@ from coordinator.database import reading, transaction
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.incidents.report import close, new_incident, open_by_person, update
 from coordinator.people.tables import Person
-from coordinator.releases import review, seal
+from coordinator.releases import review, seal, stopping
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.rounds.tables import Candidate
 from coordinator.studies.policy import active_policy
@@ -92,7 +92,7 @@ class Federation:
             "decision": decision,
             "meaning": "reviewed-and-approved" if decision == "approve" else "reviewed-and-rejected",
             "reason_hash": sha256_hex(b"read it"),
-            "packs": {},
+            "packs": asked["packs"],
             "challenge": asked["challenge"],
             "signed_at": "2026-11-23T00:00:00Z",
         }
@@ -115,7 +115,7 @@ class Federation:
 
     def bundle(self) -> bytes:
         with reading(self.appliance.engine) as session:
-            return seal.bundle(session, RELEASE)
+            return seal.bundle(session, RELEASE, now=self.appliance.clock())
 
     def events(self) -> list[AuditEvent]:
         from sqlmodel import select
@@ -380,7 +380,7 @@ def test_a_released_model_can_be_suspended_and_then_not_fetched(federation: Fede
     federation.witness()
     assert federation.seal()
     with transaction(federation.appliance.engine) as session:
-        review.suspend(session, federation.appliance, federation.people["cy"], RELEASE, reason="a fault was seen")
+        stopping.suspend(session, federation.appliance, federation.people["cy"], RELEASE, reason="a fault was seen")
     with pytest.raises(Refused, match="suspended"):
         federation.bundle()
     assert federation.events()[-1].event is EventType.RELEASE_SUSPENDED

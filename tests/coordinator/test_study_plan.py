@@ -29,6 +29,7 @@ from privacy.parameters import Mechanism
 from protocol.canonical import sha256_hex
 from protocol.identifiers import Role
 from protocol.plan import PlannedApprover, PlannedSite
+from protocol.review import ReviewPolicy
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
 from tests.simulator.federation import NAMES, SCHEMA, study_spec
@@ -36,6 +37,7 @@ from tests.simulator.federation import NAMES, SCHEMA, study_spec
 KEYS = {name: SigningKey.generate().public.text for name in (*NAMES, "carl", "lena", "mona", "coordinator")}
 ENROLLED = {name: EnrolledSite(name, KEYS[name]) for name in NAMES}
 DATASETS = [RegisteredDataset(name, schema_digest(SCHEMA), sha256_hex(name.encode()), 80, 20) for name in NAMES]
+REVIEW = ReviewPolicy()
 PEOPLE = [
     PlannedApprover(person="carl", role=Role.COMPLIANCE_OFFICER, key=KEYS["carl"]),
     PlannedApprover(person="lena", role=Role.CLINICAL_LEAD, key=KEYS["lena"]),
@@ -44,7 +46,7 @@ PEOPLE = [
 
 
 def plan_of(spec: StudySpec) -> StudyPlan:
-    return build_plan(spec, papers(planned_sites(spec, ENROLLED, DATASETS)), planned_approvers(PEOPLE, "rosa"))
+    return build_plan(spec, papers(planned_sites(spec, ENROLLED, DATASETS)), planned_approvers(PEOPLE, "rosa", REVIEW))
 
 
 def papers(sites: tuple[PlannedSite, ...]) -> Papers:
@@ -151,11 +153,11 @@ def test_what_cannot_be_planned_is_named(
         replace(row, **(datasets.get(row.site) or {})) for row in DATASETS if datasets.get(row.site, {}) is not None
     ]
     with pytest.raises(PlanRefused, match=message) as refused:
-        build_plan(spec, papers(planned_sites(spec, known, rows)), planned_approvers(PEOPLE, "rosa"))
+        build_plan(spec, papers(planned_sites(spec, known, rows)), planned_approvers(PEOPLE, "rosa", REVIEW))
     assert refused.value.remedy
 
 
 def test_the_submitter_is_no_approver_and_both_roles_are_needed() -> None:
-    assert [person.person for person in planned_approvers(PEOPLE, "rosa")] == ["carl", "lena"]
-    with pytest.raises(PlanRefused, match="as compliance officer"):
-        planned_approvers(PEOPLE, "carl")
+    assert [person.person for person in planned_approvers(PEOPLE, "rosa", REVIEW)] == ["carl", "lena"]
+    with pytest.raises(PlanRefused, match="in the role compliance officer"):
+        planned_approvers(PEOPLE, "carl", REVIEW)

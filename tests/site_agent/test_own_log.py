@@ -7,23 +7,34 @@ from pathlib import Path
 import pytest
 
 from protocol.audit_event import AuditEvent, EventType
-from protocol.canonical import sha256_hex
+from protocol.canonical import parse, sha256_hex
 from protocol.consent import CONSENT_TYPE, Consent
-from protocol.envelope import seal
-from protocol.errors import VerificationFailed
+from protocol.envelope import Envelope, open_json, seal
+from protocol.errors import CloisterError, Malformed, VerificationFailed
+from protocol.release import VETO_TYPE, ReleaseSubject
 from site_agent.clock import system_clock
 from site_agent.consent.tables import StudyGrant
 from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import open_database, transaction
 from site_agent.enrol import enrol
 from site_agent.keystore import load_keys
-from site_agent.releases.own_log import Answered, ReleaseSuspended, answered_by, check_entries, check_own_log
+from site_agent.releases.own_log import (
+    Answered,
+    ReleaseSuspended,
+    ReleaseVetoed,
+    answered_by,
+    check_entries,
+    check_own_log,
+)
+from site_agent.releases.veto import check_offered, deliver_vetoes, veto
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness.cycle import LogMisbehaved, Witness
+from tests.releases import Maker
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator
 
 pytestmark = pytest.mark.processes
 RELEASE = "heart-study-r1"
+PLAN_DIGEST = sha256_hex(b"another")
 
 
 def event(kind: EventType, release: str = RELEASE) -> bytes:
@@ -93,6 +104,47 @@ def test_a_suspension_in_the_log_counts_whatever_the_coordinator_serves(coordina
     for sealing in ((1, event(EventType.RELEASE_SEALED)), None):
         with pytest.raises(ReleaseSuspended, match="entry 4"):
             check(site, sealing)
+
+
+def test_a_revocation_and_another_sites_veto_count_too(coordinator, site):
+    for kind, error in ((EventType.RELEASE_REVOKED, ReleaseSuspended), (EventType.RELEASE_VETOED, ReleaseVetoed)):
+        entries = [b"first", event(kind, "other-r1"), event(EventType.RELEASE_SEALED)]
+        check_entries(entries, RELEASE, (2, entries[2]))
+        with pytest.raises(error, match="entry 1"):
+            check_entries([b"first", event(kind), entries[2]], RELEASE, (2, entries[2]))
+
+
+def test_what_this_site_vetoed_is_not_installed_though_the_coordinator_never_hears_of_it(site):
+    """The coordinator drops the veto and seals all the same."""
+    site.turn()
+    subject = ReleaseSubject.model_validate_json(Maker().files()["subject.json"])
+    with pytest.raises(Malformed, match="not a reason"):
+        veto(site.engine, subject, site="lyon", key=site.keys.identity, reason="mood", words="w", now=system_clock())
+    row = veto(
+        site.engine, subject, site="lyon", key=site.keys.identity, reason="safety", words="w", now=system_clock()
+    )
+    key = site.keys.identity.public
+    told, _ = open_json(Envelope.from_bytes(row.envelope), VETO_TYPE, {key.key_id: key})
+    assert (told["release"], told["reason"], told["subject_digest"]) == (RELEASE, "safety", subject.digest)
+    assert "w" not in told.values()
+    with pytest.raises(CloisterError), CoordinatorClient(site.settings, site.keys) as client:
+        deliver_vetoes(site.engine, client)  # this coordinator takes none
+    for sealing in ((1, event(EventType.RELEASE_SEALED)), None):
+        with pytest.raises(ReleaseVetoed, match="This site"):
+            check(site, sealing)
+
+
+@pytest.mark.parametrize("change", [{"subject_digest": PLAN_DIGEST}, {"model_card": "kinder"}, {"release": "other-r1"}])
+def test_a_release_that_is_shown_otherwise_than_it_is_signed_is_not_judged(change):
+    files = Maker().files()
+    subject = parse(files["subject.json"])
+    offered = {
+        "release": RELEASE, "subject": subject, "subject_digest": sha256_hex(files["subject.json"]),
+        "model_card": files["model_card.md"].decode(),
+    }  # fmt: skip
+    assert check_offered(offered).release == RELEASE
+    with pytest.raises(VerificationFailed):
+        check_offered({**offered, **change})
 
 
 def test_nothing_new_is_trusted_after_an_alarm(coordinator, site):

@@ -12,11 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.bundle import pack, unpack
+from protocol.canonical import digest
 from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
 from protocol.evaluation import EvaluationReport, Interval, RegressionReport, SegmentationReport
 from protocol.identifiers import Role
+from protocol.plan import PlannedApprover
 from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject, Selection
+from protocol.review import ReviewPolicy
 from protocol.tuning import TuningEntry
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
 from site_agent.releases.sealed import examine_folder
@@ -49,6 +52,36 @@ def test_a_good_bundle_is_installable() -> None:
     assert set(release.logged.approved.roles) == {Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD}
 
 
+def test_a_recipient_is_told_what_was_waived() -> None:
+    assert verify(Maker(waiver={}).files(), root()).logged.approved.waived == ("eu_ai_act A03",)
+
+
+def reviewed(**policy: Any) -> tuple[Maker, TrustRoot]:
+    """A bundle whose study asks for other reviewers, and a site that granted it."""
+    spec = Maker().plan().spec.model_copy(update={"review": ReviewPolicy(**policy)})
+    people = {
+        "bo": ("a", Role.COMPLIANCE_OFFICER), "cy": ("a", Role.CLINICAL_LEAD), "eve": ("b", Role.CLINICAL_LEAD),
+    }  # fmt: skip
+    roster = tuple(
+        PlannedApprover(person=name, role=role, key=keys(name)[name].public.text, organisation=organisation)
+        for name, (organisation, role) in people.items()
+    )
+    maker = Maker(plan_changes={"spec": spec, "spec_digest": digest(spec.model_dump(mode="json")), "approvers": roster})
+    granted = SUBJECT.model_copy(update={"plan_digest": digest(maker.plan().model_dump(mode="json"))}).plan_digest
+    return maker, root(granted_plans=frozenset({granted}), evaluated={})
+
+
+def test_the_studys_own_review_policy_is_held_to_at_each_site() -> None:
+    maker, trust = reviewed(reviewers=3, organisations=2)
+    with pytest.raises(CloisterError, match="2 of 3 people"):
+        verify(maker.files(), trust)
+    maker.voters = (*maker.voters, ("eve", Role.CLINICAL_LEAD))
+    assert verify(maker.files(), trust)
+    maker, trust = reviewed(organisations=2)
+    with pytest.raises(CloisterError, match="1 of 2 organisations"):
+        verify(maker.files(), trust)
+
+
 def made(**changes: Any) -> Callable[[], dict[str, bytes]]:
     return lambda: Maker(**changes).files()
 
@@ -75,8 +108,8 @@ DICE = SegmentationReport(
 
 ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "coordinator signs with another key": (made(coordinator=keys("mallory")["mallory"]), ""),
-    "one approver only": (made(voters=(("bo", Role.COMPLIANCE_OFFICER),)), "Two people"),
-    "one approver twice": (made(voters=(("bo", Role.COMPLIANCE_OFFICER),) * 2), "Two people"),
+    "one approver only": (made(voters=(("bo", Role.COMPLIANCE_OFFICER),)), "nobody in the role"),
+    "one approver twice": (made(voters=(("bo", Role.COMPLIANCE_OFFICER),) * 2), "several approvals"),
     "one person in two roles": (
         made(voters=(("bo", Role.COMPLIANCE_OFFICER), ("bo", Role.CLINICAL_LEAD))),
         "does not name in that role",
@@ -95,6 +128,11 @@ ATTACKS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     ),
     "a rejection presented as approval": (made(decision="reject"), "not an approval"),
     "approvals moved from another digest": (made(approve_digest=HASH), "another release digest"),
+    "a waiver by somebody who is no approver": (made(waiver={"person": "ada"}), "does not name"),
+    "a waiver that another signed": (made(waiver={}, waived_by="cy"), ""),
+    "a waiver moved from another digest": (made(waiver={"subject_digest": HASH}), "another release digest"),
+    "a waiver that had ended": (made(waiver={"expires_at": "2026-11-23T01:30:00Z"}), "had ended"),
+    "a waiver given after the sealing": (made(waiver={"signed_at": "2026-11-23T03:00:00Z"}), "had ended"),
     "too few witnesses": (made(cosigners=2), "witnesses"),
     "a forked log": (made(log=keys("mallory")["mallory"]), ""),
     "logged for another release": (made(event_changes={"subject": "release:other"}), "not the sealing"),
