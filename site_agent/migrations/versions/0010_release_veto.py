@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009_release_veto"
-down_revision = "0008_evidence"
+revision = "0010_release_veto"
+down_revision = "0009_round_decision"
 branch_labels = None
 depends_on = None
 
