@@ -77,6 +77,8 @@ class EventType(StrEnum):
     RULE_WAIVED = "release.rule-waived"
     GLASS_BROKEN = "release.glass-broken"
     GLASS_REVIEWED = "release.glass-reviewed"
+    REVIEW_OPENED = "review.opened"
+    REVIEW_CLOSED = "review.closed"
     AUDIT_EXPORTED = "audit.exported"
 
 

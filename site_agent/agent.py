@@ -28,6 +28,7 @@ from site_agent.consent.delivery import deliver
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
 from site_agent.database import open_database, transaction
 from site_agent.durable_files import write_durably
+from site_agent.incidents.report import deliver_reports
 from site_agent.keystore import SiteKeys, load_keys
 from site_agent.renewal import renew_if_due
 from site_agent.settings import SiteHome, SiteSettings, load_settings
@@ -203,8 +204,10 @@ class Agent:
                 self._stop.wait(_between(1.0, 1.25) * self._settings.poll_seconds)
 
     def _tell(self, client: CoordinatorClient) -> None:
-        """Hand in what could not be handed in before: answers to plans, snapshots."""
+        """Hand in what could not be handed in before: reports of incidents, answers to plans, snapshots."""
         try:
+            for incident in deliver_reports(self._engine, client):
+                _log.info("incident-reported", incident=incident)
             for study in deliver(self._engine, client):
                 _log.info("answer-delivered", study=study)
             for digest in register_pending(self._engine, client, self._clock):

@@ -14,6 +14,7 @@ from protocol.errors import CloisterError
 from site_agent.cohort import commands as cohort_commands
 from site_agent.consent import commands as consent_commands
 from site_agent.evidence import commands as evidence_commands
+from site_agent.incidents import commands as incident_commands
 from site_agent.releases import commands as release_commands
 from site_agent.serving import commands as serving_commands
 from site_agent.serving import deployment_commands
@@ -36,6 +37,7 @@ app.add_typer(cohort_commands.app, name="datasets")
 app.add_typer(consent_commands.governance_app, name="governance")
 app.add_typer(consent_commands.app, name="studies")
 app.add_typer(evidence_commands.app, name="evidence")
+app.add_typer(incident_commands.app, name="incidents")
 app.add_typer(training_commands.app, name="budget")
 app.add_typer(log_commands.app, name="log")
 app.add_typer(release_commands.app, name="releases")

@@ -150,6 +150,10 @@ class CoordinatorClient:
         require_name(study, "The study")
         self._send("POST", f"/v1/studies/{study}/consents", content=envelope, kind="application/json")
 
+    def post_incident(self, report: bytes) -> None:
+        """Send this site's signed report of an incident."""
+        self._send("POST", "/v1/sites/me/incidents", content=report, kind="application/json")
+
     def offer_contribution(self, packet: bytes) -> tuple[str, tuple[int, ...]]:
         """Announce a contribution that comes in chunks: (where to send them, the numbers of those that are lacking)."""
         body = self._send("POST", "/v1/contributions", content=packet, kind="application/octet-stream")

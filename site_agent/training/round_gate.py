@@ -29,6 +29,7 @@ from site_agent.cohort.tables import Snapshot
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import DatabaseUnusable
 from site_agent.evidence.facts import papers_facts
+from site_agent.incidents.facts import LogReader, incident_facts
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import spent
 from site_agent.training.states import AttemptRefused, Budget
@@ -73,6 +74,7 @@ class Taken:
     data: LocalData | None
     spent: Budget
     papers: Mapping[str, Any]
+    incidents: Mapping[str, Any]
     log_sound: bool
 
 
@@ -85,6 +87,7 @@ class RoundGate:
         self._settings = settings
         self._key = key
         self._entropy = entropy
+        self._log = LogReader(settings)
         self._rules: _Rules | None = None
         self._consents: dict[bytes, Consent] = {}
         self._spent: dict[tuple[object, ...], Budget] = {}
@@ -112,6 +115,9 @@ class RoundGate:
             data=_data(session, grant.snapshot),
             spent=self._most_spent(session, grant.snapshot),
             papers=papers_facts(session, self._settings.site, on=now.date()),
+            incidents=incident_facts(
+                session, self._log.matters(session), study=request.study, sites=request.cohort, now=now
+            ),
             log_sound=not standing_alarms(session),
         )
         return self._decide(rules, taken, now)
@@ -229,6 +235,7 @@ def round_facts(taken: Taken, site: str, governance: Governance) -> dict[str, An
             "consented_digest": taken.consent.plan_digest,
             "plan_digest": request.plan_digest,
         },
+        "incident": dict(taken.incidents),
         "audit": {"append_ok": taken.log_sound},
     }
 

@@ -67,10 +67,11 @@ class Mirror:
             make_private_folder(path.parent)
             write_durably(path, encode_bundle(entries))
 
-    def entries(self, size: int) -> Iterator[bytes]:
-        """The first `size` entries of the log, in order. Raises MirrorDamaged."""
-        for bundle in range(-(-size // TILE_WIDTH)):
-            yield from self.first(bundle, min(TILE_WIDTH, size - bundle * TILE_WIDTH))
+    def entries(self, size: int, start: int = 0) -> Iterator[bytes]:
+        """Of the first `size` entries of the log those from `start` on, in order. Raises MirrorDamaged."""
+        for bundle in range(start // TILE_WIDTH, -(-size // TILE_WIDTH)):
+            first = bundle * TILE_WIDTH
+            yield from self.first(bundle, min(TILE_WIDTH, size - first))[max(0, start - first) :]
 
     def verify(self, size: int, root: bytes) -> None:
         """Return if the first `size` entries hash to `root`; raise MirrorDamaged otherwise."""

@@ -47,6 +47,12 @@ def held(session: Session, origin: str) -> Held | None:
     return Held(TreeHead(origin, row.size, row.root), Frontier(row.size, peaks), row.note, row.policy_digest)
 
 
+def size(session: Session) -> int:
+    """How many entries the site has verified."""
+    row = session.get(LogHead, 1)
+    return 0 if row is None else row.size
+
+
 def advance(session: Session, before: Held | None, after: Held, *, at: str) -> None:
     """Move the head from `before` to `after`, and reserve `after` as the only root that is ever cosigned at its size.
 
