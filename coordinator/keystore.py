@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -29,6 +30,7 @@ Entropy = Callable[[int], bytes]
 SECRET_BYTES = 32
 CA_DAYS = 3650
 SERVER_DAYS = 397
+DOCUMENT_SIGNING = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")
 SKEW = timedelta(minutes=5)  # a site whose clock is a little behind must not find its certificate in the future
 
 _KEYS = ("ca.key.pem", "server.key.pem", "log.key.pem", "coordinator.key.pem")
@@ -76,6 +78,24 @@ class Authority:
             host[:64], key, x509.SubjectAlternativeName(names), ExtendedKeyUsageOID.SERVER_AUTH,
             now=now, days=SERVER_DAYS, entropy=entropy,
         )  # fmt: skip
+
+    def issue_report_signer(
+        self, name: str, key: EllipticCurvePublicKey, *, now: datetime, entropy: Entropy
+    ) -> x509.Certificate:
+        """A certificate that signs documents (RFC 9336) and nothing else, over a key that is used once.
+
+        It lasts as long as the authority: the report must be checkable for as long as it is kept.
+        """
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        end = self.certificate.not_valid_after_utc
+        return (
+            _builder(subject, self.certificate.subject, key, now, end, entropy)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(digital_signature=True, content_commitment=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([DOCUMENT_SIGNING]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, None)
+        )
 
     def _issue(
         self, common_name: str, key: Ed25519PublicKey, names: x509.SubjectAlternativeName, usage: x509.ObjectIdentifier,
@@ -242,7 +262,12 @@ def _self_signed(name: str, key: Ed25519PrivateKey, *, now: datetime, entropy: E
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: Ed25519PublicKey, now: datetime, end: datetime, entropy: Entropy
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Ed25519PublicKey | EllipticCurvePublicKey,
+    now: datetime,
+    end: datetime,
+    entropy: Entropy,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

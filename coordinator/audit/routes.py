@@ -26,8 +26,9 @@ from coordinator.errors import NotFound
 from coordinator.identity import ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
 from protocol.audit_event import EventType
+from protocol.canonical import sha256_hex
 from protocol.errors import Malformed
-from protocol.identifiers import Role
+from protocol.identifiers import Role, StudyId
 from protocol.tiles import TILE_HEIGHT, Tile
 
 router = APIRouter(prefix="/v1", tags=["log"])
@@ -123,6 +124,27 @@ def export(
         made.file.close()
         raise
     return StreamingResponse(made.chunks(), media_type="application/x-tar", headers={"content-length": str(made.size)})
+
+
+@router.get("/audit/report")
+def report(
+    person: _Auditor,
+    appliance: ApplianceOf,
+    study: StudyId | None = None,
+    minimum_size: Annotated[int, Query(ge=1, le=2**53)] = 1,
+) -> Response:
+    """The evidence report, signed; on a study, or on the whole log."""
+    from coordinator.audit.issue_report import issue_report  # ReportLab and pyHanko: not at every start
+
+    with reading(appliance.engine) as session:
+        made = issue_report(session, appliance, study=study, minimum_size=minimum_size)
+    with transaction(appliance.engine) as session:
+        append(
+            session, appliance, EventType.AUDIT_EXPORTED, actor=person_label(appliance, person.name),
+            subject=study or appliance.settings.name, digests={"report": sha256_hex(made.pdf)},
+            numbers={"entries": made.entries}, labels={"form": "pdf"},
+        )  # fmt: skip
+    return Response(made.pdf, media_type="application/pdf")
 
 
 def _no_tile() -> NotFound:

@@ -23,8 +23,13 @@ WRITING_SECONDS = 600.0  # that the coordinator may take to write the bundle bef
 _CHUNK = 1 << 20
 
 
-def fetch_bundle(connection: Connection, file: BinaryIO, *, wait_seconds: float, pause_seconds: float) -> None:
+def fetch_bundle(
+    connection: Connection, file: BinaryIO, *, wait_seconds: float, pause_seconds: float,
+    path: str = "/v1/audit/export", **query: str,
+) -> None:  # fmt: skip
     """Write the bundle's tar to `file`, covering at least the log as it is now; waits that long for cosignatures.
+
+    path, query: of another document that the coordinator makes from a bundle.
 
     Raises CoordinatorRefused (unavailable) when too few sites cosign in time.
     """
@@ -34,7 +39,7 @@ def fetch_bundle(connection: Connection, file: BinaryIO, *, wait_seconds: float,
     while True:
         try:
             connection.download_to(
-                file, "/v1/audit/export", limit=MAX_FILE, timeout_seconds=WRITING_SECONDS, minimum_size=size
+                file, path, limit=MAX_FILE, timeout_seconds=WRITING_SECONDS, minimum_size=size, **query
             )
         except CoordinatorRefused as error:
             if error.code != "unavailable" or time.monotonic() >= deadline:

@@ -142,6 +142,65 @@ def audit_verify(
         )
 
 
+@audit.command("report")
+def audit_report(
+    out: Annotated[Path, typer.Argument(help="The PDF to write.")],
+    study: Annotated[str | None, typer.Option("--study", help="One study, with every entry of it.")] = None,
+    home: Home = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the sites to cosign what is logged now.")
+    ] = 30,
+    as_json: Json = False,
+) -> None:
+    """Have the coordinator print and sign what the log holds: checkpoint, quorum, events, how to verify."""
+    import io
+
+    from coordinator.client.account import AccountError, open_account
+    from coordinator.client.audit_export import fetch_bundle
+    from coordinator.client.audit_report import check_report
+    from coordinator.client.audit_watch import write_durably
+
+    if out.exists():
+        raise AccountError(f"{out} exists already.", "Name another place, or remove it first.")
+    account, data = open_account(home), io.BytesIO()
+    query = {"study": study} if study is not None else {}
+    with account.connect() as connection:
+        fetch_bundle(
+            connection, data, wait_seconds=wait, pause_seconds=EXPORT_POLL_SECONDS, path="/v1/audit/report", **query
+        )
+    checked = check_report(data.getvalue(), account.ca_path.read_bytes())
+    write_durably(out, data.getvalue())
+    emit(
+        {"report": str(out), **checked.document()},
+        as_json=as_json,
+        text=f"The evidence report is in {out}: signed by {checked.signer}, on a checkpoint of {checked.size} entries "
+        f"that {', '.join(checked.cosigners)} cosigned.",
+    )
+
+
+@audit.command("check-report")
+def audit_check_report(
+    file: Annotated[Path, typer.Argument(help="The PDF.")],
+    ca: Annotated[Path, typer.Option("--ca", help="The coordinator's certificate authority (PEM).")],
+    witness_policy: PinnedPolicy = None,
+    as_json: Json = False,
+) -> None:
+    """Check an evidence report offline: its signature under that authority, every byte, and its checkpoint's quorum."""
+    from coordinator.client.audit_bundle import read_policy
+    from coordinator.client.audit_report import check_report
+
+    checked = check_report(
+        file.read_bytes(), ca.read_bytes(), policy=read_policy(witness_policy) if witness_policy else None
+    )
+    emit(
+        checked.document(),
+        as_json=as_json,
+        text=f"VERIFIED\n  signed by             {checked.signer}\n  under the authority   {checked.ca}\n"
+        f"  at (its own word)     {checked.signed_at}\n  checkpoint size       {checked.size}\n"
+        f"  cosigned by           {', '.join(checked.cosigners)}",
+    )
+
+
 @audit.command("monitor")
 def audit_monitor(
     state: Annotated[Path, typer.Option("--state", help="The file that keeps what was seen.")],
