@@ -17,6 +17,7 @@ from coordinator.audit.routes import router as audit_router
 from coordinator.errors import TooLarge
 from coordinator.evidence.routes import router as evidence_router
 from coordinator.incidents.routes import router as incidents_router
+from coordinator.passkeys.routes import router as passkeys_router
 from coordinator.people.routes import router as people_router
 from coordinator.releases.routes import router as releases_router
 from coordinator.releases.routes import site_router as site_releases_router
@@ -61,7 +62,7 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     problems.install(app)
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
-        releases_router, incidents_router, site_releases_router,
+        releases_router, incidents_router, site_releases_router, passkeys_router,
     ):  # fmt: skip
         app.include_router(router)
     return app

@@ -6,10 +6,11 @@ from coordinator.audit import tables as audit
 from coordinator.database import metadata
 from coordinator.evidence import tables as evidence
 from coordinator.incidents import tables as incidents
+from coordinator.passkeys import tables as passkeys
 from coordinator.people import tables as people
 from coordinator.releases import tables as releases
 from coordinator.rounds import tables as rounds
 from coordinator.sites import tables as sites
 from coordinator.studies import tables as studies
 
-__all__ = ["audit", "evidence", "incidents", "metadata", "people", "releases", "rounds", "sites", "studies"]
+__all__ = ["audit", "evidence", "incidents", "metadata", "passkeys", "people", "releases", "rounds", "sites", "studies"]

@@ -27,6 +27,8 @@ class EventType(StrEnum):
     PERSON_REGISTERED = "person.registered"
     PERSON_DISABLED = "person.disabled"
     PERSON_SIGNED_IN = "person.signed-in"
+    PASSKEY_REGISTERED = "person.passkey-registered"
+    PASSKEY_REVOKED = "person.passkey-revoked"
     PERSON_LOCKED_OUT = "person.locked-out"
     PERSON_CREDENTIAL_CHANGED = "person.credential-changed"
     PERSON_ROLE_CHANGED = "person.role-changed"

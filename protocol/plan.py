@@ -12,8 +12,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from protocol.identifiers import Digest, Frozen, KeyText, Label, PersonName, Role, SiteName, Timestamp
+from protocol.passkey import Passkey
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Jurisdiction, Proposal
 from protocol.round import Phase
+from protocol.signing import VerifyingKey
 
 
 class PlannedSite(Frozen):
@@ -29,12 +31,26 @@ class PlannedSite(Frozen):
 
 class PlannedApprover(Frozen):
     """A person whose signature counts at release: fixed when the sites consent, so nobody can be invented later.
-    organisation: whom they work for, where a study asks for reviewers from several."""
+    key: Ed25519, for the command line; passkeys: for the coordinator's page; at least one of the two. organisation:
+    whom they work for, where a study asks for reviewers from several."""
 
     person: PersonName
     role: Role
-    key: KeyText
+    key: KeyText | None = None
+    passkeys: tuple[Passkey, ...] = ()
     organisation: Label | None = None
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> PlannedApprover:
+        if self.key is None and not self.passkeys:
+            raise ValueError("an approver has neither a key nor a passkey")
+        return self
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The fingerprints of all that they may sign with."""
+        own = () if self.key is None else (VerifyingKey.from_text(self.key).key_id,)
+        return (*own, *(passkey.key_id for passkey in self.passkeys))
 
 
 class SecureSum(Frozen):
@@ -103,7 +119,9 @@ class Plan(Frozen):
             raise ValueError("plan sites must be distinct and in name order")
         if len({site.identity for site in self.sites}) != len(names):
             raise ValueError("two plan sites share one key")
-        if len({approver.key for approver in self.approvers}) != len(self.approvers):
+        held = [name for approver in self.approvers for name in approver.key_ids]
+        credentials = [passkey.credential for approver in self.approvers for passkey in approver.passkeys]
+        if len(set(held)) != len(held) or len(set(credentials)) != len(credentials):
             raise ValueError("two approvers share one key")
         if len({approver.person for approver in self.approvers}) != len(self.approvers):
             raise ValueError("one person is an approver twice")

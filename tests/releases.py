@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from coordinator.releases import build
+from protocol.approver_signature import Signed
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import canonical, digest, sha256_hex
 from protocol.checkpoint import TreeHead, cosign, cosigner_key, sign_checkpoint
@@ -33,6 +34,7 @@ from protocol.signing import SigningKey
 from protocol.study import Evaluation, StudyPlan, StudySpec, Training
 from protocol.tlog_proof import TlogProof
 from protocol.witness_policy import WitnessPolicy
+from tests.authenticator import Authenticator
 
 SITES = ("clinic-a", "clinic-b", "clinic-c", "clinic-d")
 HASH = "sha256:" + "1" * 64
@@ -45,6 +47,7 @@ SCHEMA = DatasetSchema(
     label=LabelRule(name="disease", column="num", operator=">", value=0),
 )
 ORIGIN = "cloister/test"
+ADDRESS = "cloister.example.org:8443"
 GOVERNANCE = Governance(
     research_safeguards=True, notice="n", controllers=("clinic-a",), dpia="d",
     updates_until="2027-06-30", checkpoints_until="2027-06-30", model_until="2031-06-30",
@@ -69,6 +72,8 @@ class Maker:
     decision: str = "approve"
     waiver: dict[str, Any] | None = None
     waived_by: str = "bo"
+    passkeys: dict[str, Authenticator] = field(default_factory=dict)
+    assertion: dict[str, Any] = field(default_factory=dict)
     approve_digest: str | None = None
     event_changes: dict[str, Any] = field(default_factory=dict)
     plan_changes: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +118,7 @@ class Maker:
                 for site in SITES
             ),
             "approvers": tuple(
-                PlannedApprover(person=name, role=role, key=self.people[name].public.text)
+                PlannedApprover(person=name, role=role, **self._signs(name))
                 for name, role in (("bo", Role.COMPLIANCE_OFFICER), ("cy", Role.CLINICAL_LEAD))
             ),
             "noise_multiplier": 5.0,
@@ -127,6 +132,10 @@ class Maker:
             "created_at": "2026-11-23T00:00:00Z",
         }
         return StudyPlan(**{**fields, **self.plan_changes})
+
+    def _signs(self, name: str) -> dict[str, Any]:
+        held = self.passkeys.get(name)
+        return {"key": self.people[name].public.text} if held is None else {"passkeys": (held.passkey,)}
 
     def weights(self) -> bytes:
         """The candidate's vector, float64 little-endian."""
@@ -211,7 +220,7 @@ class Maker:
             proof=self._proof(event),
         )
 
-    def _approval(self, name: str, role: Role, subject_digest: str) -> Envelope:
+    def _approval(self, name: str, role: Role, subject_digest: str) -> Signed:
         approval = Approval(
             release="heart-study-r1",
             subject_digest=self.approve_digest or subject_digest,
@@ -224,7 +233,10 @@ class Maker:
             challenge=sha256_hex(f"{name} {role}".encode()),
             signed_at="2026-11-23T01:00:00Z",
         )
-        return seal(APPROVAL_TYPE, approval.model_dump(mode="json"), self.people[name])
+        document = approval.model_dump(mode="json")
+        if name in self.passkeys:
+            return self.passkeys[name].sign(APPROVAL_TYPE, canonical(document), **self.assertion)
+        return seal(APPROVAL_TYPE, document, self.people[name])
 
     def _waivers(self, subject_digest: str) -> list[Envelope]:
         if self.waiver is None:

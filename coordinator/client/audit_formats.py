@@ -35,7 +35,7 @@ _ACTIVITIES = {
     "locked-out": _UPDATE, "credential-changed": _UPDATE, "role-changed": _UPDATE, "certified": _UPDATE,
     "submitted": _UPDATE, "sealed": _UPDATE, "installed": _UPDATE, "suspended": _UPDATE, "denied": _UPDATE,
     "failed": _UPDATE, "expired": _UPDATE, "vetoed": _UPDATE, "rule-waived": _UPDATE, "glass-broken": _UPDATE,
-    "glass-reviewed": _UPDATE,
+    "glass-reviewed": _UPDATE, "passkey-registered": _CREATE, "passkey-revoked": _DELETE,
 }  # fmt: skip
 _FHIR_ACTIONS = {_CREATE: "C", _READ: "R", _UPDATE: "U", _DELETE: "D", _OTHER: "E"}
 

@@ -13,8 +13,8 @@ from safetensors.numpy import save
 
 from coordinator.releases.model_card import write
 from coordinator.releases.onnx_model import build, tensors
+from protocol.approver_signature import Signed
 from protocol.canonical import canonical, parse, sha256_hex
-from protocol.envelope import Envelope
 from protocol.evaluation import EvaluationReport
 from protocol.membership import MembershipReport
 from protocol.release import (
@@ -87,9 +87,9 @@ def subject_of(
 def statement_of(
     subject: ReleaseSubject,
     files: Mapping[str, bytes],
-    approvals: Sequence[Envelope],
+    approvals: Sequence[Signed],
     *,
-    waivers: Sequence[Envelope] = (),
+    waivers: Sequence[Signed] = (),
     rounds_digest: str,
     decision_digest: str,
     sealed_at: str,

@@ -12,6 +12,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.errors import Conflict
+from coordinator.passkeys.register import count_use
 from coordinator.people.tables import Person
 from coordinator.releases.build import UseMode, model_files, subject_of
 from coordinator.releases.checks import faults
@@ -20,15 +21,17 @@ from coordinator.releases.states import OPEN, OVER, ReleaseState, Vote, admit, m
 from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseVote
 from coordinator.rounds.repository import CandidateRepository
 from coordinator.studies.repository import StudyRepository, training_plan_of
+from protocol.approver_signature import Signed, document_of, read_signed, verify_signed
 from protocol.audit_event import EventType
 from protocol.canonical import canonical, parse, sha256_hex
-from protocol.envelope import Envelope, open_json
-from protocol.errors import BadSignature, Malformed, Refused
+from protocol.envelope import Envelope
+from protocol.errors import Malformed, Refused
 from protocol.evaluation import read_report
 from protocol.identifiers import Role
 from protocol.membership import MembershipReport
+from protocol.passkey import PasskeySignature
+from protocol.plan import PlannedApprover
 from protocol.release import APPROVAL_TYPE, Approval, EpsilonStatement, ReleaseSubject
-from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
 from protocol.timestamp import timestamp
 
@@ -155,12 +158,14 @@ def decide(
     releases = ReleaseRepository(session)
     release = releases.get(name)
     plan = plan_of_release(release)
-    approval = read_approval(plan, Envelope.from_bytes(envelope))
+    approval, signed = read_approval(appliance, plan, envelope)
     if approval.person != person.name or approval.release != name:
         raise Refused("The decision is signed for another person or release.", "Sign your own decision on this one.")
     if not 1 <= len(reason) <= MAX_REASON or sha256_hex(reason.encode()) != approval.reason_hash:
         raise Malformed("The reason is missing, too long or not the one that was signed.", "Give --reason in words.")
     now = timestamp(appliance.clock())
+    if isinstance(signed, PasskeySignature):
+        count_use(session, appliance, person.name, signed)
     if approval.packs != subject_of_release(release).packs:
         raise Refused("The decision names other policy packs than the release.", "Run the command again.")
     organisation = next(entry.organisation for entry in plan.approvers if entry.person == person.name)
@@ -198,28 +203,29 @@ def decide(
     return release
 
 
-def read_approval(plan: StudyPlan, envelope: Envelope) -> Approval:
-    """The approval in an envelope, verified under the plan's roster. Raises BadSignature, Refused or Malformed."""
+def read_approval(appliance: Appliance, plan: StudyPlan, data: bytes) -> tuple[Approval, Signed]:
+    """The approval in an envelope or a passkey's signature, verified under the plan's roster.
+
+    Raises BadSignature, Refused or Malformed.
+    """
+    signed = read_signed(data)
     try:
-        claimed = Approval.model_validate_json(envelope.payload)
+        claimed = Approval.model_validate_json(document_of(signed))
     except ValidationError:
         raise Malformed("The decision has fields that are missing or wrong.", "Update the command line tool.") from None
-    key = signer(plan, claimed.person, claimed.role)
-    _, verified = open_json(envelope, APPROVAL_TYPE, {key.key_id: key})
-    if len(envelope.signatures) != len(verified):
-        raise BadSignature("The decision carries a signature by an unknown key.", "Sign it with your own key alone.")
-    return claimed
+    verify_signed(signed, APPROVAL_TYPE, planned(plan, claimed.person, claimed.role), appliance.settings.address)
+    return claimed, signed
 
 
-def signer(plan: StudyPlan, person: str, role: Role) -> VerifyingKey:
-    """The key that the plan's roster fixes for this person in this role. Raises Refused."""
+def planned(plan: StudyPlan, person: str, role: Role) -> PlannedApprover:
+    """What the plan's roster fixes for this person in this role. Raises Refused."""
     approver = next((entry for entry in plan.approvers if entry.person == person), None)
     if approver is None or approver.role is not role:
         raise Refused(
             f"The plan that the sites granted does not name {person} as {role.value}.",
             "People who approve must be registered in their role before the study is proposed.",
         )
-    return VerifyingKey.from_text(approver.key)
+    return approver
 
 
 def plan_of_release(release: Release) -> StudyPlan:

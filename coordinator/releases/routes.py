@@ -14,7 +14,7 @@ from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
 from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
-from coordinator.releases import review, seal, stopping, waivers
+from coordinator.releases import by_passkey, review, seal, stopping, waivers
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseInstallation
@@ -39,8 +39,16 @@ class Draft(Frozen):
     use_mode: Literal["research", "decision-support"]
 
 
+class Asked(Frozen):
+    """A decision that a passkey is to sign."""
+
+    decision: Literal["approve", "reject"]
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=review.MAX_REASON)]
+
+
 class Decision(Frozen):
-    """`envelope`: the signed Approval (DSSE, as a JSON object). `reason`: the words whose hash it holds."""
+    """`envelope`: the signed Approval, as a JSON object: DSSE, or a passkey's signature. `reason`: the words whose hash
+    it holds."""
 
     envelope: dict[str, Any]
     reason: Annotated[str, StringConstraints(max_length=review.MAX_REASON)]
@@ -100,6 +108,14 @@ def challenge(release: str, person: Approver, appliance: ApplianceOf) -> dict[st
     _settle(appliance, release)
     with transaction(appliance.engine) as session:
         return review.challenge(session, appliance, person, release)
+
+
+@router.post("/{release}/passkey-challenge")
+def passkey_challenge(release: str, body: Asked, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    """The approval that the person's passkey is to sign, and what the browser needs for it."""
+    _settle(appliance, release)
+    with transaction(appliance.engine) as session:
+        return by_passkey.ask(session, appliance, person, release, decision=body.decision, reason=body.reason)
 
 
 @router.post("/{release}/approvals", status_code=201)

@@ -34,10 +34,10 @@ from policies.evaluation import evaluate
 from policies.findings import Decision
 from policies.packs import Policy
 from policies.waivers import waive
+from protocol.approver_signature import read_signed
 from protocol.audit_event import EventType
 from protocol.bundle import pack
 from protocol.canonical import digest, sha256_hex
-from protocol.envelope import Envelope
 from protocol.envelope import seal as sign
 from protocol.errors import Refused
 from protocol.release import BUNDLE_FILES, STATEMENT_TYPE
@@ -98,8 +98,8 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
         statement_of(
             subject,
             releases.files(name),
-            [Envelope.from_bytes(row.envelope) for row in votes],
-            waivers=[Envelope.from_bytes(row.envelope) for row in releases.waivers(name)],
+            [read_signed(row.envelope) for row in votes],
+            waivers=[read_signed(row.envelope) for row in releases.waivers(name)],
             rounds_digest=CandidateRepository(session).of(release.study).rounds_digest,
             decision_digest=digest(document),
             sealed_at=timestamp(appliance.clock()),
@@ -177,7 +177,7 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
     facts: dict[str, Any] = release_facts(
         plan,
         subject_of_release(release),
-        [read_approval(plan, Envelope.from_bytes(row.envelope)) for row in votes],
+        [read_approval(appliance, plan, row.envelope)[0] for row in votes],
         actor=person.name,
         papers=release_papers(
             session,

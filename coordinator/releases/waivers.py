@@ -8,14 +8,14 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.people.tables import Person
 from coordinator.releases.repository import ReleaseRepository
-from coordinator.releases.review import log, plan_of_release, require_reason, signer
+from coordinator.releases.review import log, plan_of_release, planned, require_reason
 from coordinator.releases.states import ReleaseState, admit_waiver
 from coordinator.releases.tables import Release, ReleaseWaiverRecord
 from policies.packs import Policy
 from policies.waivers import require_waivable
+from protocol.approver_signature import document_of, read_signed, verify_signed
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
-from protocol.envelope import Envelope, open_json
 from protocol.errors import Malformed, Refused
 from protocol.release import WAIVER_TYPE, ReleaseWaiver
 from protocol.timestamp import timestamp
@@ -27,13 +27,13 @@ def grant_waiver(
     """Record one signed waiver. Raises Refused for a rule that can't be waived, BadSignature, Malformed, Conflict."""
     releases = ReleaseRepository(session)
     release = releases.get(name)
-    signed = Envelope.from_bytes(envelope)
+    signed = read_signed(envelope)
     try:
-        waiver = ReleaseWaiver.model_validate_json(signed.payload)
+        waiver = ReleaseWaiver.model_validate_json(document_of(signed))
     except ValidationError:
         raise Malformed("The waiver has fields that are missing or wrong.", "Update the command line tool.") from None
-    key = signer(plan_of_release(release), waiver.person, waiver.role)
-    open_json(signed, WAIVER_TYPE, {key.key_id: key})
+    approver = planned(plan_of_release(release), waiver.person, waiver.role)
+    verify_signed(signed, WAIVER_TYPE, approver, appliance.settings.address)
     if (waiver.person, waiver.release, waiver.subject_digest) != (person.name, name, release.subject_digest):
         raise Refused("The waiver is signed for another person, release or digest.", "Sign your own, on this one.")
     if sha256_hex(require_reason(reason).encode()) != waiver.reason_hash:

@@ -166,6 +166,8 @@ def _read(data: bytes, plan: Plan, person: Person) -> PlanApproval:
     planned = next((approver for approver in plan.approvers if approver.person == person.name), None)
     if planned is None:
         raise Refused(f"{person.name} is not an approver of this plan.", "Ask one of the plan's approvers.")
+    if planned.key is None:
+        raise Refused(f"{person.name} has no Ed25519 key.", "A plan is approved with a key: run `cloister login`.")
     key = VerifyingKey.from_text(planned.key)
     envelope = Envelope.from_bytes(data)
     open_json(envelope, PLAN_APPROVAL_TYPE, {key.key_id: key})

@@ -15,6 +15,7 @@ from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.audit.witnessing import policy_in_force
 from coordinator.errors import Conflict, Unavailable
 from coordinator.evidence.facts import study_papers
+from coordinator.passkeys.repository import PasskeyRepository, passkey_of
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
@@ -240,8 +241,16 @@ def _registered(sites: SiteRepository, spec: Proposal) -> list[RegisteredDataset
 
 
 def _approvers(session: Session) -> Sequence[PlannedApprover]:
+    held = PasskeyRepository(session)
     return [
-        PlannedApprover(person=person.name, role=Role(person.role), key=person.key, organisation=person.organisation)
+        PlannedApprover(
+            person=person.name,
+            role=Role(person.role),
+            key=person.key,
+            passkeys=passkeys,
+            organisation=person.organisation,
+        )
         for person in PersonRepository(session).all()
-        if person.status == "active" and person.key is not None
+        if person.status == "active"
+        and ((passkeys := tuple(map(passkey_of, held.of(person.name)))) or person.key is not None)
     ]

@@ -62,7 +62,7 @@ def review_document(review: Review, site: str) -> dict[str, Any]:
                 "person": approver.person,
                 "role": approver.role.value,
                 "organisation": approver.organisation,
-                "fingerprint": VerifyingKey.from_text(approver.key).key_id,
+                "fingerprints": list(approver.key_ids),
             }
             for approver in plan.approvers
         ],
@@ -117,7 +117,8 @@ def review_text(review: Review, site: str) -> str:
         lines += ["", f"Approvers of the {'release' if isinstance(plan, StudyPlan) else 'plan'}, compare these too:"]
     for approver in document["approvers"]:
         whose = f" of {approver['organisation']}" if approver["organisation"] else ""
-        lines.append(f"  {approver['person']:20} {approver['fingerprint']}  {approver['role']}{whose}")
+        for fingerprint in approver["fingerprints"]:
+            lines.append(f"  {approver['person']:20} {fingerprint}  {approver['role']}{whose}")
     watched = document["witnesses"]
     lines += ["", f"The log is vouched for by {watched['quorum']} of: {', '.join(watched['names'])}"]
     if watched["strangers"]:

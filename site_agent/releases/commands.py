@@ -189,6 +189,7 @@ def _document(verified: Installable) -> dict[str, Any]:
         "digest": verified.subject.digest,
         "verified": True,
         "approved_by": list(logged.approved.roles),
+        "approved_with": list(logged.approved.methods),
         "waived": list(logged.approved.waived),
         "log_index": logged.index,
         "checkpoint_size": logged.checkpoint_size,
@@ -215,7 +216,8 @@ def _row(release: Installed) -> dict[str, Any]:
 def _show(document: dict[str, Any]) -> None:
     typer.echo(f"{document['release']}: {document['digest']}")
     typer.echo("  keys      plan and statement are signed by the coordinator this site pinned")
-    typer.echo(f"  approved  by people in the roles {', '.join(document['approved_by'])}")
+    how = " and ".join(document["approved_with"])
+    typer.echo(f"  approved  by people in the roles {', '.join(document['approved_by'])}, signed by {how}")
     if document["waived"]:
         typer.echo(f"  waived    by an approver, at the coordinator's gate: {', '.join(document['waived'])}")
     typer.echo(

@@ -38,7 +38,7 @@ def root_of(settings: SiteSettings, *, installed: bool = False) -> TrustRoot:
         )
     pinned = WitnessPolicy.from_bytes(policy.encode())
     key = VerifyingKey.from_text(settings.coordinator)
-    return TrustRoot(settings.site, key, pinned, frozenset(granted), evaluated)
+    return TrustRoot(settings.site, key, pinned, frozenset(granted), evaluated, settings.address)
 
 
 def fetch(client: CoordinatorClient, home: SiteHome, release: str) -> bytes:

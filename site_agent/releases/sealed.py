@@ -55,7 +55,7 @@ def examine(names: tuple[str, ...], files: Mapping[str, bytes], root: TrustRoot)
 def _seal(files: Mapping[str, bytes], root: TrustRoot) -> tuple[bool, bool]:
     """(signed, logged)"""
     try:
-        approved = check_approvals(trust_keys(Fetched(files), root))
+        approved = check_approvals(trust_keys(Fetched(files), root), root)
     except CloisterError:
         return False, False
     try:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from protocol.approver_signature import document_of, read_signed, verify_signed
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.consent import PLAN_TYPE
@@ -54,6 +55,7 @@ class TrustRoot:
     granted_plans: digests of the plans this site consented to. A recipient that took no part has only the
     coordinator's word for the plan, and for the roster of approvers in it. evaluated: by plan digest, the digest of the
     model that this site evaluated; a site that evaluated none has only the coordinator's word for the evaluation.
+    address: the coordinator's "host:port", which passkeys must have been used at.
     """
 
     site: str
@@ -61,6 +63,7 @@ class TrustRoot:
     policy: WitnessPolicy
     granted_plans: frozenset[str]
     evaluated: Mapping[str, frozenset[str]]
+    address: str
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,13 @@ class KeysTrusted:
 @dataclass(frozen=True)
 class Approved:
     """Those of the plan's roster whom its review policy asks for, none the submitter, signed this subject's digest.
-    waived: the rules, as "pack rule", that approvers answered for at the coordinator's gate."""
+    waived: the rules, as "pack rule", that approvers answered for at the coordinator's gate. methods: how they signed,
+    "key" or "passkey"."""
 
     trusted: KeysTrusted
     roles: tuple[Role, ...]
     waived: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Installable:
 
 def verify(files: Mapping[str, bytes], root: TrustRoot) -> Installable:
     """All steps in order."""
-    return check_files(check_log(check_approvals(trust_keys(Fetched(files), root)), root), root)
+    return check_files(check_log(check_approvals(trust_keys(Fetched(files), root), root), root), root)
 
 
 def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
@@ -207,21 +212,21 @@ def _audits_what_was_planned(plan: StudyPlan, subject: ReleaseSubject) -> bool:
     return not report.ran or (fits and report.non_members <= non_members)
 
 
-def check_approvals(trusted: KeysTrusted) -> Approved:
-    """Each approval verifies under the key that the consented plan fixed for that person."""
+def check_approvals(trusted: KeysTrusted, root: TrustRoot) -> Approved:
+    """Each approval verifies under a key or a passkey that the consented plan fixed for that person."""
     roster = {approver.person: approver for approver in trusted.plan.approvers}
     digest = trusted.subject.digest
-    waived = _check_waivers(trusted, roster)
+    waived = _check_waivers(trusted, roster, root)
+    methods: set[str] = set()
     reviewers: set[Reviewer] = set()
     nonces: set[str] = set()
     for document in trusted.predicate.approvals:
-        envelope = Envelope.from_bytes(canonical(document))
-        claimed = _read(Approval, _json(envelope.payload, "approval"), "approval")
+        signed = read_signed(canonical(document))
+        claimed = _read(Approval, _json(document_of(signed), "approval"), "approval")
         approver = roster.get(claimed.person)
         if approver is None or approver.role is not claimed.role:
             raise VerificationFailed("An approval is by somebody the plan does not name in that role.", _REMEDY)
-        key = VerifyingKey.from_text(approver.key)
-        open_json(envelope, APPROVAL_TYPE, {key.key_id: key})
+        methods.add(verify_signed(signed, APPROVAL_TYPE, approver, root.address))
         if claimed.subject_digest != digest or claimed.release != trusted.subject.release:
             raise VerificationFailed("An approval was given to another release digest.", _REMEDY)
         if claimed.decision != "approve" or claimed.meaning != "reviewed-and-approved":
@@ -238,20 +243,20 @@ def check_approvals(trusted: KeysTrusted) -> Approved:
         raise VerificationFailed("One decision stands for several approvals.", _REMEDY)
     if (lacking := shortfall(trusted.plan.spec.review, reviewers)) is not None:
         raise VerificationFailed(f"The release lacks approvals that its study asks for: {lacking}.", _REMEDY)
-    return Approved(trusted, tuple(sorted({reviewer.role for reviewer in reviewers})), waived)
+    roles = tuple(sorted({reviewer.role for reviewer in reviewers}))
+    return Approved(trusted, roles, waived, tuple(sorted(methods)))
 
 
-def _check_waivers(trusted: KeysTrusted, roster: Mapping[str, PlannedApprover]) -> tuple[str, ...]:
+def _check_waivers(trusted: KeysTrusted, roster: Mapping[str, PlannedApprover], root: TrustRoot) -> tuple[str, ...]:
     """The rules that were waived: each by somebody on the roster, for this digest, in force at the sealing."""
     waived = []
     for document in trusted.predicate.waivers:
-        envelope = Envelope.from_bytes(canonical(document))
-        claimed = _read(ReleaseWaiver, _json(envelope.payload, "waiver"), "waiver")
+        signed = read_signed(canonical(document))
+        claimed = _read(ReleaseWaiver, _json(document_of(signed), "waiver"), "waiver")
         approver = roster.get(claimed.person)
         if approver is None or approver.role is not claimed.role or claimed.person == trusted.subject.submitter:
             raise VerificationFailed("A waiver is by somebody the plan does not name in that role.", _REMEDY)
-        key = VerifyingKey.from_text(approver.key)
-        open_json(envelope, WAIVER_TYPE, {key.key_id: key})
+        verify_signed(signed, WAIVER_TYPE, approver, root.address)
         if (claimed.release, claimed.subject_digest) != (trusted.subject.release, trusted.subject.digest):
             raise VerificationFailed("A waiver was given for another release digest.", _REMEDY)
         if not claimed.signed_at <= trusted.predicate.sealed_at < claimed.expires_at:

@@ -245,6 +245,7 @@ def test_two_approvals_a_quorum_and_then_a_bundle_that_a_site_accepts(federation
         policy,
         frozenset({federation.plan_digest}),
         {federation.plan_digest: frozenset({Maker().model_digest()})},
+        federation.appliance.settings.address,
     )
     installable = verify(unpack(federation.bundle(), BUNDLE_FILES), root)
     assert installable.subject.release == RELEASE

@@ -29,7 +29,7 @@ from site_agent.serving.predictor import Predictor
 from site_agent.serving.standing import RECHECK_SECONDS
 from site_agent.serving.tables import ServingDecision
 from site_agent.settings import SiteHome, SiteSettings
-from tests.releases import HASH, Maker
+from tests.releases import ADDRESS, HASH, Maker
 
 BEGINNING = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SITE = "clinic-a"
@@ -42,7 +42,7 @@ def root(**changes: Any) -> TrustRoot:
     plan = ReleaseSubject.model_validate_json(FILES["research"]["subject.json"]).plan_digest
     fields: dict[str, Any] = {
         "site": SITE, "coordinator": maker.coordinator.public, "policy": maker.policy(),
-        "granted_plans": frozenset({plan}), "evaluated": {plan: frozenset({maker.model_digest()})},
+        "granted_plans": frozenset({plan}), "evaluated": {plan: frozenset({maker.model_digest()})}, "address": ADDRESS,
     }  # fmt: skip
     return TrustRoot(**{**fields, **changes})
 

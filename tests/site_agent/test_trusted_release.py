@@ -26,7 +26,8 @@ from site_agent.releases.sealed import examine_folder
 from site_agent.releases.trusted_release import TrustRoot, measures_what_was_planned, verify
 from site_agent.serving.predictor import Predictor
 from site_agent.settings import SiteHome
-from tests.releases import HASH, SITES, Maker, keys
+from tests.authenticator import PRESENT, Authenticator
+from tests.releases import ADDRESS, HASH, SITES, Maker, keys
 
 GOOD = Maker().files()
 SUBJECT = ReleaseSubject.model_validate_json(GOOD["subject.json"])
@@ -41,6 +42,7 @@ def root(maker: Maker | None = None, site: str = "clinic-a", **changes: Any) -> 
         "policy": maker.policy(),
         "granted_plans": frozenset({plan_digest}),
         "evaluated": {plan_digest: frozenset({Maker().model_digest()})},
+        "address": ADDRESS,
     }
     return TrustRoot(**{**fields, **changes})
 
@@ -80,6 +82,56 @@ def test_the_studys_own_review_policy_is_held_to_at_each_site() -> None:
     maker, trust = reviewed(organisations=2)
     with pytest.raises(CloisterError, match="1 of 2 organisations"):
         verify(maker.files(), trust)
+
+
+PASSKEYS = {"bo": Authenticator(ADDRESS, counts=False), "cy": Authenticator(ADDRESS, counts=False)}
+
+
+def by_passkey(**changes: Any) -> tuple[dict[str, bytes], TrustRoot]:
+    """A bundle that two passkeys approved, or what an attacker makes of it, and a site that granted its plan."""
+    maker = Maker(**{"passkeys": PASSKEYS, **changes})
+    files = maker.files()
+    honest = Maker(passkeys=PASSKEYS)
+    granted = digest(honest.plan().model_dump(mode="json"))
+    return files, root(granted_plans=frozenset({granted}), evaluated={})
+
+
+def test_approvals_by_passkey_are_verified_offline() -> None:
+    files, trust = by_passkey()
+    approved = verify(files, trust).logged.approved
+    assert (approved.methods, len(approved.roles)) == (("passkey",), 2)
+    files, trust = by_passkey(voters=(("bo", Role.COMPLIANCE_OFFICER),) * 2)
+    with pytest.raises(CloisterError, match="several approvals"):
+        verify(files, trust)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"assertion": {"flags": PRESENT}}, "not verified"),
+        ({"assertion": {"origin": "https://evil.example"}}, "another address"),
+        ({"assertion": {"host": "evil.example"}}, "another host"),
+        ({"assertion": {"challenge": bytes(32)}}, "another document"),
+        ({"assertion": {"kind": "webauthn.create"}}, "no assertion"),
+        ({"assertion": {"signed_by": Authenticator(ADDRESS)}}, "signature is wrong"),
+        ({"approve_digest": HASH}, "another release digest"),
+        ({"decision": "reject"}, "not an approval"),
+        ({"passkeys": {**PASSKEYS, "cy": Authenticator(ADDRESS)}}, "did not grant"),
+    ],
+)
+def test_a_coordinator_gains_nothing_by_passkeys(changes: dict[str, Any], why: str) -> None:
+    """No user verification, another origin, a moved or replayed assertion, a key of its own in the roster."""
+    files, trust = by_passkey(**changes)
+    with pytest.raises(CloisterError, match=why):
+        verify(files, trust)
+
+
+def test_a_substituted_credential_key_is_refused_though_the_plan_is_as_granted() -> None:
+    """The coordinator signs as a credential of its own, under the granted roster."""
+    honest = Maker(passkeys=PASSKEYS).plan().approvers
+    files, trust = by_passkey(passkeys={**PASSKEYS, "cy": Authenticator(ADDRESS)}, plan_changes={"approvers": honest})
+    with pytest.raises(CloisterError, match="not one that the plan fixes"):
+        verify(files, trust)
 
 
 def made(**changes: Any) -> Callable[[], dict[str, bytes]]:

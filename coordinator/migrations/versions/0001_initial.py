@@ -251,6 +251,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("person", name=op.f("pk_local_credential")),
     )
     op.create_table(
+        "passkey",
+        sa.Column("credential", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("uses", sa.BigInteger(), nullable=False),
+        sa.Column("registered_at", sa.String(), nullable=False),
+        sa.Column("revoked_at", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(["person"], ["person.name"], name=op.f("fk_passkey_person_person")),
+        sa.PrimaryKeyConstraint("credential", name=op.f("pk_passkey")),
+        sa.UniqueConstraint("key", name=op.f("uq_passkey_key")),
+    )
+    op.create_index(op.f("ix_passkey_person"), "passkey", ["person"], unique=False)
+    op.create_table(
         "person_invitation",
         sa.Column("secret_hash", sa.String(), nullable=False),
         sa.Column("person", sa.String(), nullable=False),
@@ -538,6 +551,8 @@ def downgrade() -> None:
     op.drop_table("person_session")
     op.drop_index(op.f("ix_person_invitation_person"), table_name="person_invitation")
     op.drop_table("person_invitation")
+    op.drop_index(op.f("ix_passkey_person"), table_name="passkey")
+    op.drop_table("passkey")
     op.drop_table("local_credential")
     op.drop_table("model_state")
     op.drop_table("model_check")
