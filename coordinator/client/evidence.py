@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coordinator.client.drafts import commands
 from coordinator.client.options import Home, Json
 from coordinator.terminal import emit, table
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from protocol.evidence import EvidenceRecord
 
 app = typer.Typer(no_args_is_help=True, help="Evidence: agreements, assessments, tests, with their dates.")
+app.add_typer(commands.app, name="draft")
 MAX_FILE = 64 << 20
 
 

@@ -12,6 +12,7 @@ from coordinator.database import reading, transaction
 from coordinator.evidence.record import record, revoke
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.evidence.tables import Evidence
+from coordinator.governance import load_governance
 from coordinator.identity import AnyPerson, ApplianceOf, current_person
 from coordinator.people.tables import Person
 from protocol.evidence import EvidenceRecord
@@ -39,6 +40,14 @@ def get_evidence(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, An
     del person
     with reading(appliance.engine) as session:
         return [_shown(row) for row in EvidenceRepository(session).all()]
+
+
+@router.get("/organisation")
+def get_organisation(person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any] | None:
+    """What the organisation that runs the coordinator says of itself; null where nobody has said anything."""
+    del person
+    said = load_governance(appliance.home)
+    return None if said is None else said.model_dump(mode="json")
 
 
 @router.delete("/{digest}")
