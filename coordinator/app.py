@@ -21,6 +21,7 @@ from coordinator.passkeys.routes import router as passkeys_router
 from coordinator.people.routes import router as people_router
 from coordinator.releases.routes import router as releases_router
 from coordinator.releases.routes import site_router as site_releases_router
+from coordinator.retention.routes import router as retention_router
 from coordinator.rounds.routes import PREFIX as CONTRIBUTIONS
 from coordinator.rounds.routes import router as rounds_router
 from coordinator.sites.routes import router as sites_router
@@ -62,7 +63,7 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     problems.install(app)
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
-        releases_router, incidents_router, site_releases_router, passkeys_router,
+        releases_router, incidents_router, retention_router, site_releases_router, passkeys_router,
     ):  # fmt: skip
         app.include_router(router)
     return app

@@ -22,11 +22,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 people = typer.Typer(no_args_is_help=True, help="People: invite, list, disable.")
 sites = typer.Typer(no_args_is_help=True, help="Sites: invite, list, revoke.")
 witness = typer.Typer(no_args_is_help=True, help="An auditor as a witness of the log, where sites are few.")
+retention = typer.Typer(no_args_is_help=True, help="What is kept until when, and the erasure of what must go.")
 governance = typer.Typer(no_args_is_help=True, help="What the organisation that runs the coordinator says of itself.")
 app.add_typer(people, name="people")
 app.add_typer(sites, name="sites")
 app.add_typer(witness, name="witness")
 app.add_typer(governance, name="governance")
+app.add_typer(retention, name="retention")
 
 Home = Annotated[
     Path | None, typer.Option("--home", help="The coordinator's folder.", envvar="CLOISTER_COORDINATOR_HOME")
@@ -158,6 +160,33 @@ def governance_show(home: Home = None) -> None:
     if said is None:
         raise Malformed("Nothing was said yet.", "Run `cloister-coordinator governance set`.")
     typer.echo(said.to_toml())
+
+
+@retention.command("plan")
+def retention_plan(home: Home = None, as_json: Json = False) -> None:
+    """Show what is held, what must go, and why the rest stays. Exit code 1: something is due, or stuck."""
+    from coordinator.retention.report import lines, planned
+
+    document = planned(_open(home))
+    emit(document, as_json=as_json, text="\n".join(lines(document)))
+    if any(row["standing"] in ("due", "stuck") for row in document["holdings"]):
+        raise typer.Exit(1)
+
+
+@retention.command("run")
+def retention_run(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; erase nothing.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Erase what the retention gate lets go, for good; the log tells of it."""
+    from coordinator.retention.purge import run as erase
+    from coordinator.retention.report import planned, ran, run_lines, would_run
+    from coordinator.studies.policy import active_policy
+
+    appliance = _open(home)
+    document = would_run(planned(appliance)) if dry_run else ran(erase(appliance, active_policy()))
+    emit(document, as_json=as_json, text="\n".join(run_lines(document)))
 
 
 @people.command("add")

@@ -136,6 +136,19 @@ def database_problem(error: DBAPIError) -> CloisterError:
     )
 
 
+def forget_erased(engine: Engine) -> bool:
+    """Rid the database's files of what was erased: SQLite overwrites it as it is freed, and its journal is emptied
+    here; PostgreSQL's dead rows are vacuumed, and its archived journal is its operator's. False while a reader keeps
+    the journal in use."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            raw = connection.connection.cursor()
+            return int(raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]) == 0
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql("VACUUM")
+    return True
+
+
 def upgrade(engine: Engine) -> None:
     """Bring the database to this program's version (Alembic). Raises DatabaseError when it is newer."""
     _migrate(engine, lambda config: command.upgrade(config, "heads"))

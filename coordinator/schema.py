@@ -9,8 +9,21 @@ from coordinator.incidents import tables as incidents
 from coordinator.passkeys import tables as passkeys
 from coordinator.people import tables as people
 from coordinator.releases import tables as releases
+from coordinator.retention import tables as retention
 from coordinator.rounds import tables as rounds
 from coordinator.sites import tables as sites
 from coordinator.studies import tables as studies
 
-__all__ = ["audit", "evidence", "incidents", "metadata", "passkeys", "people", "releases", "rounds", "sites", "studies"]
+__all__ = [
+    "audit",
+    "evidence",
+    "incidents",
+    "metadata",
+    "passkeys",
+    "people",
+    "releases",
+    "retention",
+    "rounds",
+    "sites",
+    "studies",
+]

@@ -82,6 +82,10 @@ class EventType(StrEnum):
     REVIEW_OPENED = "review.opened"
     REVIEW_CLOSED = "review.closed"
     AUDIT_EXPORTED = "audit.exported"
+    RECORDS_PURGED = "records.purged"
+    PAYLOADS_PRUNED = "payloads.pruned"
+    PAYLOAD_ERASURE_ASKED = "payload.erasure-asked"
+    PAYLOAD_ERASED = "payload.erased"
 
 
 class AuditEvent(Frozen):

@@ -2,7 +2,8 @@
 
 What holds afterwards: the log's key signed a checkpoint, a quorum of hospitals cosigned it, the entries here are
 exactly the leaves under its root, each is a well-formed event, and each payload that is here is the one that was
-logged. Without a pin the keys are the bundle's own word, and the report says so.
+logged; of those that are not here the report says how many, and of how many the log tells. Without a pin the keys are
+the bundle's own word, and the report says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from coordinator.client.audit_erasures import NOTHING_LOGGED, TELLING, Erasures
 from protocol.audit_line import MAX_LINE, read_line
 from protocol.bundle import layout, unpack
 from protocol.canonical import parse
@@ -42,6 +44,8 @@ class AuditReport:
     checkpoint_size: int = 0
     cosignatures: int = 0
     payloads: int = 0
+    payloads_erased: int = 0
+    erasures_untold: int = 0
     events: dict[str, int] = field(default_factory=dict)
     witnesses: dict[str, int] = field(default_factory=dict)
     anchor: str = "the bundle's own witness policy (nothing was pinned)"
@@ -58,6 +62,8 @@ class AuditReport:
             "checkpoint_size": self.checkpoint_size,
             "cosignatures": self.cosignatures,
             "payloads": self.payloads,
+            "payloads_erased": self.payloads_erased,
+            "erasures_untold": self.erasures_untold,
             "verified": self.verified,
             "anchor": self.anchor,
             "witnesses": self.witnesses,
@@ -75,6 +81,11 @@ class AuditReport:
             f"  {'payloads checked':<22}{self.payloads}",
             f"  {'trust rests on':<22}{self.anchor}",
         ]
+        if self.payloads_erased:
+            untold = (
+                f", of {self.erasures_untold} of which the log tells nothing: ask why" if self.erasures_untold else ""
+            )
+            lines.append(f"  {'payloads not here':<22}{self.payloads_erased}{untold}")
         lines += [f"  {event:<28}{count:>6}" for event, count in sorted(self.events.items())]
         lines += [f"  problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
@@ -197,7 +208,7 @@ def _entries(
     lines: Iterator[bytes], checkpoint: Checkpoint, policy: WitnessPolicy, report: AuditReport,
     entry: Callable[[int, bytes], None] | None,
 ) -> None:  # fmt: skip
-    tree, told_policy, events = RootHasher(), "", report.events
+    tree, told_policy, events, erasures = RootHasher(), "", report.events, Erasures()
     for number, line in enumerate(lines):
         report.entries = number + 1
         try:
@@ -214,8 +225,13 @@ def _entries(
         events[event] = events.get(event, 0) + 1
         if payload is not None:
             report.payloads += 1
+        elif NOTHING_LOGGED not in leaf:
+            erasures.lacks(number)
+        if event in TELLING:
+            erasures.tells(event, leaf)
         if policy_digest:
             told_policy = policy_digest
+    report.payloads_erased, report.erasures_untold = erasures.erased, erasures.untold
     if report.entries != checkpoint.size:
         report.complain(f"There are {report.entries} entries; the checkpoint says {checkpoint.size}.")
     elif not report.problems and tree.root != checkpoint.root:

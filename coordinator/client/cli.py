@@ -112,6 +112,35 @@ def audit_export(
     )
 
 
+@audit.command("erase")
+def audit_erase(
+    index: Annotated[int, typer.Argument(help="The entry whose words are to go: its index in the log.", min=0)],
+    ground: Annotated[
+        str | None, typer.Option("--ground", help="Ask for it: unlawful-content or subject-request.")
+    ] = None,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Confirm what another person asked for.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Have the words of one entry erased: one person asks, another in another role confirms. Proofs hold."""
+    from coordinator.client.account import open_account
+    from protocol.errors import Malformed
+
+    if confirm == (ground is not None):
+        raise Malformed("Give either --ground, to ask, or --confirm.", "See cloister audit erase --help.")
+    with open_account(home).connect() as connection:
+        if confirm:
+            document = connection.post(f"/v1/audit/erasures/{index}/confirm")
+        else:
+            document = connection.post("/v1/audit/erasures", {"index": index, "ground": ground})
+    gone = f"The words of entry {index} are erased; its leaf and every proof stay."
+    emit(
+        document,
+        as_json=as_json,
+        text=gone if confirm else f"Asked; a second person confirms with `cloister audit erase {index} --confirm`.",
+    )
+
+
 @audit.command("verify")
 def audit_verify(
     bundle: Bundle,

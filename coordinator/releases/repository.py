@@ -23,6 +23,13 @@ from coordinator.releases.tables import (
 from protocol.errors import Refused
 from protocol.identifiers import Role
 from protocol.plan import PlannedApprover
+from protocol.release import MODEL_FILES
+
+
+class ModelPurged(Conflict):
+    """The model's last day has passed and it was erased; its documents are kept."""
+
+    code = "model-purged"
 
 
 class ReleaseRepository:
@@ -56,6 +63,16 @@ class ReleaseRepository:
         """The model files by name."""
         rows = self._session.exec(select(ReleaseFile).where(col(ReleaseFile.release) == release))
         return {row.name: row.content for row in rows}
+
+    def whole(self, release: str) -> dict[str, bytes]:
+        """The model files, all of them. Raises ModelPurged where the model was erased."""
+        files = self.files(release)
+        if missing := [name for name in MODEL_FILES if name not in files]:
+            raise ModelPurged(
+                f"{missing[0]} of release {release} was erased: the study's last day for its model has passed.",
+                "Release the model of a study that still runs.",
+            )
+        return files
 
     def set_state(self, row: Release, state: ReleaseState) -> None:
         """Compare-and-swap the state; Conflict when somebody else moved it first."""

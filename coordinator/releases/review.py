@@ -16,7 +16,7 @@ from coordinator.passkeys.register import count_use
 from coordinator.people.tables import Person
 from coordinator.releases.build import UseMode, model_files, subject_of
 from coordinator.releases.checks import faults
-from coordinator.releases.repository import ReleaseRepository, votes_of
+from coordinator.releases.repository import ModelPurged, ReleaseRepository, votes_of
 from coordinator.releases.states import OPEN, OVER, ReleaseState, Vote, admit, move, outcome, overdue
 from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseVote
 from coordinator.rounds.repository import CandidateRepository
@@ -56,6 +56,11 @@ def draft(
         raise Conflict(f"Study {study} already has a release.", "See `cloister release list`.")
     if plan.membership is not None and candidate.membership is None:
         raise Conflict(f"The membership audit of study {study} is under way.", "Wait for it: `cloister study status`.")
+    if not candidate.weights:
+        raise ModelPurged(
+            f"The candidate of study {study} was erased: the study's last day for checkpoints has passed.",
+            "Train again in a new study.",
+        )
     epsilon = EpsilonStatement.model_validate_json(candidate.epsilon)
     evaluation = read_report(candidate.evaluation)
     membership = None if candidate.membership is None else MembershipReport.model_validate_json(candidate.membership)

@@ -97,7 +97,7 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
         STATEMENT_TYPE,
         statement_of(
             subject,
-            releases.files(name),
+            releases.whole(name),
             [read_signed(row.envelope) for row in votes],
             waivers=[read_signed(row.envelope) for row in releases.waivers(name)],
             rounds_digest=CandidateRepository(session).of(release.study).rounds_digest,
@@ -160,7 +160,7 @@ def bundle(session: Session, name: str, *, now: datetime) -> bytes:
             "Meet the rule and release again; a site that holds the release asks its own gate.",
         )
     files = bundle_files(
-        releases.files(name),
+        releases.whole(name),
         subject=release.subject,
         plan=release.plan,
         statement=statement,

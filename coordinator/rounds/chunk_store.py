@@ -118,6 +118,18 @@ class ChunkStore:
         """Forget a chunk that is not what it should be."""
         (self._folder(place) / str(number)).unlink(missing_ok=True)
 
+    def attempts(self) -> list[str]:
+        """The names of the attempts that anything is held of."""
+        try:
+            return sorted(name for name in os.listdir(self._directory) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def size(self, attempt: str) -> tuple[int, int]:
+        """(how many files an attempt has, their bytes)"""
+        sizes = [path.stat().st_size for path in (self._directory / attempt).rglob("*") if path.is_file()]
+        return len(sizes), sum(sizes)
+
     def keep_only(self, attempts: Collection[str]) -> None:
         """Erase every attempt but these."""
         with contextlib.suppress(FileNotFoundError):

@@ -260,6 +260,8 @@ def test_the_model_of_a_coordinator_abroad_needs_clauses_and_an_assessment(clini
 def test_nothing_is_served_past_the_model_s_last_day(clinic: Clinic) -> None:
     clinic.say()
     assert clinic.ask().status_code == 200
+    clinic.time = datetime(2031, 6, 30, 23, tzinfo=UTC)
+    assert clinic.broken() == set()
     clinic.time = datetime(2031, 7, 1, tzinfo=UTC)
     assert clinic.broken() == {"G06-served"}
     assert clinic.ask().status_code == 503

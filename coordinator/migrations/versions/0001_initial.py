@@ -514,10 +514,38 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["incident"], ["incident.id"], name=op.f("fk_incident_closing_incident_incident")),
         sa.PrimaryKeyConstraint("incident", "person", "facts", name=op.f("pk_incident_closing")),
     )
+    op.create_table(
+        "payload_pruning",
+        sa.Column(
+            "minimum_index",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=False,
+            nullable=False,
+        ),
+        sa.Column("erased", sa.Integer(), nullable=False),
+        sa.Column("pruned_at", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("minimum_index", name=op.f("pk_payload_pruning")),
+    )
+    op.create_table(
+        "payload_erasure",
+        sa.Column(
+            "log_index", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
+        ),
+        sa.Column("ground", sa.String(), nullable=False),
+        sa.Column("asked_by", sa.String(), nullable=False),
+        sa.Column("asked_role", sa.String(), nullable=False),
+        sa.Column("asked_at", sa.String(), nullable=False),
+        sa.Column("confirmed_by", sa.String(), nullable=True),
+        sa.Column("confirmed_role", sa.String(), nullable=True),
+        sa.Column("erased_at", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("log_index", name=op.f("pk_payload_erasure")),
+    )
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_table("payload_erasure")
+    op.drop_table("payload_pruning")
     op.drop_table("incident_closing")
     for column in ("state", "about", "scope"):
         op.drop_index(op.f(f"ix_incident_{column}"), table_name="incident")

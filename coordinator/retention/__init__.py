@@ -1,0 +1,1 @@
+"""Retention: what is kept until when, what must go, and its erasure, which the log tells of."""

@@ -1,0 +1,54 @@
+"""The retention gate at the coordinator: each holding judged twice, were it kept and were it purged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from coordinator.appliance import Appliance
+from coordinator.retention.inventory import holdings
+from coordinator.retention.states import Holding, Standing, facts_of, standing_of
+from policies.evaluation import evaluate
+from policies.findings import Decision
+from policies.packs import Policy
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A holding, what becomes of it, and the decision that says why: on purging it, or where it must go and may not,
+    on purging too; where it is due, on keeping."""
+
+    holding: Holding
+    standing: Standing
+    decision: Decision
+
+    @property
+    def goes(self) -> bool:
+        """Whether a run erases it."""
+        return self.standing in (Standing.DUE, Standing.FREE) and not self.holding.running
+
+
+def decide(
+    appliance: Appliance, policy: Policy, holding: Holding, *, purge: bool, asked_by: Sequence[dict[str, str]] = ()
+) -> Decision:
+    """The gate's decision on one holding today."""
+    now = appliance.clock()
+    facts = facts_of(holding, on=now.date(), purge=purge, asked_by=asked_by)
+    return evaluate("retention", facts, policy.packs, policy.parameters, now=now, salt=appliance.entropy(32))
+
+
+def judge(appliance: Appliance, policy: Policy, holding: Holding) -> Judged:
+    """Both questions, and what they come to."""
+    kept = decide(appliance, policy, holding, purge=False)
+    purged = decide(appliance, policy, holding, purge=True)
+    standing = standing_of(kept, purged)
+    if holding.running and standing is Standing.DUE:
+        standing = Standing.STUCK
+    return Judged(holding, standing, purged)
+
+
+def plan(session: Session, appliance: Appliance, policy: Policy) -> list[Judged]:
+    """Every holding, judged."""
+    return [judge(appliance, policy, holding) for holding in holdings(session, appliance)]

@@ -1,0 +1,65 @@
+"""HTTP for erasures of single payloads: a compliance officer, an auditor or an administrator asks, another confirms."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+
+from coordinator import problems
+from coordinator.database import forget_erased, reading, transaction
+from coordinator.identity import ApplianceOf, current_person
+from coordinator.people.tables import Person
+from coordinator.retention.erasure import ErasureDenied, Ground, ask, confirm
+from coordinator.retention.repository import RetentionRepository
+from coordinator.retention.tables import PayloadErasure
+from coordinator.studies.policy import active_policy
+from protocol.identifiers import Frozen, Role
+
+router = APIRouter(prefix="/v1/audit/erasures", tags=["retention"])
+problems.register(ErasureDenied, 403)
+_Keeper = Annotated[
+    Person, Depends(current_person(Role.COMPLIANCE_OFFICER, Role.AUDITOR, Role.ADMINISTRATOR))
+]  # fmt: skip
+
+
+class Asked(Frozen):
+    """Whose words are to go, and why."""
+
+    index: Annotated[int, Field(ge=0, le=2**53)]
+    ground: Ground
+
+
+@router.post("", status_code=201)
+def post_erasure(body: Asked, person: _Keeper, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        return shown(ask(session, appliance, person, body.index, body.ground))
+
+
+@router.post("/{index}/confirm")
+def post_confirmation(index: int, person: _Keeper, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        document = shown(confirm(session, appliance, active_policy(), person, index))
+    return {**document, "forgotten": forget_erased(appliance.engine)}
+
+
+@router.get("")
+def get_erasures(person: _Keeper, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    del person
+    with reading(appliance.engine) as session:
+        return [shown(row) for row in RetentionRepository(session).erasures()]
+
+
+def shown(row: PayloadErasure) -> dict[str, Any]:
+    """An erasure as people see it."""
+    return {
+        "index": row.log_index,
+        "ground": row.ground,
+        "asked_by": row.asked_by,
+        "asked_role": row.asked_role,
+        "asked_at": row.asked_at,
+        "confirmed_by": row.confirmed_by,
+        "confirmed_role": row.confirmed_role,
+        "erased_at": row.erased_at,
+    }
