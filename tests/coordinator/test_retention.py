@@ -1,4 +1,4 @@
-"""Retention of the log's words: what is pruned and when, what two people may erase, and that every proof still holds."""
+"""Retention of the log's words: what is pruned and when, what two people may erase, and that proofs still hold."""
 
 from __future__ import annotations
 
