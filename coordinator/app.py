@@ -14,18 +14,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coordinator import problems
 from coordinator.appliance import Appliance
 from coordinator.audit.routes import router as audit_router
+from coordinator.database import reading
 from coordinator.errors import TooLarge
 from coordinator.evidence.routes import router as evidence_router
 from coordinator.incidents.routes import router as incidents_router
 from coordinator.passkeys.routes import router as passkeys_router
 from coordinator.people.routes import router as people_router
+from coordinator.policy.active import active_policy
+from coordinator.policy.routes import router as policy_router
 from coordinator.releases.routes import router as releases_router
 from coordinator.releases.routes import site_router as site_releases_router
 from coordinator.retention.routes import router as retention_router
 from coordinator.rounds.routes import PREFIX as CONTRIBUTIONS
 from coordinator.rounds.routes import router as rounds_router
 from coordinator.sites.routes import router as sites_router
-from coordinator.studies.policy import active_policy
 from coordinator.studies.routes import router as studies_router
 from protocol.round import MAX_CHUNK
 
@@ -58,12 +60,13 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     )  # fmt: skip
     app.state.appliance = appliance
     app.state.parts = {}
-    active_policy()  # a pack that does not compile stops the start, not the first proposal
+    with reading(appliance.engine) as session:
+        active_policy(session, appliance)  # a set that does not verify or compile stops the start
     app.add_middleware(BodyLimit, limit=appliance.settings.body_limit)
     problems.install(app)
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
-        releases_router, incidents_router, retention_router, site_releases_router, passkeys_router,
+        releases_router, incidents_router, retention_router, site_releases_router, passkeys_router, policy_router,
     ):  # fmt: skip
         app.include_router(router)
     return app

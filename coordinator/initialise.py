@@ -21,6 +21,7 @@ from coordinator.audit.sequencer import integrate_once, log_key
 from coordinator.database import database_problem, open_engine, transaction, upgrade
 from coordinator.keystore import Entropy, load_keys, make_keys, write_private
 from coordinator.people import accounts
+from coordinator.policy.change import begin_with_package
 from coordinator.schema import metadata
 from coordinator.settings import FILE, Settings, SettingsError, default_listen, make_settings
 from protocol.audit_event import EventType
@@ -112,6 +113,7 @@ def _fill(appliance: Appliance, administrator: str) -> Token:
             session, appliance, EventType.LOG_STARTED, actor=COORDINATOR, subject=settings.name,
             digests={"log_key": sha256_hex(log_key(appliance).text.encode()), "ca": keys.authority.fingerprint},
         )  # fmt: skip
+        begin_with_package(session, appliance)
         token = accounts.invite(session, appliance, administrator, Role.ADMINISTRATOR)
     integrate_once(appliance)
     return token

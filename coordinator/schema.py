@@ -8,6 +8,7 @@ from coordinator.evidence import tables as evidence
 from coordinator.incidents import tables as incidents
 from coordinator.passkeys import tables as passkeys
 from coordinator.people import tables as people
+from coordinator.policy import tables as policy
 from coordinator.releases import tables as releases
 from coordinator.retention import tables as retention
 from coordinator.rounds import tables as rounds
@@ -21,6 +22,7 @@ __all__ = [
     "metadata",
     "passkeys",
     "people",
+    "policy",
     "releases",
     "retention",
     "rounds",

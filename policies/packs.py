@@ -7,7 +7,7 @@ form is refused before it can decide anything.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import resources
@@ -18,9 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from policies.documents import BadPolicyDocument, load_yaml, parse_document
 from policies.engine import Expression, ExpressionError, compile_expression
 from policies.facts import FactCatalogue
-from policies.parameters import Parameters, ParameterSchema, load_parameters
+from policies.parameters import Parameters, ParameterSchema, load_organisation, load_parameters
 from protocol.canonical import sha256_hex
 from protocol.identifiers import Role
+from protocol.policy_set import CASES, policy_digest
+
+SHARED = ("facts", "parameters", "organisation")
+"""Documents that are no packs: the fact catalogue, the parameters' declarations, and the organisation's own values."""
 
 Gate = Literal["enrolment", "proposal", "consent", "round", "aggregation", "release", "serving", "retention"]
 GATES: tuple[Gate, ...] = (
@@ -192,11 +196,17 @@ class Pack:
 
 @dataclass(frozen=True)
 class Policy:
-    """What one party decides by: its packs and its parameters."""
+    """What one party decides by: its packs and its parameters. documents: the digests of all that it was made from."""
 
     catalogue: FactCatalogue
     packs: tuple[Pack, ...]
     parameters: Parameters
+    documents: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """One digest over all that decides."""
+        return policy_digest(self.documents)
 
     def facts_needed(self, gate: str) -> list[str]:
         """Every fact path that some rule may ask for at a gate, sorted: what a gatherer must supply."""
@@ -235,9 +245,10 @@ def builtin_packs() -> dict[str, bytes]:
 
 
 def policy_from(documents: dict[str, bytes]) -> Policy:
-    """Compile a set of documents in the form of `builtin_packs`, at default parameters.
+    """Compile a set of documents in the form of `builtin_packs`, at the organisation's values where the document
+    `organisation` gives them, else at default parameters.
 
-    Raises BadPolicyDocument.
+    Raises BadPolicyDocument, BadParameter.
     """
     for required in ("facts", "parameters"):
         if required not in documents:
@@ -247,12 +258,16 @@ def policy_from(documents: dict[str, bytes]) -> Policy:
     packs = tuple(
         load_pack(data, catalogue, schema, name)
         for name, data in sorted(documents.items())
-        if name not in ("facts", "parameters") and "/" not in name
+        if name not in SHARED and not name.startswith(CASES)
     )
     identifiers = [pack.id for pack in packs]
     if doubled := sorted({name for name in identifiers if identifiers.count(name) > 1}):
         raise BadPolicyDocument(f"pack {doubled[0]}", "two documents carry this pack id", "Keep one of them.")
-    return Policy(catalogue, packs, schema.defaults())
+    parameters = schema.defaults()
+    if "organisation" in documents:
+        parameters = parameters.for_organisation(load_organisation(documents["organisation"]))
+    digests = {name: sha256_hex(documents[name]) for name in SHARED if name in documents}
+    return Policy(catalogue, packs, parameters, digests | {pack.id: pack.digest for pack in packs})
 
 
 def builtin_policy() -> Policy:

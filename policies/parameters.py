@@ -158,6 +158,18 @@ class Parameters:
         return Parameters(self.schema, values)
 
 
+class _Organisation(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: dict[str, Any]
+
+
+def load_organisation(data: bytes, document: str = "organisation") -> dict[str, Any]:
+    """The organisation's own values, by parameter: `values: {epsilon_ceiling: 4.0}`. Raises BadPolicyDocument; whether
+    a parameter exists and may take its value, `Parameters.for_organisation` says."""
+    return parse_document(_Organisation, load_yaml(data, document), document).values
+
+
 def load_parameters(data: bytes, document: str = "parameters") -> ParameterSchema:
     """Read a parameter document. Raises BadPolicyDocument."""
     return parse_document(ParameterSchema, load_yaml(data, document), document)

@@ -14,11 +14,11 @@ from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
 from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.releases import by_passkey, review, seal, stopping, waivers
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseInstallation
-from coordinator.studies.policy import active_policy
 from protocol.audit_event import EventType
 from protocol.canonical import parse
 from protocol.errors import Malformed
@@ -88,7 +88,7 @@ def show(release: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, A
     with reading(appliance.engine) as session:
         releases = ReleaseRepository(session)
         row = releases.get(release)
-        gate = seal.preview(session, appliance, active_policy(), person, release)
+        gate = seal.preview(session, appliance, active_policy(session, appliance), person, release)
         return {
             **describe(row, releases),
             "subject": parse(row.subject),
@@ -131,7 +131,7 @@ def waive(release: str, body: Decision, person: Approver, appliance: ApplianceOf
     _settle(appliance, release)
     with transaction(appliance.engine) as session:
         row = waivers.grant_waiver(
-            session, appliance, active_policy(), person, release, envelope=_bytes(body.envelope), reason=body.reason
+            session, appliance, active_policy(session, appliance), person, release, envelope=_bytes(body.envelope), reason=body.reason
         )
         return describe(row, ReleaseRepository(session))
 
@@ -141,7 +141,7 @@ def seal_release(release: str, person: Researcher, appliance: ApplianceOf) -> di
     """Repeat until the answer's state is released: the sites have to cosign in between."""
     _settle(appliance, release)
     with transaction(appliance.engine) as session:
-        decision = seal.seal(session, appliance, active_policy(), person, release)
+        decision = seal.seal(session, appliance, active_policy(session, appliance), person, release)
     if decision is not None and not decision.allowed:
         raise seal.ReleaseDenied(decision)
     with transaction(appliance.engine) as session:

@@ -7,7 +7,7 @@ adds the proof once the hospitals have cosigned. Both may be repeated.
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from coordinator.errors import Unavailable
 from coordinator.evidence.facts import release_papers, study_papers
 from coordinator.incidents.facts import incident_facts, invalidated, is_frozen
 from coordinator.people.tables import Person
+from coordinator.policy.decisions import record
 from coordinator.releases.build import bundle_files, statement_of
 from coordinator.releases.facts import release_facts
 from coordinator.releases.repository import ReleaseRepository, votes_of
@@ -30,14 +31,14 @@ from coordinator.releases.states import ReleaseState, move, outcome
 from coordinator.releases.tables import Release
 from coordinator.releases.waivers import standing_waivers
 from coordinator.rounds.repository import CandidateRepository
-from policies.evaluation import evaluate
+from policies.decided import Decided, decide
 from policies.findings import Decision
 from policies.packs import Policy
 from policies.waivers import waive
 from protocol.approver_signature import read_signed
 from protocol.audit_event import EventType
 from protocol.bundle import pack
-from protocol.canonical import digest, sha256_hex
+from protocol.canonical import sha256_hex
 from protocol.envelope import seal as sign
 from protocol.errors import Refused
 from protocol.release import BUNDLE_FILES, STATEMENT_TYPE
@@ -57,7 +58,7 @@ class ReleaseDenied(Refused):
 
 def preview(session: Session, appliance: Appliance, policy: Policy, person: Person, name: str) -> Decision:
     """What the release gate would say now. Nothing is stored."""
-    return _evaluate(session, appliance, policy, person, ReleaseRepository(session).get(name))
+    return _evaluate(session, appliance, policy, person, ReleaseRepository(session).get(name)).decision
 
 
 def seal(session: Session, appliance: Appliance, policy: Policy, person: Person, name: str) -> Decision | None:
@@ -70,17 +71,15 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
     if ReleaseState(release.state) in (ReleaseState.SEALING, ReleaseState.RELEASED):
         return None
     move(ReleaseState(release.state), ReleaseState.SEALING)
-    decision = _evaluate(session, appliance, policy, person, release)
-    document = decision.to_dict()
-    append(
+    decided = _evaluate(session, appliance, policy, person, release)
+    decision = decided.decision
+    record(
         session,
         appliance,
-        EventType.POLICY_DECIDED,
+        decided,
         actor=person_label(appliance, person.name),
         subject=f"release:{name}",
-        digests={"decision": digest(document), "subject": release.subject_digest},
-        labels={"gate": "release", "outcome": decision.outcome.value},
-        payload={"decision": json.dumps(document, sort_keys=True)},
+        digests={"subject": release.subject_digest},
     )
     if not decision.allowed:
         return decision
@@ -101,7 +100,7 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
             [read_signed(row.envelope) for row in votes],
             waivers=[read_signed(row.envelope) for row in releases.waivers(name)],
             rounds_digest=CandidateRepository(session).of(release.study).rounds_digest,
-            decision_digest=digest(document),
+            decision_digest=decided.digest,
             sealed_at=timestamp(appliance.clock()),
         ),
         appliance.keys.coordinator,
@@ -116,7 +115,7 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
     )
     row = session.exec(select(LogEntry).where(LogEntry.id == entry)).one()
     release.statement, release.event, release.entry = statement, row.leaf, entry
-    release.decision_digest = digest(document)
+    release.decision_digest = decided.digest
     session.add(release)
     session.flush()
     releases.set_state(release, ReleaseState.SEALING)
@@ -170,7 +169,7 @@ def bundle(session: Session, name: str, *, now: datetime) -> bytes:
     return pack(files, BUNDLE_FILES)
 
 
-def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Person, release: Release) -> Decision:
+def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Person, release: Release) -> Decided:
     plan = plan_of_release(release)
     votes = ReleaseRepository(session).votes(release.id)
     health = log_health(session, appliance)
@@ -194,10 +193,9 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
         quorum=health.quorum,
         checkpoint_age_seconds=health.age_seconds,
     )
-    decision = evaluate(
-        "release", facts, policy.packs, policy.parameters, now=appliance.clock(), salt=appliance.entropy(32)
-    )
-    return waive(decision, policy.packs, standing_waivers(session, appliance, release))
+    decided = decide("release", facts, policy, now=appliance.clock(), salt=appliance.entropy(32))
+    waived = waive(decided.decision, policy.packs, standing_waivers(session, appliance, release))
+    return replace(decided, decision=waived)
 
 
 def _is_first(session: Session, release: Release) -> bool:

@@ -20,6 +20,7 @@ from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
 from coordinator.evidence.facts import study_papers
 from coordinator.incidents.facts import frozen_sites, incident_facts
+from coordinator.policy.active import active_policy
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.contributions import WORD_BYTES
 from coordinator.rounds.exchange import Exchange
@@ -50,8 +51,8 @@ from coordinator.rounds.uploads import Uploads
 from coordinator.rounds.work import Audits, Work
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
 from coordinator.studies.states import ACTIVE, ENDED, StudyState, cohort
-from policies.findings import Decision, reasons
-from policies.packs import Policy
+from policies.decided import Decided
+from policies.findings import reasons
 from privacy.errors import PrivacyError
 from protocol.canonical import sha256_hex
 from protocol.errors import CloisterError
@@ -80,7 +81,6 @@ class RoundDriver:
         study: str,
         exchange: Exchange,
         *,
-        policy: Policy,
         watch: LogWatch,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,7 +89,7 @@ class RoundDriver:
         self._watch = watch
         self._monotonic = monotonic
         self._running = self._load(study)
-        self._gates = RoundGates.of(self._running.plan, self._running.plan_digest, policy)
+        self._gates: RoundGates | None = None
         self._journal = Journal(appliance, self._running)
         self._progress = Progress()
         self._work: Work = work_of(self._running, self._journal, self._now)
@@ -215,9 +215,9 @@ class RoundDriver:
             self._round_began = self._monotonic()
         health = self._healthy_log()
         papers, incidents = self._papers(begin.cohort)
-        decision = self._gates.round(begin.round, health, papers, incidents, now=self._appliance.clock())
-        if not decision.allowed:
-            return self._deny(decision)
+        decided = self._in_force().round(begin.round, health, papers, incidents, now=self._appliance.clock())
+        if not decided.decision.allowed:
+            return self._deny(decided)
         recorded = compose(
             begin,
             study=running.study,
@@ -231,9 +231,17 @@ class RoundDriver:
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
             RoundRepository(session).begin_attempt(running.study, recorded)
-            self._journal.attempted(session, recorded, decision)
+            self._journal.attempted(session, recorded, decided)
         self._progress = self._progress.after(recorded.attempt)
         return self._send(recorded)
+
+    def _in_force(self) -> RoundGates:
+        """The gates under the policy that is in force now: it may have changed since the last attempt."""
+        with reading(self._appliance.engine) as session:
+            policy = active_policy(session, self._appliance)
+        if self._gates is None or self._gates.policy is not policy:
+            self._gates = RoundGates.of(self._running.plan, self._running.plan_digest, policy)
+        return self._gates
 
     def _papers(self, cohort: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is on record, and the open incidents. One that was opened in this very moment freezes the study; it
@@ -280,12 +288,12 @@ class RoundDriver:
         if not outcome.complete:
             self._abandon(attempt, outcome)
             return None
-        decision = self._gates.aggregation(outcome.contributed, now=self._appliance.clock())
-        if not decision.allowed:
+        decided = self._in_force().aggregation(outcome.contributed, now=self._appliance.clock())
+        if not decided.decision.allowed:
             self._abandon(attempt, outcome)
-            return self._deny(decision)
+            return self._deny(decided)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
-        return self._commit(closed, outcome, decision, intake)
+        return self._commit(closed, outcome, decided, intake)
 
     def _without_frozen(self, outcome: Outcome) -> Outcome:
         """A site that an incident froze while it computed is no part of a sum: the attempt is abandoned."""
@@ -310,7 +318,7 @@ class RoundDriver:
             RoundRepository(session).close_attempt(self._running.study, closed, self._now())
         self._progress = self._progress.after(closed)
 
-    def _commit(self, closed: Attempt, outcome: Outcome, decision: Decision, intake: Intake) -> StudyState | None:
+    def _commit(self, closed: Attempt, outcome: Outcome, decided: Decided, intake: Intake) -> StudyState | None:
         after = self._progress.after(closed)
         try:
             taken = self._work.take(closed, intake.unmasked(), after)
@@ -321,7 +329,7 @@ class RoundDriver:
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
             RoundRepository(session).close_attempt(self._running.study, closed, self._now())
-            committed = Committed(closed, outcome, decision, taken.norm, taken.before, taken.after, self._seconds)
+            committed = Committed(closed, outcome, decided, taken.norm, taken.before, taken.after, self._seconds)
             self._journal.committed(session, committed, after)
             taken.keep(session)
             if taken.becomes is not None:
@@ -344,10 +352,10 @@ class RoundDriver:
         taken.adopt()
         return taken.becomes
 
-    def _deny(self, decision: Decision) -> StudyState:
+    def _deny(self, decided: Decided) -> StudyState:
         with transaction(self._appliance.engine) as session:
-            self._journal.denied(session, decision)
-        first = reasons(decision)[0]
+            self._journal.denied(session, decided)
+        first = reasons(decided.decision)[0]
         return self._fail(FailureCode.POLICY_DENIED, f"{first.rule} ({first.citation}): {first.message}")
 
     def _fail(self, code: FailureCode, detail: str, excluded: dict[str, str] | None = None) -> StudyState:

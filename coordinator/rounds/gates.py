@@ -2,25 +2,23 @@
 
 The round gate's rules about one site (its ledger, its data, its law) are for that site to judge, with its own packs.
 The coordinator judges the rest of them, which need nothing but the plan, the spec and the log: a pack applies where
-its proposal scope does, that is where a planned site is under that law. Packs are compiled once per driver.
+its proposal scope does, that is where a planned site is under that law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 from coordinator.audit.health import LogHealth
 from coordinator.studies.policy import with_papers
-from policies.evaluation import evaluate
-from policies.findings import Decision
-from policies.packs import Pack, Policy, Rule
+from policies.decided import Decided, decide
+from policies.packs import Pack, Policy
+from policies.replay import coordinators_part
 from policies.study_facts import document_facts
 from protocol.study_kind import AnyPlan
-
-_KNOWN = ("plan.", "study.", "coordinator.", "audit.", "incident.", "round.number", "round.participants")
 
 
 class LogWatch(Protocol):
@@ -42,7 +40,7 @@ class RoundGates:
     @classmethod
     def of(cls, plan: AnyPlan, plan_digest: str, policy: Policy) -> RoundGates:
         """Choose the rules of the round gate that the coordinator can judge."""
-        return cls(plan, plan_digest, policy, tuple(_coordinators_part(pack) for pack in policy.packs))
+        return cls(plan, plan_digest, policy, tuple(coordinators_part(pack) for pack in policy.packs))
 
     def round(
         self,
@@ -52,7 +50,7 @@ class RoundGates:
         incidents: Mapping[str, Any],
         *,
         now: datetime,
-    ) -> Decision:
+    ) -> Decided:
         """Whether an attempt of round `number` may be sent. papers: what is on record now; incidents: those that touch
         the study or the cohort."""
         facts: dict[str, Any] = {
@@ -65,9 +63,9 @@ class RoundGates:
                 "last_checkpoint_age_seconds": health.age_seconds,
             },
         }
-        return evaluate("round", facts, self.coordinator_packs, self.policy.parameters, now=now)
+        return decide("round", facts, self.policy, now=now, packs=self.coordinator_packs)
 
-    def aggregation(self, contributors: Sequence[str], *, now: datetime) -> Decision:
+    def aggregation(self, contributors: Sequence[str], *, now: datetime) -> Decided:
         """Whether the sum over `contributors`, each of whose contributions was verified, may be opened."""
         facts: dict[str, Any] = {
             **document_facts(self.plan, self.plan_digest),
@@ -75,16 +73,4 @@ class RoundGates:
             "update": {"signature_valid": True, "sha256_valid": True, "round_valid": True},
             "audit": {"append_ok": True},
         }
-        return evaluate("aggregation", facts, self.policy.packs, self.policy.parameters, now=now)
-
-
-def _coordinators_part(pack: Pack) -> Pack:
-    scopes = dict(pack.scopes)
-    if "round" in scopes and "proposal" in scopes:
-        scopes["round"] = scopes["proposal"]
-    return replace(pack, rules=tuple(rule for rule in pack.rules if _judged_here(rule)), scopes=scopes)
-
-
-def _judged_here(rule: Rule) -> bool:
-    guard = rule.text.applies_when.facts if rule.text.applies_when else ()
-    return all(path.startswith(_KNOWN) for path in (*rule.text.facts, *guard))
+        return decide("aggregation", facts, self.policy, now=now)

@@ -14,6 +14,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append
 from coordinator.incidents.facts import frozen_sites
+from coordinator.policy.decisions import index, record
 from coordinator.rounds.attempts import Outcome, request_of
 from coordinator.rounds.checks import Verdict
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
@@ -22,7 +23,7 @@ from coordinator.rounds.tables import Candidate, ModelCheck, StudyRound
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import StudyState
-from policies.findings import Decision, reasons
+from policies.decided import Decided
 from protocol.audit_event import EventType
 from protocol.canonical import digest
 from protocol.evaluation import EvaluationReport
@@ -50,7 +51,7 @@ class Committed:
 
     attempt: Attempt
     outcome: Outcome
-    decision: Decision
+    decided: Decided
     norm: float | None
     model_before: str
     model_after: str
@@ -74,16 +75,17 @@ class Journal:
             groups={"cohort": members, "absent": absent},
         )
 
-    def attempted(self, session: Session, recorded: RecordedAttempt, decision: Decision) -> None:
+    def attempted(self, session: Session, recorded: RecordedAttempt, decided: Decided) -> None:
         """round.attempted."""
         attempt, entry = recorded.attempt, request_of(recorded).entry
         self._append(
             session,
             EventType.ROUND_ATTEMPTED,
-            digests={"model": recorded.model_digest, "decision": digest(decision.to_dict())},
+            digests={"model": recorded.model_digest, **decided.digests},
             numbers={"round": attempt.round, "attempt": attempt.attempt, **({"entry": entry} if entry else {})},
             labels={"phase": attempt.phase},
             groups={"cohort": attempt.cohort},
+            decided=decided,
         )
 
     def committed(self, session: Session, committed: Committed, after: Progress) -> None:
@@ -126,7 +128,7 @@ class Journal:
                 "model": row.model_digest,
                 "contributions": committed.outcome.digest,
                 "engines": digest(committed.outcome.engines),
-                "decision": digest(committed.decision.to_dict()),
+                **committed.decided.digests,
             },
             numbers={
                 "round": row.round,
@@ -136,6 +138,7 @@ class Journal:
             },
             labels={"phase": row.phase},
             groups={"invited": invited, "contributed": attempt.contributed, "excluded": _with_codes(excluded)},
+            decided=committed.decided,
         )
 
     def evaluated(self, session: Session, row: Candidate, report: EvaluationReport, after: Progress) -> None:
@@ -180,14 +183,11 @@ class Journal:
             labels={"membership": "ran" if report.ran else "did-not-run"},
         )
 
-    def denied(self, session: Session, decision: Decision) -> None:
+    def denied(self, session: Session, decided: Decided) -> None:
         """policy.decided, for a gate that stayed shut."""
-        self._append(
-            session,
-            EventType.POLICY_DECIDED,
-            digests={"decision": digest(decision.to_dict())},
-            labels={"gate": decision.gate, "outcome": decision.outcome.value, "rule": reasons(decision)[0].rule},
-        )
+        digests = {"plan": self._running.plan_digest}
+        subject = self._running.study
+        record(session, self._appliance, decided, actor=COORDINATOR, subject=subject, digests=digests)
 
     def failed(self, session: Session, code: FailureCode, progress: Progress, excluded: Mapping[str, str]) -> None:
         """study.stopped, with what was spent until then."""
@@ -231,8 +231,10 @@ class Journal:
         numbers: Mapping[str, float | int] | None = None,
         labels: Mapping[str, str] | None = None,
         groups: Mapping[str, tuple[str, ...] | list[str]] | None = None,
+        decided: Decided | None = None,
     ) -> None:
-        append(
+        """decided: the decision that let this happen; its facts are the entry's payload."""
+        number = append(
             session,
             self._appliance,
             event,
@@ -242,7 +244,10 @@ class Journal:
             numbers=numbers,
             labels=labels,
             groups=groups,
+            payload=None if decided is None else decided.payload(),
         )
+        if decided is not None:
+            index(session, decided, entry=number, subject=self._running.study)
 
 
 def _with_codes(excluded: Mapping[str, str]) -> list[str]:

@@ -23,7 +23,6 @@ from coordinator.errors import place_of
 from coordinator.logs import configure_logs
 from coordinator.rounds.driver import RoundDriver
 from coordinator.rounds.repository import AnotherDriver
-from coordinator.studies.policy import active_policy
 from privacy.errors import PrivacyError
 from protocol.errors import CloisterError
 
@@ -95,7 +94,6 @@ def _drive(home: Path, study: str, superlink: str, secret: Path) -> int:
                 appliance,
                 study,
                 FlowerSites(flower, appliance.engine),
-                policy=active_policy(),
                 watch=DatabaseLogWatch(appliance),
             )
             state = driver.run()

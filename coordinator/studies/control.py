@@ -11,6 +11,7 @@ from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.evidence.facts import study_papers
 from coordinator.people.tables import Person
+from coordinator.policy.decisions import record
 from coordinator.studies.policy import proposal_facts
 from coordinator.studies.propose import state_of
 from coordinator.studies.repository import StudyRepository, plan_of
@@ -23,11 +24,10 @@ from coordinator.studies.states import (
     require_startable,
 )
 from coordinator.studies.tables import PlanApprovalRecord, Study
-from policies.evaluation import evaluate
+from policies.decided import decide
 from policies.findings import Decision
 from policies.packs import Policy
 from protocol.audit_event import EventType
-from protocol.canonical import digest
 from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
 from protocol.envelope import Envelope, open_json
 from protocol.errors import Malformed, Refused
@@ -88,17 +88,9 @@ def approve_plan(
         approvals=_verified(studies, study, row),
         append_ok=True,
     )
-    decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
-    append(
-        session,
-        appliance,
-        EventType.POLICY_DECIDED,
-        actor=COORDINATOR,
-        subject=study,
-        digests={"decision": digest(decision.to_dict())},
-        labels={"gate": "proposal", "outcome": decision.outcome.value},
-        payload={"decision": json.dumps(decision.to_dict(), sort_keys=True)},
-    )
+    decided = decide("proposal", facts, policy, now=appliance.clock(), salt=appliance.entropy(32))
+    decision = decided.decision
+    record(session, appliance, decided, actor=COORDINATOR, subject=study)
     row.decision = json.dumps(decision.to_dict())
     session.add(row)
     session.flush()

@@ -1,26 +1,12 @@
-"""The packs by which this coordinator decides, those that ship with Cloister at the organisation's defaults, and what
-it knows when the proposal gate is asked."""
+"""What the coordinator knows when the proposal gate is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-from policies.packs import Policy, builtin_policy
 from policies.study_facts import document_facts
 from protocol.study_kind import AnyPlan
-
-
-@cache
-def active_policy() -> Policy:
-    """Compiled once per process."""
-    return builtin_policy()
-
-
-def pack_digests(policy: Policy) -> dict[str, str]:
-    """Pack id -> digest over the pack's own bytes; what the plan names and sites compare with theirs."""
-    return {pack.id: pack.digest for pack in policy.packs}
 
 
 def proposal_facts(

@@ -18,6 +18,7 @@ from coordinator.evidence.facts import study_papers
 from coordinator.passkeys.repository import PasskeyRepository, passkey_of
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
+from coordinator.policy.decisions import record
 from coordinator.sites.repository import SiteRepository
 from coordinator.studies.exploration_plan import build_exploration_plan, exploration_forecast
 from coordinator.studies.plan import (
@@ -33,16 +34,16 @@ from coordinator.studies.plan import (
     planned_sites,
     schema_digest,
 )
-from coordinator.studies.policy import pack_digests, proposal_facts
+from coordinator.studies.policy import proposal_facts
 from coordinator.studies.repository import PLAN_LIMIT, StudyRepository
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import DeniedProposal, Study
-from policies.evaluation import evaluate
+from policies.decided import decide
 from policies.findings import APPROVAL, Decision, reasons
 from policies.packs import Policy
 from privacy.errors import PrivacyError
 from protocol.audit_event import EventType
-from protocol.canonical import digest, sha256_hex
+from protocol.canonical import sha256_hex
 from protocol.consent import PLAN_TYPE, PROPOSAL_TYPE
 from protocol.envelope import Envelope, open_json
 from protocol.envelope import seal as sign
@@ -119,7 +120,7 @@ def prepare(session: Session, appliance: Appliance, policy: Policy, person: Pers
             proposal_digest=proposal_digest,
             submitter=person.name,
             sites=planned_sites(spec, enrolled, _registered(sites, spec)),
-            packs=pack_digests(policy),
+            packs=dict(policy.documents),
             witness_policy=witnesses.to_document(),
             coordinator=appliance.keys.coordinator.public.text,
             created_at=timestamp(appliance.clock()),
@@ -162,18 +163,9 @@ def propose(
     )
     papers = study_papers(session, appliance, spec)
     facts = proposal_facts(plan, its_digest, papers=papers, append_ok=appended > 0)
-    decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
-    document = decision.to_dict()
-    append(
-        session,
-        appliance,
-        EventType.POLICY_DECIDED,
-        actor=COORDINATOR,
-        subject=spec.study,
-        digests={"decision": digest(document), **_packs(decision)},
-        labels={"gate": "proposal", "outcome": decision.outcome.value},
-        payload={"decision": json.dumps(document, sort_keys=True)},
-    )
+    decided = decide("proposal", facts, policy, now=appliance.clock(), salt=appliance.entropy(32))
+    decision, document = decided.decision, decided.decision.to_dict()
+    record(session, appliance, decided, actor=COORDINATOR, subject=spec.study)
     state = state_of(decision)
     if state is StudyState.DENIED:
         append(
@@ -182,7 +174,7 @@ def propose(
             EventType.STUDY_DENIED,
             actor=COORDINATOR,
             subject=spec.study,
-            digests={"decision": digest(document)},
+            digests={"decision": decided.digest},
             groups={"rules": sorted({finding.rule for finding in reasons(decision)})},
         )
         studies.add_denied(
@@ -229,10 +221,6 @@ def state_of(decision: Decision) -> StudyState:
     if owed and all(finding.effect.startswith(APPROVAL) for finding in owed):
         return StudyState.HELD
     return StudyState.DENIED
-
-
-def _packs(decision: Decision) -> dict[str, str]:
-    return {f"pack_{name.replace('-', '_')}": value for name, value in decision.pack_digests.items()}
 
 
 def _registered(sites: SiteRepository, spec: Proposal) -> list[RegisteredDataset]:

@@ -11,13 +11,14 @@ from coordinator.database import reading, transaction
 from coordinator.evidence.facts import study_papers
 from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.routes import installable_for
 from coordinator.studies import views
 from coordinator.studies.consent import answer
 from coordinator.studies.control import approve_plan, start, stop
 from coordinator.studies.exclude import exclude
-from coordinator.studies.policy import active_policy, proposal_facts
+from coordinator.studies.policy import proposal_facts
 from coordinator.studies.propose import ProposalDenied, Proposed, prepare, propose, state_of
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import ACTIVE, StudyState
@@ -42,8 +43,8 @@ def post_study(
     person: _Researcher, appliance: ApplianceOf, body: _Body, dry_run: Annotated[bool, Query()] = False
 ) -> dict[str, Any]:
     """Propose a signed spec; with `dry_run`, only say what the gate would."""
-    policy = active_policy()
     with reading(appliance.engine) as session:
+        policy = active_policy(session, appliance)
         prepared = prepare(session, appliance, policy, person, body)
         papers = study_papers(session, appliance, prepared[0].spec)
     if dry_run:
@@ -119,7 +120,7 @@ def get_results(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[s
 def post_approval(study: str, person: AnyPerson, appliance: ApplianceOf, body: _Body) -> dict[str, Any]:
     """A planned approver's signed decision on a plan that policy holds."""
     with transaction(appliance.engine) as session:
-        decision = approve_plan(session, appliance, active_policy(), person, study, body)
+        decision = approve_plan(session, appliance, active_policy(session, appliance), person, study, body)
         state = StudyRepository(session).get(study).state
     return {"study": study, "state": state, "decision": decision.to_dict() if decision else None}
 

@@ -122,7 +122,8 @@ def local_policy(home: SiteHome, governance: Governance) -> Policy:
             if name.endswith(".yaml"):
                 documents[f"site-{name.removesuffix('.yaml')}"] = _read(folder / name)
     policy = policy_from(documents)
-    return Policy(policy.catalogue, policy.packs, policy.parameters.for_site(governance.parameters))
+    own = policy.parameters.for_site(governance.parameters)
+    return Policy(policy.catalogue, policy.packs, own, policy.documents)
 
 
 def _read(path: Path) -> bytes:

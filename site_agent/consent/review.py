@@ -119,7 +119,7 @@ def review(
     granted_before = last_granted(session, plan.spec.study, settings.coordinator)
     standing = session.get(StudyGrant, signed.digest)
     limit = Budget(governance.epsilon_limit, governance.delta_limit)
-    own_packs = {pack.id: pack.digest for pack in policy.packs}
+    own_packs = policy.documents
     return Review(
         signed=signed,
         answer=None if standing is None else Answer(standing.state),

@@ -162,7 +162,7 @@ def test_concurrent_appends_and_sequencers_lose_and_duplicate_nothing(made: Made
     for thread in sequencers:
         thread.join()
     assert wrong == []
-    total = appenders * each + 2  # log.started and person.invited
+    total = appenders * each + 3  # log.started, packs.activated and person.invited
     assert integrate_once(appliance) == total
     assert verify_log(appliance) == total
     with reading(appliance.engine) as session:

@@ -20,9 +20,9 @@ from coordinator.governance import FILE, Governance, GovernanceWrong, coordinato
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.rounds.gates import RoundGates
-from coordinator.studies.policy import active_policy
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import StudyState
+from policies.packs import builtin_policy
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
 from protocol.errors import Malformed, Refused
@@ -189,16 +189,16 @@ def test_a_revoked_assessment_shuts_the_next_round(federation: Federation) -> No
         row = StudyRepository(session).get(spec.study)
         plan = plan_of(row)
         papers = study_papers(session, appliance, plan.spec)
-    gates = RoundGates.of(plan, row.plan_digest or "", active_policy())
+    gates = RoundGates.of(plan, row.plan_digest or "", builtin_policy())
     health = HealthyLog().health()
-    assert gates.round(1, health, papers, QUIET, now=appliance.clock()).allowed
+    assert gates.round(1, health, papers, QUIET, now=appliance.clock()).decision.allowed
     with transaction(appliance.engine) as session:
         revoke(session, appliance, officer(federation), assessment_of(appliance, spec).digest)
     with reading(appliance.engine) as session:
         papers = study_papers(session, appliance, plan.spec)
     shut = gates.round(2, health, papers, QUIET, now=appliance.clock())
-    assert not shut.allowed
-    assert {finding.rule for finding in shut.findings} == {"G20-content"}
+    assert not shut.decision.allowed
+    assert {finding.rule for finding in shut.decision.findings} == {"G20-content"}
 
 
 def test_an_assessment_of_another_spec_is_stale(federation: Federation) -> None:

@@ -17,10 +17,10 @@ from coordinator.database import reading, transaction
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.incidents.report import close, new_incident, open_by_person, update
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.releases import review, seal, stopping
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.rounds.tables import Candidate
-from coordinator.studies.policy import active_policy
 from coordinator.studies.tables import Study
 from protocol.audit_event import AuditEvent, EventType
 from protocol.bundle import unpack
@@ -107,7 +107,9 @@ class Federation:
 
     def seal(self) -> bool:
         with transaction(self.appliance.engine) as session:
-            decision = seal.seal(session, self.appliance, active_policy(), self.people["ada"], RELEASE)
+            decision = seal.seal(
+                session, self.appliance, active_policy(session, self.appliance), self.people["ada"], RELEASE
+            )
         if decision is not None and not decision.allowed:
             raise seal.ReleaseDenied(decision)
         with transaction(self.appliance.engine) as session:

@@ -18,7 +18,8 @@ from coordinator.releases.seal import ReleaseDenied
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseFile, ReleaseWaiverRecord
 from coordinator.rounds.tables import Candidate
-from coordinator.studies.policy import active_policy
+from coordinator.policy.active import active_policy
+from policies.packs import builtin_policy
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
 from protocol.envelope import seal as sign
@@ -30,7 +31,7 @@ from tests.coordinator.test_release_review import HASH, RELEASE, STUDY, Federati
 from tests.releases import keys
 
 __all__ = ["federation"]
-PACK = next(pack.id for pack in active_policy().packs if any(rule.text.id == "A03" for rule in pack.rules))
+PACK = next(pack.id for pack in builtin_policy().packs if any(rule.text.id == "A03" for rule in pack.rules))
 
 
 def state(made: Federation) -> ReleaseState:
@@ -80,7 +81,7 @@ def waive(made: Federation, who: str, *, days: float = 30, rule: str = "A03", **
         waivers.grant_waiver(
             session,
             made.appliance,
-            active_policy(),
+            active_policy(session, review.appliance),
             made.people[who],
             RELEASE,
             envelope=sign(WAIVER_TYPE, document, made.keys[key]).to_bytes(),

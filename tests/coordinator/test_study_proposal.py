@@ -12,12 +12,12 @@ from coordinator.database import reading, transaction
 from coordinator.errors import Conflict, NotFound
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.sites.repository import SiteRepository
 from coordinator.studies import views
 from coordinator.studies.consent import answer
 from coordinator.studies.control import approve_plan, start, stop
 from coordinator.studies.plan import PlanRefused
-from coordinator.studies.policy import active_policy
 from coordinator.studies.propose import prepare, read_proposal
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import ConsentConflict, StudyConflict, StudyState
@@ -131,7 +131,9 @@ def test_a_dry_preparation_stores_nothing(federation: Federation) -> None:
     spec = fresh()
     data = seal(PROPOSAL_TYPE, spec.model_dump(mode="json"), federation.researcher_key).to_bytes()
     with reading(federation.appliance.engine) as session:
-        plan, digest = prepare(session, federation.appliance, active_policy(), federation.researcher, data)
+        plan, digest = prepare(
+            session, federation.appliance, active_policy(session, federation.appliance), federation.researcher, data
+        )
     assert plan.spec == spec
     assert digest.startswith("sha256:")
     assert federation.events(spec.study) == []
@@ -174,7 +176,14 @@ def approval(federation: Federation, held: str, name: str, **changes: object) ->
 
 def approve(federation: Federation, study: str, name: str, data: bytes) -> None:
     with transaction(federation.appliance.engine) as session:
-        approve_plan(session, federation.appliance, active_policy(), person(federation, name), study, data)
+        approve_plan(
+            session,
+            federation.appliance,
+            active_policy(session, federation.appliance),
+            person(federation, name),
+            study,
+            data,
+        )
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_more_than_a_batch_is_integrated_in_turn(local: Made, monkeypatch: pytes
     monkeypatch.setattr("coordinator.audit.sequencer.BATCH", 10)
     put(local.appliance, 25)
     sizes = [integrate_once(local.appliance) for _ in range(4)]
-    assert sizes == [12, 22, 27, 27]
+    assert sizes == [13, 23, 28, 28]
     assert verify_log(local.appliance) == 27
 
 
@@ -159,9 +159,9 @@ def test_a_crash_between_tiles_and_head_is_harmless(local: Made, monkeypatch: py
     store = tile_store(local.appliance)
     assert store.frontier(*before).root == before[1], "the published log is still there"
     put(local.appliance, 5)
-    while head(local.appliance)[0] < 307:
+    while head(local.appliance)[0] < 308:
         integrate_once(local.appliance)
-    assert verify_log(local.appliance) == 307
+    assert verify_log(local.appliance) == 308
 
 
 def test_a_crash_after_indices_or_within_a_tile_is_harmless(local: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +185,8 @@ def test_a_crash_after_indices_or_within_a_tile_is_harmless(local: Made, monkeyp
         patch.setattr(TileStore, "_write", tear)
         with pytest.raises(InterruptedError):
             integrate_once(local.appliance)
-    assert integrate_once(local.appliance) == 22
-    assert verify_log(local.appliance) == 22
+    assert integrate_once(local.appliance) == 23
+    assert verify_log(local.appliance) == 23
 
 
 def test_two_heads_cannot_follow_one(local: Made) -> None:
@@ -215,7 +215,7 @@ def test_appends_from_processes_are_all_in_the_log(local: Made) -> None:
     outputs = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0] * 4, outputs
     integrate_once(local.appliance)
-    assert verify_log(local.appliance) == 2 + 4
+    assert verify_log(local.appliance) == 3 + 4
     assert len(set(leaves(local.appliance))) == 6
 
 
@@ -259,7 +259,7 @@ def test_tampering_with_the_database_is_seen(local: Made, tamper: str) -> None:
         else:
             row = session.exec(select(LogCheckpoint).order_by(col(LogCheckpoint.size).desc())).first()
             assert row is not None
-            row.note = row.note.replace(b"\n12\n", b"\n13\n")
+            row.note = row.note.replace(b"\n13\n", b"\n14\n")
     with pytest.raises((LogTampered, BadSignature)):
         verify_log(local.appliance)
 
@@ -278,7 +278,7 @@ def test_a_sequencer_that_fails_says_so_and_recovers(local: Made, monkeypatch: p
         assert thread.failure.startswith("OSError at coordinator.audit")
     thread._step()
     assert thread.failure is None
-    assert verify_log(local.appliance) == 3
+    assert verify_log(local.appliance) == 4
 
 
 def test_a_quorum_is_what_the_policy_says(local: Made, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from coordinator.database import reading, transaction
 from coordinator.initialise import initialise
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.rounds.driver import RoundDriver
 from coordinator.rounds.exchange import Answer, Kind, Unreached
 from coordinator.rounds.repository import CandidateRepository, RecordedAttempt, RoundRepository, round_record
@@ -39,7 +40,6 @@ from coordinator.sites.tables import Site, SiteDataset
 from coordinator.studies.consent import answer
 from coordinator.studies.control import start
 from coordinator.studies.plan import schema_digest
-from coordinator.studies.policy import active_policy
 from coordinator.studies.propose import Proposed, prepare, propose
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import StudyState
@@ -353,7 +353,6 @@ class Federation:
             self.appliance,
             study,
             exchange or self.exchange,
-            policy=active_policy(),
             watch=HealthyLog(),
             monotonic=self.clock.monotonic,
         )
@@ -362,9 +361,11 @@ class Federation:
         give_papers(self.appliance, spec)
         data = seal(PROPOSAL_TYPE, spec.model_dump(mode="json"), self.researcher_key).to_bytes()
         with reading(self.appliance.engine) as session:
-            prepared = prepare(session, self.appliance, active_policy(), self.researcher, data)
+            prepared = prepare(session, self.appliance, active_policy(session, self.appliance), self.researcher, data)
         with transaction(self.appliance.engine) as session:
-            return propose(session, self.appliance, active_policy(), self.researcher, data, prepared)
+            return propose(
+                session, self.appliance, active_policy(session, self.appliance), self.researcher, data, prepared
+            )
 
     def consent(self, asked: str, name: str, decision: str = "grant", **changes: object) -> StudyState:
         """The site's signed answer; a grant reserves its ledger and lets it take part."""

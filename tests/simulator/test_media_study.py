@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from coordinator.database import reading, transaction
 from coordinator.people.repository import PersonRepository
+from coordinator.policy.active import active_policy
 from coordinator.releases.build import model_files, subject_of
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.tables import SiteDataset
 from coordinator.studies.control import approve_plan
-from coordinator.studies.policy import active_policy
 from coordinator.studies.states import StudyState
 from protocol.canonical import sha256_hex
 from protocol.consent import PLAN_APPROVAL_TYPE
@@ -174,7 +174,9 @@ def begin(federation: Federation, spec: StudySpec) -> None:
     }  # fmt: skip
     signed = seal(PLAN_APPROVAL_TYPE, document, federation.approver_keys["carl"]).to_bytes()
     with transaction(federation.appliance.engine) as session:
-        approve_plan(session, federation.appliance, active_policy(), carl, spec.study, signed)
+        approve_plan(
+            session, federation.appliance, active_policy(session, federation.appliance), carl, spec.study, signed
+        )
     for name in NAMES:
         federation.consent(spec.study, name)
     federation.start(spec.study)

@@ -11,7 +11,6 @@ import pytest
 from coordinator.audit.health import LogHealth
 from coordinator.rounds.driver import RoundDriver
 from coordinator.rounds.exchange import Answer, Unreached
-from coordinator.studies.policy import active_policy
 from coordinator.studies.states import StudyState
 from protocol.envelope import Envelope, seal
 from protocol.evaluation import read_report
@@ -298,7 +297,7 @@ def test_no_round_is_asked_while_the_log_lacks_a_quorum(federation: Federation, 
             return LogHealth(quorum=False, age_seconds=0, unwitnessed=9)
 
     driver = RoundDriver(
-        federation.appliance, study, federation.exchange, policy=active_policy(), watch=Unwitnessed(),
+        federation.appliance, study, federation.exchange, watch=Unwitnessed(),
         monotonic=federation.clock.monotonic,
     )  # fmt: skip
     assert driver.run() is StudyState.FAILED

@@ -540,6 +540,57 @@ def upgrade() -> None:
         sa.Column("erased_at", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("log_index", name=op.f("pk_payload_erasure")),
     )
+    op.create_table(
+        "policy_set",
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("policy", sa.String(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("proposer", sa.String(), nullable=True),
+        sa.Column("proposer_key", sa.String(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("proposed_at", sa.String(), nullable=False),
+        sa.Column("activation", sa.LargeBinary(), nullable=True),
+        sa.Column("activated_at", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_policy_set")),
+    )
+    op.create_index(op.f("ix_policy_set_number"), "policy_set", ["number"], unique=False)
+    op.create_index(op.f("ix_policy_set_policy"), "policy_set", ["policy"], unique=False)
+    op.create_index(op.f("ix_policy_set_state"), "policy_set", ["state"], unique=False)
+    op.create_table(
+        "policy_document",
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_policy_document")),
+    )
+    op.create_table(
+        "policy_vote",
+        sa.Column("set_digest", sa.String(), nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("registered_at", sa.String(), nullable=False),
+        sa.Column("activate", sa.Boolean(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.Column("decided_at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["set_digest"], ["policy_set.digest"], name=op.f("fk_policy_vote_set_digest_policy_set")
+        ),
+        sa.PrimaryKeyConstraint("set_digest", "person", name=op.f("pk_policy_vote")),
+    )
+    op.create_table(
+        "policy_decision",
+        sa.Column("entry", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
+        sa.Column("gate", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("policy", sa.String(), nullable=False),
+        sa.Column("outcome", sa.String(), nullable=False),
+        sa.Column("at", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["entry"], ["log_entry.id"], name=op.f("fk_policy_decision_entry_log_entry")),
+        sa.PrimaryKeyConstraint("entry", name=op.f("pk_policy_decision")),
+    )
+    op.create_index(op.f("ix_policy_decision_gate"), "policy_decision", ["gate"], unique=False)
+    op.create_index(op.f("ix_policy_decision_subject"), "policy_decision", ["subject"], unique=False)
 
 
 def downgrade() -> None:
@@ -550,6 +601,15 @@ def downgrade() -> None:
     for column in ("state", "about", "scope"):
         op.drop_index(op.f(f"ix_incident_{column}"), table_name="incident")
     op.drop_table("incident")
+    op.drop_index(op.f("ix_policy_decision_subject"), table_name="policy_decision")
+    op.drop_index(op.f("ix_policy_decision_gate"), table_name="policy_decision")
+    op.drop_table("policy_decision")
+    op.drop_table("policy_vote")
+    op.drop_table("policy_document")
+    op.drop_index(op.f("ix_policy_set_state"), table_name="policy_set")
+    op.drop_index(op.f("ix_policy_set_policy"), table_name="policy_set")
+    op.drop_index(op.f("ix_policy_set_number"), table_name="policy_set")
+    op.drop_table("policy_set")
     op.drop_index(op.f("ix_evidence_subject"), table_name="evidence")
     op.drop_index(op.f("ix_evidence_scope"), table_name="evidence")
     op.drop_table("evidence")

@@ -1,0 +1,86 @@
+"""What past decisions would come to under other packs: each is taken again on its own facts, at its own time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from policies.evaluation import evaluate
+from policies.findings import Decision
+from policies.packs import Gate, Pack, Policy, Rule
+from policies.waivers import waive
+
+_KNOWN = ("plan.", "study.", "coordinator.", "audit.", "incident.", "round.number", "round.participants")
+
+
+@dataclass(frozen=True)
+class Past:
+    """A decision that was taken. facts: None where they have been erased, or were refused then. waived: (pack, rule) of
+    the findings that approvers had answered for."""
+
+    entry: int
+    gate: Gate
+    subject: str
+    at: datetime
+    policy: str
+    outcome: str
+    facts: dict[str, Any] | None
+    waived: frozenset[tuple[str, str]] = frozenset()
+
+
+def replay(past: Sequence[Past], policy: Policy) -> dict[str, Any]:
+    """`{"policy", "replayed", "not_replayable", "changed", "decisions"}`.
+
+    `decisions`: one for each decision whose outcome or findings differ: `{"entry", "gate", "subject", "at", "was",
+    "becomes", "findings"}`, findings as `policies.findings.Finding.to_dict` gives them. `not_replayable`: entries
+    without facts.
+    """
+    changed, replayed, lost = [], 0, []
+    for item in past:
+        if item.facts is None:
+            lost.append(item.entry)
+            continue
+        replayed += 1
+        decision = take_again(item, policy)
+        if decision.outcome.value != item.outcome:
+            changed.append(
+                {
+                    "entry": item.entry,
+                    "gate": item.gate,
+                    "subject": item.subject,
+                    "at": decision.to_dict()["evaluated_at"],
+                    "was": item.outcome,
+                    "becomes": decision.outcome.value,
+                    "findings": [finding.to_dict() for finding in decision.findings],
+                }
+            )
+    return {
+        "policy": policy.digest,
+        "replayed": replayed,
+        "not_replayable": lost,
+        "changed": len(changed),
+        "decisions": changed,
+    }
+
+
+def take_again(past: Past, policy: Policy) -> Decision:
+    """The decision at its own time, by those packs, or parts of packs, that judge its gate at the coordinator."""
+    packs = policy.packs if past.gate != "round" else tuple(map(coordinators_part, policy.packs))
+    decision = evaluate(past.gate, past.facts or {}, packs, policy.parameters, now=past.at)
+    return waive(decision, packs, past.waived)
+
+
+def coordinators_part(pack: Pack) -> Pack:
+    """The rules of the round gate that need nothing but the plan, the spec and the log; those about one site are for
+    that site. The pack then applies where its proposal scope does: where a planned site is under that law."""
+    scopes = dict(pack.scopes)
+    if "round" in scopes and "proposal" in scopes:
+        scopes["round"] = scopes["proposal"]
+    return replace(pack, rules=tuple(rule for rule in pack.rules if _judged_there(rule)), scopes=scopes)
+
+
+def _judged_there(rule: Rule) -> bool:
+    guard = rule.text.applies_when.facts if rule.text.applies_when else ()
+    return all(path.startswith(_KNOWN) for path in (*rule.text.facts, *guard))
