@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from coordinator.client import evidence, incident, model, policy, release, study, witness_commands
+from coordinator.client import evidence, incident, model, policy_change, release, study, witness_commands
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
@@ -17,7 +17,7 @@ audit = typer.Typer(no_args_is_help=True, help="The audit log: export, verify, q
 app.add_typer(study.app, name="study")
 app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
-app.add_typer(policy.app, name="policy")
+app.add_typer(policy_change.app, name="policy")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(incident.app, name="incident")
 app.add_typer(audit, name="audit")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from policies.documents import MAX_BYTES
-from policies.packs import Policy, builtin_packs, policy_from
+from policies.packs import SHARED, Policy, builtin_packs, policy_from
 from protocol.errors import Malformed
 
 BUILT_IN = "built-in"
-_SHARED = ("facts", "parameters")
+_NEEDED = ("facts", "parameters")
 _SUFFIX = ".yaml"
 MAX_DOCUMENTS = 200
 
@@ -29,7 +30,7 @@ def read_documents(place: str | None) -> dict[str, bytes]:
         for within, prefix in ((folder, ""), (folder / "cases", "cases/"))
         for path in _files(within)
     }
-    if not any("/" not in name and name not in _SHARED for name in documents):
+    if not any("/" not in name and name not in SHARED for name in documents):
         raise Malformed(f"{folder} holds no pack.", "Name a folder that holds packs as *.yaml, and facts.yaml.")
     return documents
 
@@ -46,25 +47,22 @@ def read_pair(old: str, new: str) -> tuple[Policy, Policy]:
     for place in (old, new):
         if place in lone:
             path = Path(place)
-            beside = {name: _read(p) for name in _SHARED if (p := path.with_name(name + _SUFFIX)).is_file()}
-            shared = beside if len(beside) == len(_SHARED) else (whole[0] if whole else builtin_packs())
-            documents = {name: shared[name] for name in _SHARED if name in shared}
+            beside = {name: _read(p) for name in SHARED if (p := path.with_name(name + _SUFFIX)).is_file()}
+            shared = beside if set(_NEEDED) <= set(beside) else (whole[0] if whole else builtin_packs())
+            documents = {name: shared[name] for name in SHARED if name in shared}
             sides.append(policy_from({**documents, path.stem: _read(path)}))
         else:
             sides.append(policy_from(read_documents(place)))
     if len(lone) == 1:
         only = {pack.id for place, side in zip((old, new), sides, strict=True) if place in lone for pack in side.packs}
-        sides = [
-            Policy(side.catalogue, tuple(pack for pack in side.packs if pack.id in only), side.parameters)
-            for side in sides
-        ]
+        sides = [replace(side, packs=tuple(pack for pack in side.packs if pack.id in only)) for side in sides]
     return sides[0], sides[1]
 
 
 def _is_file(place: str) -> bool:
     if place == BUILT_IN or Path(place).is_dir():
         return False
-    if not Path(place).is_file() or Path(place).suffix != _SUFFIX or Path(place).stem in _SHARED:
+    if not Path(place).is_file() or Path(place).suffix != _SUFFIX or Path(place).stem in SHARED:
         raise Malformed(
             f"There are no packs at {place}.",
             f"Name a folder of packs, one pack's {_SUFFIX} file, or {BUILT_IN} for those that ship with Cloister.",
