@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SetDigest = Annotated[str, typer.Argument(metavar="SET", help="The set's digest, as `cloister policy list` shows it.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, in words; kept at the coordinator, erasable.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask before signing.")]
+__all__ = ["app"]
 IN_FORCE = "in-force"
 PAGE = 200
 
@@ -282,19 +283,19 @@ def _past(connection: Connection, gate: str | None, about: str | None, limit: in
     from policies.replay import Past
 
     found: list[Past] = []
-    before: int | None = None
-    while len(found) < limit:
-        query: dict[str, str | int] = {"limit": min(PAGE, limit - len(found))}
-        query |= {name: value for name, value in (("gate", gate), ("subject", about)) if value is not None}
-        rows = connection.get("/v1/policy/decisions", **query, **({} if before is None else {"before": before}))
+    query: dict[str, str | int] = {
+        name: value for name, value in (("gate", gate), ("subject", about)) if value is not None
+    }
+    while (asked := min(PAGE, limit - len(found))) > 0:
+        rows = connection.get("/v1/policy/decisions", limit=asked, **query)
         for row in rows:
             at = datetime.fromisoformat(row["at"])
-            found.append(
-                Past(row["entry"], row["gate"], row["subject"], at, row["policy"], row["outcome"], row["facts"])
-            )
-        if len(rows) < query["limit"]:
+            waived = frozenset((pack, rule) for pack, rule in row["waived"])
+            told = (row["entry"], row["gate"], row["subject"], at, row["policy"], row["outcome"], row["facts"])
+            found.append(Past(*told, waived))
+        if len(rows) < asked:
             break
-        before = rows[-1]["entry"]
+        query["before"] = rows[-1]["entry"]
     return found
 
 

@@ -131,7 +131,13 @@ def waive(release: str, body: Decision, person: Approver, appliance: ApplianceOf
     _settle(appliance, release)
     with transaction(appliance.engine) as session:
         row = waivers.grant_waiver(
-            session, appliance, active_policy(session, appliance), person, release, envelope=_bytes(body.envelope), reason=body.reason
+            session,
+            appliance,
+            active_policy(session, appliance),
+            person,
+            release,
+            envelope=_bytes(body.envelope),
+            reason=body.reason,
         )
         return describe(row, ReleaseRepository(session))
 

@@ -12,13 +12,13 @@ from sqlmodel import select
 from coordinator.database import reading, transaction
 from coordinator.errors import Conflict, Forbidden, NotFound
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.releases import review, stopping, waivers
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.seal import ReleaseDenied
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseFile, ReleaseWaiverRecord
 from coordinator.rounds.tables import Candidate
-from coordinator.policy.active import active_policy
 from policies.packs import builtin_policy
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
@@ -81,7 +81,7 @@ def waive(made: Federation, who: str, *, days: float = 30, rule: str = "A03", **
         waivers.grant_waiver(
             session,
             made.appliance,
-            active_policy(session, review.appliance),
+            active_policy(session, made.appliance),
             made.people[who],
             RELEASE,
             envelope=sign(WAIVER_TYPE, document, made.keys[key]).to_bytes(),

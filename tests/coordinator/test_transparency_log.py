@@ -216,7 +216,7 @@ def test_appends_from_processes_are_all_in_the_log(local: Made) -> None:
     assert [process.returncode for process in running] == [0] * 4, outputs
     integrate_once(local.appliance)
     assert verify_log(local.appliance) == 3 + 4
-    assert len(set(leaves(local.appliance))) == 6
+    assert len(set(leaves(local.appliance))) == 7
 
 
 def test_lost_or_damaged_tiles_are_seen_and_rebuilt(local: Made) -> None:

@@ -44,6 +44,7 @@ from coordinator.studies.propose import Proposed, prepare, propose
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import StudyState
 from coordinator.studies.tables import Study
+from policies.packs import SHARED
 from privacy.errors import PrivacyError
 from protocol.audit_event import AuditEvent, EventType
 from protocol.canonical import digest, sha256_hex
@@ -382,7 +383,7 @@ class Federation:
                 "decision": decision,
                 "reason": "agreed" if decision == "grant" else "other",
                 "decision_digest": digest({"site": name}),
-                "packs": plan.packs,
+                "packs": {name: value for name, value in plan.packs.items() if name not in SHARED},
                 "at": timestamp(self.clock.now()),
                 **changes,
             }
