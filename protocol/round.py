@@ -93,6 +93,7 @@ class RefusalCode(StrEnum):
     KEYS_IN_USE = "keys-in-use"
     KEYS_REFUSED = "keys-refused"
     DATA_MISSING = "data-missing"
+    WITHDRAWALS_UNAPPLIED = "withdrawals-unapplied"
     TRAINING_FAILED = "training-failed"
     NOT_ENOUGH_HELD_OUT = "not-enough-held-out"
     UNKNOWN_KIND = "unknown-kind"

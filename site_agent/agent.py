@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,8 @@ from sqlalchemy import Engine
 from protocol.errors import CloisterError
 from site_agent.clock import Clock, system_clock
 from site_agent.cohort.add import register_pending
+from site_agent.cohort.leaving_out import apply_withdrawals
+from site_agent.cohort.withdrawal import deliver_notices
 from site_agent.consent.delivery import deliver
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
 from site_agent.database import open_database, transaction
@@ -144,6 +146,7 @@ class Agent:
         _log.info("agent-started", site=self._settings.site)
         try:
             self._check_ledger()
+            self._leave_out()
             self._check_engine()
             while not self._stop.is_set():
                 try:
@@ -168,6 +171,16 @@ class Agent:
             _log.error("ledger-not-sound", code=refused.code.value)
         except CloisterError as error:
             _log.error("ledger-not-sound", code=error.code)
+
+    def _leave_out(self) -> None:
+        """End what a withdrawal was killed in, and take those that a database put back had forgotten. Until it is done
+        every round on such a snapshot is refused."""
+        try:
+            replaced = apply_withdrawals(self._engine, self._settings.home, secret=self._keys.secret, now=self._clock())
+            if replaced:
+                _log.info("withdrawals-applied", snapshots=replaced)
+        except CloisterError as error:
+            _log.error("withdrawals-not-applied", code=error.code)
 
     def _check_engine(self) -> None:
         """Test the engine where this one has not passed here yet; every round is refused until it has."""
@@ -204,16 +217,20 @@ class Agent:
                 self._stop.wait(_between(1.0, 1.25) * self._settings.poll_seconds)
 
     def _tell(self, client: CoordinatorClient) -> None:
-        """Hand in what could not be handed in before: reports of incidents, answers to plans, snapshots."""
-        try:
-            for incident in deliver_reports(self._engine, client):
-                _log.info("incident-reported", incident=incident)
-            for study in deliver(self._engine, client):
-                _log.info("answer-delivered", study=study)
-            for digest in register_pending(self._engine, client, self._clock):
-                _log.info("snapshot-registered", snapshot=digest)
-        except CoordinatorRefused as error:
-            _log.warning("not-accepted", code=error.code)
+        """Hand in what could not be handed in before. What the coordinator refuses keeps nothing else from it."""
+        engine = self._engine
+        waiting: tuple[tuple[str, Callable[[], Iterable[str]]], ...] = (
+            ("incident-reported", lambda: deliver_reports(engine, client)),
+            ("withdrawal-told", lambda: deliver_notices(engine, client)),
+            ("answer-delivered", lambda: deliver(engine, client)),
+            ("snapshot-registered", lambda: register_pending(engine, client, self._clock)),
+        )
+        for told, hand_in in waiting:
+            try:
+                for what in hand_in():
+                    _log.info(told, what=what)
+            except CoordinatorRefused as error:
+                _log.warning("not-accepted", kind=told, code=error.code)
 
     def _forget_ended(self, client: CoordinatorClient) -> None:
         """Erase the pair secrets of studies that are over, or from which this site was shut out."""

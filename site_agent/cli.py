@@ -12,6 +12,7 @@ import typer
 from privacy.errors import PrivacyError
 from protocol.errors import CloisterError
 from site_agent.cohort import commands as cohort_commands
+from site_agent.cohort import withdrawal_commands
 from site_agent.consent import commands as consent_commands
 from site_agent.evidence import commands as evidence_commands
 from site_agent.incidents import commands as incident_commands
@@ -34,6 +35,7 @@ app = typer.Typer(
     help="A hospital's side of Cloister: patients' data stays here.",
 )
 app.add_typer(cohort_commands.app, name="datasets")
+app.add_typer(withdrawal_commands.app, name="cohort")
 app.add_typer(consent_commands.governance_app, name="governance")
 app.add_typer(consent_commands.app, name="studies")
 app.add_typer(evidence_commands.app, name="evidence")

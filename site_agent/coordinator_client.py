@@ -154,6 +154,10 @@ class CoordinatorClient:
         """Send this site's signed report of an incident."""
         self._send("POST", "/v1/sites/me/incidents", content=report, kind="application/json")
 
+    def post_withdrawal(self, notice: bytes) -> None:
+        """Send this site's signed notice that patients of a study withdrew."""
+        self._send("POST", "/v1/sites/me/withdrawals", content=notice, kind="application/json")
+
     def offer_contribution(self, packet: bytes) -> tuple[str, tuple[int, ...]]:
         """Announce a contribution that comes in chunks: (where to send them, the numbers of those that are lacking)."""
         body = self._send("POST", "/v1/contributions", content=packet, kind="application/octet-stream")

@@ -34,7 +34,9 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
         ledger = standing(session)
         tested = known(session)
         waiting = session.exec(
-            select(func.count()).select_from(Snapshot).where(col(Snapshot.registered_at).is_(None))
+            select(func.count())
+            .select_from(Snapshot)
+            .where(col(Snapshot.registered_at).is_(None), col(Snapshot.replaced_by).is_(None))
         ).one()
     refusals = BudgetStore(engine).last_refusals()
     return {

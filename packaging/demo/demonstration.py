@@ -97,6 +97,8 @@ class Demonstration:
                 f"   {name}: {data['records']} records of {data['patients']} patients, {data['held_out']} held out, "
                 f"{data['rows_dropped']} rows dropped"
             )
+        together([partial(self.site, name, "cohort", "attest-withdrawals") for name in self.sites])
+        self.say("   each hospital says that every withdrawal which it received is entered")
         for name, home in self.sites.items():
             self.start(f"agent-{name}", "cloister-site", "agent", "--home", home)
 

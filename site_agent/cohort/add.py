@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from protocol.dictionary import Dictionary, parse_dictionary
 from protocol.errors import CloisterError, Malformed
 from protocol.identifiers import require_name
 from protocol.strict_yaml import DEFAULT_LIMIT
+from protocol.table import Table
 from protocol.timestamp import timestamp
 from site_agent.clock import Clock
 from site_agent.cohort.assignment import hash_patient
@@ -24,6 +25,7 @@ from site_agent.cohort.quality import Quality, summarise
 from site_agent.cohort.snapshot import Draft, draft, known_roles, path_of, registration, store
 from site_agent.cohort.tables import Snapshot
 from site_agent.cohort.tabular import read_table
+from site_agent.cohort.withdrawal import withdrawn
 from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import transaction
 from site_agent.settings import SiteHome
@@ -61,6 +63,8 @@ def prepare(
     told: how many of them are read. Raises DatasetRefused, or Malformed for a bad `name`."""
     chosen = require_name(name or dictionary.schema.name, "The data set's name")
     table = read_table(table_path, dictionary, lambda identity: hash_patient(secret, identity))
+    with transaction(engine) as session:
+        leave_out(table, withdrawn(session), dictionary)
     media = None
     if dictionary.schema.media is not None:
         media = read_media(table_path.name, files or table_path.absolute().parent, dictionary, table, told)
@@ -74,6 +78,18 @@ def keep(engine: Engine, home: SiteHome, prepared: Prepared, clock: Clock) -> Sn
     """Store a prepared data set: file and rows, or neither."""
     with _no_orphan(home, prepared.snapshot.digest), transaction(engine) as session:
         return store(session, home, prepared.snapshot, now=clock())
+
+
+def leave_out(table: Table, gone: Collection[bytes], dictionary: Dictionary) -> None:
+    """Drop the rows of patients who withdrew, before anything of them is encoded into a snapshot. Raises DatasetRefused
+    where nobody is left."""
+    kept = [index for index, patient in enumerate(table.patients) if patient not in gone]
+    if len(kept) == len(table.patients):
+        return
+    table.dropped[(dictionary.file.patient_id, "the patient withdrew")] += len(table.patients) - len(kept)
+    if not kept:
+        raise DatasetRefused("Every patient of this data set withdrew.", "There is nothing to add.")
+    table.keep(kept)
 
 
 class NotRegistered(CloisterError):
@@ -102,7 +118,9 @@ def register_pending(engine: Engine, client: CoordinatorClient, clock: Clock) ->
     """
     with transaction(engine) as session:
         waiting = session.exec(
-            select(Snapshot).where(col(Snapshot.registered_at).is_(None)).order_by(col(Snapshot.created_at))
+            select(Snapshot)
+            .where(col(Snapshot.registered_at).is_(None), col(Snapshot.replaced_by).is_(None))
+            .order_by(col(Snapshot.created_at))
         ).all()
     for snapshot in waiting:
         client.register_dataset(snapshot.name, registration(snapshot))

@@ -25,7 +25,7 @@ from protocol.errors import CloisterError
 from protocol.proposal import MINIMUM_CELL
 from protocol.timestamp import timestamp
 from site_agent.cohort.assignment import hold_out
-from site_agent.cohort.tables import Snapshot, SnapshotPatient
+from site_agent.cohort.tables import Snapshot, SnapshotPatient, WithdrawnPatient
 from site_agent.durable_files import make_private_folder, write_stream
 from site_agent.keystore import read_secret
 from site_agent.settings import SiteHome
@@ -121,8 +121,20 @@ def draft(
             y = media.masks
             arrange(y, order)
     arrays = SnapshotArrays(x, y, patient, held_out, schema.digest)
-    digest = _digest(secret, arrays, hashes)
-    return Draft(name, schema, arrays, hashes, digest, sum(table.dropped.values()))
+    return draft_of(name, schema, arrays, hashes, secret, dropped=sum(table.dropped.values()))
+
+
+def draft_of(
+    name: str,
+    schema: DatasetSchema,
+    arrays: SnapshotArrays,
+    patient_hashes: tuple[bytes, ...],
+    secret: bytes,
+    *,
+    dropped: int,
+) -> Draft:
+    """A draft of arrays that are in order already. dropped: rows of the file that are not in them."""
+    return Draft(name, schema, arrays, patient_hashes, _digest(secret, arrays, patient_hashes), dropped)
 
 
 def arrange(rows: NDArray[Any], order: NDArray[np.int64]) -> None:
@@ -156,11 +168,14 @@ def store(session: Session, home: SiteHome, snapshot: Draft, *, now: datetime) -
             raise DatasetRefused(
                 f"The same content is registered as {present.name}.", "Use that data set; one content has one name."
             )
+        _refuse_withdrawn(session, snapshot)
         if not path_of(home, snapshot.digest).exists():
             _write(home, snapshot)
         return present
     _refuse_changed_roles(session, snapshot)
+    _refuse_withdrawn(session, snapshot)
     _write(home, snapshot)
+    told_patients, told_held_out = _counts_to_tell(session, snapshot)
     row = Snapshot(
         digest=snapshot.digest,
         name=snapshot.name,
@@ -171,6 +186,8 @@ def store(session: Session, home: SiteHome, snapshot: Draft, *, now: datetime) -
         patients=snapshot.patients,
         held_out=snapshot.held_out,
         created_at=timestamp(now),
+        told_patients=told_patients,
+        told_held_out=told_held_out,
     )
     session.add(row)
     session.flush()
@@ -182,19 +199,30 @@ def store(session: Session, home: SiteHome, snapshot: Draft, *, now: datetime) -
 
 
 def latest(session: Session, schema_digest: str) -> Snapshot | None:
-    """The newest snapshot under this schema, or None."""
-    found = select(Snapshot).where(Snapshot.schema_digest == schema_digest)
+    """The newest snapshot in use under this schema, or None."""
+    found = select(Snapshot).where(Snapshot.schema_digest == schema_digest, col(Snapshot.replaced_by).is_(None))
     # SQLite's rowid tells the order of two that were made within one second.
     return session.exec(found.order_by(col(Snapshot.created_at).desc(), literal_column("rowid").desc())).first()
 
 
+def current(session: Session, digest: str) -> Snapshot | None:
+    """The snapshot in use in this one's place, itself if nobody of it withdrew. None where too few are left, or it is
+    not known."""
+    row = session.get(Snapshot, digest)
+    while row is not None and row.replaced_by is not None:
+        row = session.get(Snapshot, row.replaced_by)
+    return row
+
+
 def registration(snapshot: Snapshot) -> dict[str, Any]:
-    """All that leaves the site about a snapshot. A count of 1 to 10 held-out patients leaves as 0."""
+    """All that leaves the site about a snapshot. A count of 1 to 10 held-out patients leaves as 0; until more than 10
+    patients of a group have left a data set, its counts stay as they were told."""
+    patients, held_out = counts_told(snapshot)
     return {
         "schema_digest": snapshot.schema_digest,
         "snapshot": snapshot.digest,
-        "patients": snapshot.patients,
-        "held_out": snapshot.held_out if snapshot.held_out > MINIMUM_CELL else 0,
+        "patients": patients,
+        "held_out": held_out if held_out > MINIMUM_CELL else 0,
     }
 
 
@@ -204,7 +232,12 @@ def path_of(home: SiteHome, digest: str) -> Path:
 
 
 def load(home: SiteHome, digest: str) -> SnapshotArrays:
-    """The arrays of the snapshot with this digest, checked against it.
+    """The arrays of the snapshot with this digest, as `load_with_patients` has them."""
+    return load_with_patients(home, digest)[0]
+
+
+def load_with_patients(home: SiteHome, digest: str) -> tuple[SnapshotArrays, tuple[bytes, ...]]:
+    """The arrays of the snapshot with this digest, checked against it, and its patients' keyed hashes in index order.
 
     Raises SnapshotUnusable for a file that is missing, damaged or holds other content, KeysUnusable without the secret.
     """
@@ -227,7 +260,7 @@ def load(home: SiteHome, digest: str) -> SnapshotArrays:
         raise SnapshotUnusable(f"The file of snapshot {digest} is damaged.", remedy) from None
     if not hmac.compare_digest(_digest(read_secret(home), arrays, hashes), digest):
         raise SnapshotUnusable(f"The file of snapshot {digest} holds other content.", remedy)
-    return arrays
+    return arrays, hashes
 
 
 def _refuse_changed_roles(session: Session, snapshot: Draft) -> None:
@@ -238,6 +271,40 @@ def _refuse_changed_roles(session: Session, snapshot: Draft) -> None:
         raise DatasetRefused(
             "Another data set with some of these patients was added meanwhile.", "Run the command again."
         )
+
+
+def counts_told(row: Snapshot) -> tuple[int, int]:
+    """(all patients, those held out) as a snapshot's registration counts them, small groups included."""
+    patients = row.patients if row.told_patients is None else row.told_patients
+    return patients, row.held_out if row.told_held_out is None else row.told_held_out
+
+
+def count_to_tell(before: int, left: int) -> int:
+    """The count to tell of a group that was told as `before` and has `left`: as it was, until more than the minimum
+    cell have gone, or so few are left that their number itself must not be told."""
+    return before if left > MINIMUM_CELL and 0 <= before - left <= MINIMUM_CELL else left
+
+
+def _counts_to_tell(session: Session, snapshot: Draft) -> tuple[int | None, int | None]:
+    """What to tell instead of the counts of a data set's new snapshot: a difference to what was told of the one before
+    would count those who withdrew."""
+    earlier = select(Snapshot).where(
+        Snapshot.name == snapshot.name, Snapshot.schema_digest == snapshot.arrays.schema_digest
+    )
+    before = session.exec(earlier.order_by(literal_column("rowid").desc())).first()
+    if before is None:
+        return None, None
+    patients, held_out = counts_told(before)
+    tell_held_out = count_to_tell(held_out, snapshot.held_out)
+    tell = count_to_tell(patients - held_out, snapshot.patients - snapshot.held_out) + tell_held_out
+    return (tell, tell_held_out) if (tell, tell_held_out) != (snapshot.patients, snapshot.held_out) else (None, None)
+
+
+def _refuse_withdrawn(session: Session, snapshot: Draft) -> None:
+    """Whoever withdrew while the file was read is in no snapshot either."""
+    gone = {bytes(patient) for patient in session.exec(select(WithdrawnPatient.patient_hash))}
+    if not gone.isdisjoint(snapshot.patient_hashes):
+        raise DatasetRefused("Patients of this data set withdrew meanwhile.", "Run the command again.")
 
 
 def _write(home: SiteHome, snapshot: Draft) -> None:

@@ -11,7 +11,9 @@ class Snapshot(SQLModel, table=True):
 
     digest: HMAC-SHA256 under the site's secret, "sha256:" + hex: it can leave the site, since nobody can confirm a
     guess of the data with it. patients counts all patients, held_out those that never train.
-    registered_at: when the coordinator last accepted it, or None.
+    registered_at: when the coordinator last accepted it, or None. told_patients, told_held_out: the counts that were
+    told before, where they must stay so that nobody can count those who left; None: its own.
+    replaced_by: the snapshot that leaves patients out who withdrew, "" where too few were left for one; None: in use.
     """
 
     __tablename__ = "snapshot"
@@ -26,6 +28,9 @@ class Snapshot(SQLModel, table=True):
     held_out: int
     created_at: str
     registered_at: str | None = None
+    told_patients: int | None = None
+    told_held_out: int | None = None
+    replaced_by: str | None = None
 
 
 class SnapshotPatient(SQLModel, table=True):
@@ -36,3 +41,36 @@ class SnapshotPatient(SQLModel, table=True):
     snapshot: str = Field(foreign_key="snapshot.digest", primary_key=True)
     patient_hash: bytes = Field(sa_type=LargeBinary, primary_key=True, index=True)
     held_out: bool
+
+
+class WithdrawnPatient(SQLModel, table=True):
+    """A patient who is left out of every snapshot and round from now on, known by the keyed hash. It never leaves."""
+
+    __tablename__ = "withdrawn_patient"
+
+    patient_hash: bytes = Field(sa_type=LargeBinary, primary_key=True)
+    ground: str
+    batch: str = Field(index=True)
+    recorded_at: str
+
+
+class WithdrawalsAttested(SQLModel, table=True):
+    """Up to when everything that patients asked for was entered here, as somebody of the hospital said (row 1)."""
+
+    __tablename__ = "withdrawals_attested"
+
+    id: int = Field(default=1, primary_key=True)
+    through: str
+    attested_at: str
+
+
+class SentNotice(SQLModel, table=True):
+    """A signed notice about one study in which patients who withdrew had taken part."""
+
+    __tablename__ = "withdrawal_notice"
+
+    review: str = Field(primary_key=True)
+    study: str = Field(index=True)
+    notice: bytes = Field(sa_type=LargeBinary)
+    made_at: str
+    delivered: bool = False

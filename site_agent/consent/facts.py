@@ -21,6 +21,7 @@ class LocalData:
     snapshot: str
     patients: int
     held_out: int
+    registered_patients: int
     registered_held_out: int
     records_per_patient: int | None
 

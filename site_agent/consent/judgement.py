@@ -207,7 +207,7 @@ def _about_this_site(plan: Plan, identity: Identity, data: LocalData | None) -> 
         )
     elif (mine.snapshot, mine.patients, mine.held_out) != (
         data.snapshot,
-        data.patients,
+        data.registered_patients,
         data.registered_held_out,
     ):
         yield Objection(

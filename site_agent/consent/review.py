@@ -13,7 +13,7 @@ from policies.evaluation import evaluate
 from policies.findings import APPROVAL, Decision, Finding, Outcome
 from protocol.plan import Plan
 from protocol.study_kind import AnyPlan
-from site_agent.cohort.snapshot import latest, load, registration
+from site_agent.cohort.snapshot import current, latest, load, registration
 from site_agent.cohort.tables import Snapshot
 from site_agent.consent.facts import Epsilons, LocalData, consent_facts
 from site_agent.consent.governance import Governance, local_policy
@@ -71,11 +71,15 @@ def local_data(session: Session, settings: SiteSettings, plan: Plan) -> LocalDat
     row = latest(session, plan.spec.dataset.digest)
     if row is None:
         return None
+    told, planned = registration(row), next((site.snapshot for site in plan.sites if site.name == settings.site), "")
+    in_its_place = current(session, planned)
     return LocalData(
-        snapshot=row.digest,
+        # A plan may name the snapshot as it was before patients withdrew: the one in its place is trained on.
+        snapshot=planned if in_its_place is not None and in_its_place.digest == row.digest else row.digest,
         patients=row.patients,
         held_out=row.held_out,
-        registered_held_out=int(registration(row)["held_out"]),
+        registered_patients=int(told["patients"]),
+        registered_held_out=int(told["held_out"]),
         records_per_patient=_most_records(settings, row),
     )
 

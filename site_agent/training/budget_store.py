@@ -18,6 +18,9 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from protocol.errors import CloisterError
 from protocol.round import Phase, RefusalCode, phase_named
+from site_agent.cohort.snapshot import current
+from site_agent.cohort.tables import Snapshot
+from site_agent.cohort.withdrawal import holds_withdrawn
 from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
@@ -185,12 +188,14 @@ class BudgetStore:
         model: str,
         expired: bool,
         at: str,
+        snapshot: str,
         steps: int = 1,
         decision: RoundDecision | None = None,
     ) -> bytes | None:
         """None: the attempt is consumed and its `steps` noisy steps charged, durably; compute it now, once. bytes: the
         answer that is on disk for this very request. Raises AttemptRefused, and then nothing is charged.
 
+        snapshot: what is to be computed on; refused where patients of it withdrew meanwhile.
         decision: of the site's round gate, stored in the charge's own transaction.
         """
         self._reached("before-charge")
@@ -200,6 +205,8 @@ class BudgetStore:
             grant = session.get(StudyGrant, plan_digest)
             if grant is None or grant.state != Answer.GRANTED or grant.study != key.study:
                 raise AttemptRefused(RefusalCode.PLAN_NOT_GRANTED)
+            if _in_use(session, grant).digest != snapshot:
+                raise AttemptRefused(RefusalCode.WITHDRAWALS_UNAPPLIED)
             row = session.exec(_attempt(key)).first()
             charges = _charges(session, plan_digest, key.phase)
             if not charges or any(charge.released for charge in charges):
@@ -275,6 +282,12 @@ class BudgetStore:
     def reading(self) -> AbstractContextManager[Session]:
         """A transaction for whoever gathers what a decision about an attempt needs."""
         return transaction(self._engine)
+
+    def snapshot_in_use(self, grant: StudyGrant) -> Snapshot:
+        """The snapshot to compute on: the granted one, or that which leaves out who withdrew since. Raises
+        AttemptRefused, WITHDRAWALS_UNAPPLIED, while one still holds them, and where too few are left."""
+        with transaction(self._engine) as session:
+            return _in_use(session, grant)
 
     def granted(self, plan_digest: str) -> StudyGrant | None:
         """The grant of this plan, while it stands."""
@@ -397,6 +410,13 @@ class BudgetStore:
         """The newest refusals, newest first."""
         with transaction(self._engine) as session:
             return list(session.exec(select(RefusalRecord).order_by(col(RefusalRecord.id).desc()).limit(limit)))
+
+
+def _in_use(session: Session, grant: StudyGrant) -> Snapshot:
+    row = current(session, grant.snapshot)
+    if row is None or holds_withdrawn(session, row.digest):
+        raise AttemptRefused(RefusalCode.WITHDRAWALS_UNAPPLIED)
+    return row
 
 
 def _refuse_unsound(session: Session) -> None:

@@ -45,7 +45,7 @@ from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.engine import engine_version
 from site_agent.training.refusals import code_of
-from site_agent.training.requests import Asked, check_cohort, check_round, open_request, peer_messages
+from site_agent.training.requests import Asked, check_cohort, check_own_counts, check_round, open_request, peer_messages
 from site_agent.training.round_gate import RoundGate, RoundRefused
 from site_agent.training.states import AttemptKey, AttemptRefused
 from site_agent.training.sums import largest_parameter, sum_parameters
@@ -240,7 +240,9 @@ class Participant:
         if not set(request.cohort) <= set(machine.peers):
             raise AttemptRefused(RefusalCode.UNKNOWN_SITE)
         grid, noise_std = sum_parameters(plan.secure_sum(request.phase, request.cohort))
-        self._worker.open(plan, grant.snapshot)
+        snapshot = self._store.snapshot_in_use(grant)
+        check_own_counts(request, plan, snapshot.held_out)
+        self._worker.open(plan, snapshot.digest)
         now = self._clock()
         position = plan.position(request.phase, request.round)
         stored = self._store.consume(
@@ -251,6 +253,7 @@ class Participant:
             model=request.model,
             expired=now > moment(request.expires_at),
             at=timestamp(now),
+            snapshot=snapshot.digest,
             steps=plan.steps_of(request.phase),
             decision=decision,
         )

@@ -93,9 +93,19 @@ def check_round(request: RoundRequest, body: bytes, plan: Plan) -> None:
         raise AttemptRefused(RefusalCode.ENTRY_UNKNOWN)
     if len(body) != plan.body_length(request.phase) * FLOAT_BYTES:
         raise AttemptRefused(RefusalCode.WRONG_LENGTH)
-    exact = isinstance(plan, StudyPlan) and request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"
-    if exact and any(plan.site(name).held_out <= MINIMUM_CELL for name in request.cohort):
+    if _is_exact(request, plan) and any(plan.site(name).held_out <= MINIMUM_CELL for name in request.cohort):
         raise AttemptRefused(RefusalCode.NOT_ENOUGH_HELD_OUT)
+
+
+def check_own_counts(request: RoundRequest, plan: Plan, held_out: int) -> None:
+    """Raises AttemptRefused for an exact evaluation where too few held-out patients are left here: the plan tells how
+    many there were before some withdrew."""
+    if _is_exact(request, plan) and held_out <= MINIMUM_CELL:
+        raise AttemptRefused(RefusalCode.NOT_ENOUGH_HELD_OUT)
+
+
+def _is_exact(request: RoundRequest, plan: Plan) -> bool:
+    return isinstance(plan, StudyPlan) and request.phase == "evaluate" and plan.spec.evaluation.mode == "exact"
 
 
 def peer_messages(request: KeyRequest, body: bytes, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -25,7 +25,7 @@ from protocol.round import RefusalCode, RoundRequest
 from protocol.signing import VerifyingKey
 from protocol.study_kind import AnyPlan
 from protocol.timestamp import timestamp
-from site_agent.cohort.tables import Snapshot
+from site_agent.cohort.withdrawal import facts as withdrawal_facts
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import DatabaseUnusable
 from site_agent.evidence.facts import papers_facts
@@ -75,6 +75,7 @@ class Taken:
     spent: Budget
     papers: Mapping[str, Any]
     incidents: Mapping[str, Any]
+    withdrawals: Mapping[str, Any]
     log_sound: bool
 
 
@@ -118,6 +119,7 @@ class RoundGate:
             incidents=incident_facts(
                 session, self._log.matters(session), study=request.study, sites=request.cohort, now=now
             ),
+            withdrawals=withdrawal_facts(session),
             log_sound=not standing_alarms(session),
         )
         return self._decide(rules, taken, now)
@@ -219,7 +221,7 @@ def round_facts(taken: Taken, site: str, governance: Governance) -> dict[str, An
     plan, request = taken.plan, taken.request
     return {
         **document_facts(plan, request.plan_digest, site=site),
-        "dataset": dataset_facts(plan, governance, taken.data),
+        "dataset": {**dataset_facts(plan, governance, taken.data), **taken.withdrawals},
         "site": site_facts(site, governance, taken.data, taken.papers),
         "ledger": {
             "epsilon_spent": taken.spent.epsilon,
@@ -262,17 +264,19 @@ def _instructed(taken: Taken) -> bool:
 
 
 def _data(session: Session, snapshot: str) -> LocalData | None:
-    from site_agent.cohort.snapshot import registration
+    from site_agent.cohort.snapshot import current, registration
     from site_agent.consent.facts import LocalData
 
-    row = session.get(Snapshot, snapshot)
+    row = current(session, snapshot)
     if row is None:
         return None
+    told = registration(row)
     return LocalData(
-        snapshot=row.digest,
+        snapshot=snapshot,
         patients=row.patients,
         held_out=row.held_out,
-        registered_held_out=int(registration(row)["held_out"]),
+        registered_patients=int(told["patients"]),
+        registered_held_out=int(told["held_out"]),
         records_per_patient=None,
     )
 

@@ -59,6 +59,7 @@ from protocol.study import StudyPlan, StudySpec
 from protocol.study_kind import AnySpec
 from protocol.timestamp import timestamp
 from site_agent.cohort.tables import Snapshot, SnapshotPatient
+from site_agent.cohort.withdrawal import attest
 from site_agent.consent.governance import Governance, save_governance
 from site_agent.consent.judgement import charges, own_epsilons
 from site_agent.consent.tables import StudyGrant
@@ -611,6 +612,7 @@ def _site(folder: Path, name: str, appliance: Appliance, clock: SimulatedClock) 
             SnapshotPatient(snapshot=snapshot, patient_hash=number.to_bytes(32, "big"), held_out=number < 20)
             for number in range(80)
         )
+        attest(session, timestamp(clock.now()), now=clock.now())
     save_governance(
         SiteHome(folder),
         Governance(

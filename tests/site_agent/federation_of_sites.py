@@ -46,6 +46,7 @@ from protocol.timestamp import timestamp
 from protocol.witness_policy import WitnessPolicy, required_quorum
 from site_agent.cohort import snapshot as snapshots
 from site_agent.cohort.snapshot import Draft, SnapshotArrays, store
+from site_agent.cohort.withdrawal import attest
 from site_agent.consent import governance as local
 from site_agent.consent.grant import grant
 from site_agent.consent.plans import SignedPlan, open_plan
@@ -158,6 +159,7 @@ def hospital(
     content = Draft("hearts", SCHEMA, arrays, hashes, snapshots._digest(keys.secret, arrays, hashes), 0)
     with transaction(engine) as session:
         row = store(session, home, content, now=NOW)
+        attest(session, timestamp(NOW), now=NOW)
     local.save_governance(
         home,
         local.Governance(jurisdiction="EU", hipaa_role="none", categories=("health",), collection_purpose="cardiology"),

@@ -92,6 +92,8 @@ def consume(store: BudgetStore, plan: str, round_number: int = 1, attempt: int =
     phase = arguments.pop("phase", "train")
     key = AttemptKey("study-a", phase, round_number, attempt)  # type: ignore[arg-type]
     position = round_number if phase == "train" else 100 + round_number
+    standing = store.granted(plan)
+    arguments.setdefault("snapshot", standing.snapshot if standing else "")
     return store.consume(key, position=position, plan_digest=plan, **arguments)  # type: ignore[arg-type]
 
 
@@ -317,6 +319,7 @@ def reached(name):
 store = BudgetStore(connect(Path(database)), reached=reached)
 key = AttemptKey("study-a", "train", 1, 1)
 told = {"plan_digest": plan, "request_digest": request, "model": "m", "expired": False, "at": "2026"}
+told["snapshot"] = store.granted(plan).snapshot
 assert store.consume(key, position=1, **told) is None
 reached("computed")
 store.keep(key, b"masked " + os.urandom(16), b"keys-1")
