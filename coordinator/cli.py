@@ -180,12 +180,12 @@ def retention_run(
     as_json: Json = False,
 ) -> None:
     """Erase what the retention gate lets go, for good; the log tells of it."""
+    from coordinator.policy.active import policy_in_force
     from coordinator.retention.purge import run as erase
     from coordinator.retention.report import planned, ran, run_lines, would_run
-    from coordinator.studies.policy import active_policy
 
     appliance = _open(home)
-    document = would_run(planned(appliance)) if dry_run else ran(erase(appliance, active_policy()))
+    document = would_run(planned(appliance)) if dry_run else ran(erase(appliance, policy_in_force(appliance)))
     emit(document, as_json=as_json, text="\n".join(run_lines(document)))
 
 

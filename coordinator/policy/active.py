@@ -7,6 +7,7 @@ from functools import lru_cache
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
+from coordinator.database import reading
 from coordinator.errors import Unavailable
 from coordinator.policy.repository import PolicyRepository
 from coordinator.policy.tables import PolicySetRow
@@ -27,6 +28,12 @@ def active_policy(session: Session, appliance: Appliance) -> Policy:
     another set than the one that two people, or the package, put in force."""
     found = active_set(session, appliance)
     return _compiled(found.set.policy, tuple(sorted(found.documents.items())))
+
+
+def policy_in_force(appliance: Appliance) -> Policy:
+    """`active_policy` in a transaction of its own."""
+    with reading(appliance.engine) as session:
+        return active_policy(session, appliance)
 
 
 def active_set(session: Session, appliance: Appliance) -> ActivatedPolicy:

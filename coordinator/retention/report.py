@@ -6,16 +6,16 @@ from typing import Any
 
 from coordinator.appliance import Appliance
 from coordinator.database import reading
+from coordinator.policy.active import active_policy
 from coordinator.retention.gate import Judged, plan
 from coordinator.retention.prune import Pruned, forecast
 from coordinator.retention.purge import ERASABLE, Run
-from coordinator.studies.policy import active_policy
 
 
 def planned(appliance: Appliance) -> dict[str, Any]:
     """Every holding with what becomes of it, and what of the log's payloads a pruning would erase."""
-    policy = active_policy()
     with reading(appliance.engine) as session:
+        policy = active_policy(session, appliance)
         judged = plan(session, appliance, policy)
         pruned, _ = forecast(session, appliance, policy)
     return {"holdings": [_row(one) for one in judged], "payloads": _payloads(pruned)}

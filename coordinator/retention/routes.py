@@ -11,10 +11,10 @@ from coordinator import problems
 from coordinator.database import forget_erased, reading, transaction
 from coordinator.identity import ApplianceOf, current_person
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.retention.erasure import ErasureDenied, Ground, ask, confirm
 from coordinator.retention.repository import RetentionRepository
 from coordinator.retention.tables import PayloadErasure
-from coordinator.studies.policy import active_policy
 from protocol.identifiers import Frozen, Role
 
 router = APIRouter(prefix="/v1/audit/erasures", tags=["retention"])
@@ -40,7 +40,7 @@ def post_erasure(body: Asked, person: _Keeper, appliance: ApplianceOf) -> dict[s
 @router.post("/{index}/confirm")
 def post_confirmation(index: int, person: _Keeper, appliance: ApplianceOf) -> dict[str, Any]:
     with transaction(appliance.engine) as session:
-        document = shown(confirm(session, appliance, active_policy(), person, index))
+        document = shown(confirm(session, appliance, active_policy(session, appliance), person, index))
     return {**document, "forgotten": forget_erased(appliance.engine)}
 
 

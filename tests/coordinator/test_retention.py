@@ -21,12 +21,12 @@ from coordinator.database import reading, transaction
 from coordinator.errors import Conflict, NotFound
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy, policy_in_force
 from coordinator.retention.erasure import ErasureDenied, ask, confirm
 from coordinator.retention.prune import Entry, choose
 from coordinator.retention.purge import Run, run
 from coordinator.retention.repository import RetentionRepository
 from coordinator.sites import enrolment
-from coordinator.studies.policy import active_policy
 from protocol.audit_event import AuditEvent, EventType
 from protocol.checkpoint import cosigner_key
 from protocol.enrolment import witness_name
@@ -71,7 +71,7 @@ class Kept:
         self.made.clock.move(days=days)
 
     def run(self) -> Run:
-        done = run(self.made.appliance, active_policy())
+        done = run(self.made.appliance, policy_in_force(self.made.appliance))
         self.witness()
         return done
 
@@ -94,7 +94,7 @@ class Kept:
     def confirm(self, confirmer: str, index: int) -> None:
         appliance = self.made.appliance
         with transaction(appliance.engine) as session:
-            confirm(session, appliance, active_policy(), self.person(confirmer), index)
+            confirm(session, appliance, active_policy(session, appliance), self.person(confirmer), index)
 
     def verified(self) -> AuditReport:
         self.witness()

@@ -13,6 +13,7 @@ import pytest
 from coordinator.appliance import open_appliance
 from coordinator.database import reading, transaction
 from coordinator.incidents.tables import IncidentRecord
+from coordinator.policy.active import active_policy, policy_in_force
 from coordinator.releases import review
 from coordinator.releases.repository import ModelPurged, ReleaseRepository
 from coordinator.retention.gate import Judged, plan
@@ -21,7 +22,6 @@ from coordinator.retention.purge import Run, run
 from coordinator.retention.report import lines, planned, run_lines, would_run
 from coordinator.rounds.chunk_store import Place
 from coordinator.rounds.tables import Candidate, ModelState
-from coordinator.studies.policy import active_policy
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import StudyState
 from protocol.timestamp import timestamp
@@ -58,12 +58,12 @@ def on(federation: Federation, day: str) -> None:
 
 
 def purge(federation: Federation) -> Run:
-    return run(federation.appliance, active_policy())
+    return run(federation.appliance, policy_in_force(federation.appliance))
 
 
 def judged(federation: Federation) -> dict[tuple[str, str], Judged]:
     with reading(federation.appliance.engine) as session:
-        found = plan(session, federation.appliance, active_policy())
+        found = plan(session, federation.appliance, active_policy(session, federation.appliance))
     return {(one.holding.record_class.value, one.holding.about): one for one in found}
 
 
