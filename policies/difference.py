@@ -8,13 +8,14 @@ expression has none: whether it lets more through, a person has to read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from policies.findings import APPROVAL
 from policies.packs import Pack, Policy, RuleText
-from policies.parameters import ParameterDeclaration
+from policies.parameters import ParameterDeclaration, Parameters
 
 Direction = Literal["laxer", "stricter"] | None
 
@@ -33,7 +34,7 @@ def compare(old: Policy, new: Policy) -> dict[str, Any]:
         ),
         "rules": _rules(old, new),
         "facts": _sides(_declared(old.catalogue.facts, "path"), _declared(new.catalogue.facts, "path")),
-        "parameters": _parameters(old.parameters.schema.parameters, new.parameters.schema.parameters),
+        "parameters": _parameters(old.parameters, new.parameters),
     }
     report["same"] = not any(report[part][side] for part in report for side in ("added", "removed", "changed"))
     return report
@@ -57,6 +58,44 @@ def in_words(report: Mapping[str, Any]) -> str:
                     f"      is:  {_shown(change['new'])}",
                 ]
     return "\n".join(lines)
+
+
+_WORDS = frozenset({"citation", "message", "remedy", "note", "title", "version", "description", "offenders"})
+"""Fields that decide nothing."""
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """laxer: what lets more through than before, by name. unordered: what can't be put in order, a person has to read.
+    settings: parameters that were moved to a laxer value within their limits."""
+
+    laxer: tuple[str, ...]
+    unordered: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+def leaning(report: Mapping[str, Any]) -> Leaning:
+    """Which way `compare`'s report leans. A pack, rule or fact that is new only adds; a pack out of its dates denies,
+    so that its dates lean no way."""
+    laxer: list[str] = []
+    unordered: list[str] = []
+    settings: list[str] = []
+    for part in ("packs", "rules", "facts", "parameters"):
+        for item in report[part]["removed"]:
+            (laxer if part != "facts" and item["direction"] != "stricter" else unordered).append(item["id"])
+        for item in report[part]["added"]:
+            if part == "rules" and item["direction"] is None:
+                unordered.append(item["id"])  # the first rule of a gate opens it
+        for item in report[part]["changed"]:
+            for change in item["changes"]:
+                name = f"{item['id']}.{change['field']}"
+                if change["field"] in _WORDS or (part == "packs" and change["field"].startswith("valid_")):
+                    continue
+                if change["direction"] == "laxer":
+                    (settings if (part, change["field"]) == ("parameters", "value") else laxer).append(name)
+                elif change["direction"] is None and not (part == "parameters" and change["field"] == "default"):
+                    unordered.append(name)
+    return Leaning(tuple(laxer), tuple(unordered), tuple(settings))
 
 
 def _rules(old: Policy, new: Policy) -> dict[str, list[dict[str, Any]]]:
@@ -114,22 +153,29 @@ def _ordered_sets(old: set[str], new: set[str]) -> Direction:
     return "laxer" if new < old else None
 
 
-def _parameters(
-    old: Sequence[ParameterDeclaration], new: Sequence[ParameterDeclaration]
-) -> dict[str, list[dict[str, Any]]]:
-    before, after = {p.name: p for p in old}, {p.name: p for p in new}
-    found = _sides(_declared(old, "name"), _declared(new, "name"))
+def _parameters(old: Parameters, new: Parameters) -> dict[str, list[dict[str, Any]]]:
+    """Declarations, and under `value` what the organisation set them to."""
+    before, after = ({p.name: p for p in side.schema.parameters} for side in (old, new))
+    found = _sides(_set_to(old), _set_to(new))
     for item in found["changed"]:
+        name = item["id"]
+        if (before[name].default, after[name].default) == (old.values[name], new.values[name]):
+            item["changes"] = [change for change in item["changes"] if change["field"] != "value"]
         for change in item["changes"]:
-            change["direction"] = _parameter_direction(change, before[item["id"]], after[item["id"]])
+            change["direction"] = _parameter_direction(change, before[name], after[name])
     return found
+
+
+def _set_to(side: Parameters) -> dict[str, dict[str, Any]]:
+    declared = _declared(side.schema.parameters, "name")
+    return {name: {**fields, "value": side.values[name]} for name, fields in declared.items()}
 
 
 def _parameter_direction(change: Mapping[str, Any], old: ParameterDeclaration, new: ParameterDeclaration) -> Direction:
     if (old.stricter, old.type) != (new.stricter, new.type):
         return None
-    if change["field"] == "default":
-        laxer, stricter = old.laxer(new.default, old.default), old.laxer(old.default, new.default)
+    if change["field"] in ("default", "value"):
+        laxer, stricter = old.laxer(change["new"], change["old"]), old.laxer(change["old"], change["new"])
         if laxer == stricter:
             return None  # a list that both lost and won entries
         return "laxer" if laxer else "stricter"
