@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coordinator import problems
 from coordinator.appliance import Appliance
 from coordinator.audit.routes import router as audit_router
+from coordinator.console.routes import router as console_router
 from coordinator.database import reading
 from coordinator.errors import TooLarge
 from coordinator.evidence.routes import router as evidence_router
@@ -67,6 +68,7 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
         releases_router, incidents_router, retention_router, site_releases_router, passkeys_router, policy_router,
+        console_router,
     ):  # fmt: skip
         app.include_router(router)
     return app

@@ -1,4 +1,5 @@
-"""The coordinator's own keys and its certificate authority (X.509 over Ed25519).
+"""The coordinator's own keys and its certificate authority (X.509 over P-256, the curve that browsers and PDF readers
+know; sites' certificates are over their own Ed25519 keys).
 
 Keys lie unencrypted in `keys/`, 0600 in a 0700 folder that only the coordinator's user can read; the volume
 is the operator's to encrypt. A key file that others can read is refused.
@@ -16,8 +17,14 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from coordinator.settings import Settings, split_address
@@ -27,6 +34,7 @@ from protocol.errors import CloisterError
 from protocol.signing import SigningKey, VerifyingKey
 
 Entropy = Callable[[int], bytes]
+PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 SECRET_BYTES = 32
 CA_DAYS = 3650
 SERVER_DAYS = 397
@@ -48,7 +56,7 @@ class Authority:
     """The CA: its certificate (DER) and the key that issues; `fingerprint` is what tokens carry."""
 
     certificate: x509.Certificate
-    _key: Ed25519PrivateKey = field(repr=False)
+    _key: EllipticCurvePrivateKey = field(repr=False)
 
     @property
     def pem(self) -> str:
@@ -67,7 +75,9 @@ class Authority:
             now=now, days=CERTIFICATE_DAYS, entropy=entropy,
         )  # fmt: skip
 
-    def issue_server(self, address: str, key: Ed25519PublicKey, *, now: datetime, entropy: Entropy) -> x509.Certificate:
+    def issue_server(
+        self, address: str, key: EllipticCurvePublicKey, *, now: datetime, entropy: Entropy
+    ) -> x509.Certificate:
         """A certificate for this TLS server at "host:port"; its name is the host, an IP address or a DNS name."""
         host, _ = split_address(address)
         try:
@@ -94,11 +104,11 @@ class Authority:
             .add_extension(_usage(digital_signature=True, content_commitment=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([DOCUMENT_SIGNING]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, None)
+            .sign(self._key, SHA256())
         )
 
     def _issue(
-        self, common_name: str, key: Ed25519PublicKey, names: x509.SubjectAlternativeName, usage: x509.ObjectIdentifier,
+        self, common_name: str, key: PublicKey, names: x509.SubjectAlternativeName, usage: x509.ObjectIdentifier,
         *, now: datetime, days: int, entropy: Entropy,
     ) -> x509.Certificate:  # fmt: skip
         end = min(now + timedelta(days=days), self.certificate.not_valid_after_utc)
@@ -111,7 +121,7 @@ class Authority:
             .add_extension(names, critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
-        return builder.sign(self._key, None)
+        return builder.sign(self._key, SHA256())
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,11 @@ def make_keys(settings: Settings, *, now: datetime, entropy: Entropy) -> None:
     """Make every key and certificate in the (new) keys folder. Randomness for keys is the OS generator's."""
     folder = settings.keys_folder
     folder.mkdir(mode=0o700)
-    ca_key = Ed25519PrivateKey.generate()
+    ca_key = generate_private_key(SECP256R1())
     authority = Authority(_self_signed(settings.name, ca_key, now=now, entropy=entropy), ca_key)
     write_private(folder / "ca.key.pem", _pem(ca_key))
     write_private(folder / "ca.pem", authority.pem.encode("ascii"))
-    write_private(folder / "server.key.pem", _pem(Ed25519PrivateKey.generate()))
+    write_private(folder / "server.key.pem", _pem(generate_private_key(SECP256R1())))
     for name in ("log.key.pem", "coordinator.key.pem"):
         write_private(folder / name, SigningKey.generate().to_pem())
     for name in _SECRETS:
@@ -218,12 +228,12 @@ def _read_private(path: Path) -> bytes:
     return data
 
 
-def _private(path: Path, pem: bytes) -> Ed25519PrivateKey:
+def _private(path: Path, pem: bytes) -> EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError):
         raise _damaged(path) from None
-    if not isinstance(key, Ed25519PrivateKey):
+    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP256R1):
         raise _damaged(path)
     return key
 
@@ -241,7 +251,7 @@ def _damaged(path: Path) -> KeystoreError:
     return KeystoreError(f"{path} is damaged.", "Restore the keys folder from a backup.")
 
 
-def _pem(key: Ed25519PrivateKey) -> bytes:
+def _pem(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -251,20 +261,20 @@ def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
     return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
-def _self_signed(name: str, key: Ed25519PrivateKey, *, now: datetime, entropy: Entropy) -> x509.Certificate:
+def _self_signed(name: str, key: EllipticCurvePrivateKey, *, now: datetime, entropy: Entropy) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Cloister CA {name}"[:64])])
     builder = _builder(subject, subject, key.public_key(), now, now + timedelta(days=CA_DAYS), entropy)
     return (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .sign(key, None)
+        .sign(key, SHA256())
     )
 
 
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: Ed25519PublicKey | EllipticCurvePublicKey,
+    key: PublicKey,
     now: datetime,
     end: datetime,
     entropy: Entropy,

@@ -118,8 +118,7 @@ def _verification(report: EvidenceReport) -> list[Flowable]:
         Preformatted("cloister audit check-report REPORT.pdf --ca CA.pem", _MONO),
         *_paragraphs(
             "The command also opens the attached checkpoint under the attached witness policy. A PDF reader shows the "
-            "same signature as valid for the whole document; whether it can follow the authority's Ed25519 key to call "
-            "the signer trusted depends on the reader.",
+            "same signature as valid for the whole document, and its signer as trusted once it trusts that authority.",
             "2. The log. Export it, and check it with nothing but the bundle and the log's key from a hospital:",
         ),
         Preformatted(f"cloister audit verify BUNDLE --log-key '{report.log_key}'", _MONO, maxLineLength=120),

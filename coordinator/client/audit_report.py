@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from protocol.canonical import sha256_hex
@@ -24,6 +25,7 @@ from protocol.witness_policy import WitnessPolicy
 MAX_REPORT = 64 << 20
 ATTACHED = ("checkpoint", "log.vkey", "witness_policy.json")
 _CONTENTS = re.compile(rb"<([0-9A-F]*)>")
+_SHA256 = bytes.fromhex("300d06096086480165030402010500")  # the digest algorithm, in DER
 _REMEDY = "Do not rely on it; ask for the report again, and compare it with an export of the log."
 
 
@@ -91,6 +93,7 @@ def _open(data: bytes, authority: x509.Certificate) -> tuple[str, str, dict[str,
     if status.coverage is not SignatureCoverageLevel.ENTIRE_FILE or not status.bottom_line:
         raise _refused("the signature does not cover the whole file")
     _require_nothing_hidden(data, signatures[0].byte_range, signatures[0].pkcs7_content)
+    _require_one_form(signatures[0].signed_data, status.signing_cert, authority)
     at = status.signer_reported_dt
     return (
         status.signing_cert.subject.human_friendly,
@@ -107,6 +110,19 @@ def _require_nothing_hidden(data: bytes, byte_range: list[int], signature: bytes
     plain = signature[:size].hex().upper().encode()
     if start or after + rest != len(data) or gap is None or gap[1].rstrip(b"0") != plain.rstrip(b"0"):
         raise _refused("there is something beside the signature that the signature does not cover")
+
+
+def _require_one_form(signed: Any, signer: Any, authority: x509.Certificate) -> None:
+    """What of a CMS signature (RFC 5652) no signature covers stands there as a coordinator writes it."""
+    infos = list(signed["signer_infos"])
+    versions = [signed["version"].native, *(info["version"].native for info in infos)]
+    digests = [signed["digest_algorithms"].dump()[2:], *(info["digest_algorithm"].dump() for info in infos)]
+    if versions != ["v1", "v1"] or digests != [_SHA256, _SHA256]:
+        raise _refused("its signature is not of the form that a coordinator makes")
+    try:
+        x509.load_der_x509_certificate(signer.dump()).verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        raise _refused("its signer's certificate is not as this authority issued it") from None
 
 
 def _der_length(data: bytes) -> int:

@@ -97,10 +97,10 @@ class Served(Made):
 
 @contextlib.contextmanager
 def served_coordinator(
-    folder: Path, *, database: str | None = None, beside: Sequence[Part] = (sequencer,)
+    folder: Path, *, database: str | None = None, beside: Sequence[Part] = (sequencer,), host: str = "127.0.0.1"
 ) -> Iterator[Served]:
     with bound_socket() as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        address = f"{host}:{listener.getsockname()[1]}"
         made = make_coordinator(folder, address=address, database=database)
         ready = threading.Event()
         server = build_server(made.appliance, tls_context(made.appliance.keys), beside, ready=ready.set)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from sqlmodel import Session
 
+from coordinator.audit.witnessing import policy_in_force
 from coordinator.database import reading, transaction
 from coordinator.errors import Conflict, Forbidden, NotFound
 from coordinator.identity import Caller
@@ -75,22 +76,37 @@ def hers(federation: Federation) -> dict[str, Authenticator]:
     held = {"bo": Authenticator(ADDRESS), "cy": Authenticator(ADDRESS)}
     for name, authenticator in held.items():
         join(federation, name, authenticator)
-    with transaction(federation.appliance.engine) as session:
+    plan_anew(federation)
+    return held
+
+
+def plan_anew(made: Federation) -> None:
+    """The study's plan with the roster as it is registered now; cy signs by passkey alone, once there is one."""
+    with transaction(made.appliance.engine) as session:
         row = session.get(Study, STUDY)
         assert row is not None
         assert row.plan is not None
         plan = StudyPlan.model_validate_json(Envelope.from_bytes(row.plan).payload)
         roster = tuple(
-            entry.model_copy(update={"key": None}) if entry.person == "cy" else entry
+            entry.model_copy(update={"key": None}) if entry.person == "cy" and entry.passkeys else entry
             for entry in _approvers(session)
-            if entry.person in held
+            if entry.person in ("bo", "cy")
         )
         plan = plan.model_copy(update={"approvers": roster})
-        envelope = sign(PLAN_TYPE, plan.model_dump(mode="json"), federation.appliance.keys.coordinator)
+        envelope = sign(PLAN_TYPE, plan.model_dump(mode="json"), made.appliance.keys.coordinator)
         row.plan, row.plan_digest = envelope.to_bytes(), sha256_hex(envelope.payload)
-        federation.plan_digest = row.plan_digest
+        made.plan_digest = row.plan_digest
         session.add(row)
-    return held
+
+
+def site_root(made: Federation, address: str) -> TrustRoot:
+    """What clinic-a pinned and granted."""
+    with reading(made.appliance.engine) as session:
+        policy = policy_in_force(session, made.appliance)
+    assert policy is not None
+    evaluated = {made.plan_digest: frozenset({Maker().model_digest()})}
+    key = made.appliance.keys.coordinator.public
+    return TrustRoot("clinic-a", key, policy, frozenset({made.plan_digest}), evaluated, address)
 
 
 def ask(
@@ -130,21 +146,12 @@ def test_two_passkeys_approve_and_a_site_verifies_them_offline(
     federation.seal()
     federation.witness()
     assert federation.seal()
-    with reading(federation.appliance.engine) as session:
-        from coordinator.audit.witnessing import policy_in_force
-
-        policy = policy_in_force(session, federation.appliance)
-    assert policy is not None
-    evaluated = {federation.plan_digest: frozenset({Maker().model_digest()})}
-    key = federation.appliance.keys.coordinator.public
-    root = TrustRoot("clinic-a", key, policy, frozenset({federation.plan_digest}), evaluated, ADDRESS)
     files = unpack(federation.bundle(), BUNDLE_FILES)
-    installable = verify(files, root)
+    installable = verify(files, site_root(federation, ADDRESS))
     assert installable.logged.approved.methods == ("passkey",)
     assert set(installable.logged.approved.roles) == {Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD}
-    elsewhere = TrustRoot("clinic-a", key, policy, root.granted_plans, evaluated, "coordinator.example.org:8443")
     with pytest.raises(CloisterError, match="another address"):
-        verify(files, elsewhere)
+        verify(files, site_root(federation, "coordinator.example.org:8443"))
 
 
 def test_a_key_and_a_passkey_count_beside_each_other(federation: Federation, hers: dict[str, Authenticator]) -> None:

@@ -1,0 +1,173 @@
+"""The console's pages. They read; a change is a request of the page's script, or a form, under the CSRF token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from coordinator.appliance import Appliance
+from coordinator.console.pages import asset, page, redirect
+from coordinator.database import reading, transaction
+from coordinator.errors import Forbidden, NotFound, Unauthenticated
+from coordinator.identity import (
+    MAX_FIELDS,
+    ApplianceOf,
+    Caller,
+    CallerOf,
+    clear_session_cookie,
+    set_session_cookie,
+    signed_in,
+)
+from coordinator.passkeys.repository import PasskeyRepository, passkey_of
+from coordinator.people import local_sign_in
+from coordinator.people.repository import PersonRepository
+from coordinator.people.states import Medium, same_origin
+from coordinator.policy.active import active_policy
+from coordinator.releases import review, seal
+from coordinator.releases.repository import ReleaseRepository
+from coordinator.releases.routes import describe
+from coordinator.releases.states import ReleaseState, words
+from protocol.errors import CloisterError, Refused
+from protocol.evaluation import figures
+from protocol.identifiers import Role
+from protocol.passkey import relying_party
+from protocol.review import APPROVING_ROLES
+
+router = APIRouter(prefix="/console", tags=["console"], include_in_schema=False)
+_FORM_LIMIT = 8192
+
+
+@router.get("")
+def releases(request: Request, appliance: ApplianceOf) -> Response:
+    """Every release, those that wait for a decision first."""
+    return _shown(request, _releases, appliance)
+
+
+@router.get("/releases/{release}")
+def one_release(release: str, request: Request, appliance: ApplianceOf) -> Response:
+    """A release as approvers judge it, and where they sign."""
+    return _shown(request, lambda caller, made: _release(caller, made, release), appliance)
+
+
+@router.get("/passkeys")
+def passkeys(request: Request, appliance: ApplianceOf) -> Response:
+    """One's own passkeys, with the fingerprints that are compared by telephone."""
+    return _shown(request, _passkeys, appliance)
+
+
+@router.get("/sign-in")
+def sign_in_page() -> Response:
+    return page("sign_in.html", caller=None, trouble=None)
+
+
+@router.post("/sign-in")
+async def sign_in(request: Request, appliance: ApplianceOf) -> Response:
+    """Password and one-time code, from the form of the page above."""
+    if not same_origin(request.headers.get("origin"), request.headers.get("host", "")):
+        raise Forbidden("The request does not come from a page of this coordinator.", "Sign in at its own address.")
+    body = await request.body()
+    if len(body) > _FORM_LIMIT:
+        raise Forbidden("The form is too long.", "Use the page itself.")
+    fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
+    name, password, code = (fields.get(field, [""])[0] for field in ("name", "password", "code"))
+    try:
+        _, token = await run_in_threadpool(local_sign_in.sign_in, appliance, name, password, code, Medium.BROWSER)
+    except Refused as error:
+        return page("sign_in.html", status=403, caller=None, trouble=error.message)
+    answer = redirect("")
+    set_session_cookie(answer, token)
+    return answer
+
+
+@router.post("/sign-out")
+def sign_out(caller: CallerOf, appliance: ApplianceOf) -> Response:
+    with transaction(appliance.engine) as session:
+        PersonRepository(session).end_session(caller.token_hash)
+    answer = redirect("/sign-in")
+    clear_session_cookie(answer)
+    return answer
+
+
+@router.get("/console.js")
+def script() -> Response:
+    return asset(_file("console.js"), "text/javascript; charset=utf-8")
+
+
+@router.get("/console.css")
+def style() -> Response:
+    return asset(_file("console.css"), "text/css; charset=utf-8")
+
+
+@cache
+def _file(name: str) -> bytes:
+    return files("coordinator.console").joinpath("static", name).read_bytes()
+
+
+def _shown(request: Request, make: Callable[[Caller, Appliance], Response], appliance: Appliance) -> Response:
+    try:
+        caller = signed_in(request, None)
+    except Unauthenticated:
+        return redirect("/sign-in")
+    try:
+        return make(caller, appliance)
+    except NotFound as error:
+        return page("trouble.html", status=404, caller=caller, error=error)
+    except CloisterError as error:
+        return page("trouble.html", status=409, caller=caller, error=error)
+
+
+def _releases(caller: Caller, appliance: Appliance) -> Response:
+    with reading(appliance.engine) as session:
+        rows = [
+            {"name": row.id, "study": row.study, "state": words(ReleaseState(row.state)), "until": row.review_until}
+            for row in ReleaseRepository(session).all()
+        ]
+    rows.sort(key=lambda row: row["state"] != words(ReleaseState.IN_REVIEW))
+    return page("releases.html", caller=caller, releases=rows)
+
+
+def _release(caller: Caller, appliance: Appliance, name: str) -> Response:
+    with reading(appliance.engine) as session:
+        releases = ReleaseRepository(session)
+        row = releases.get(name)
+        subject, plan = review.subject_of_release(row), review.plan_of_release(row)
+        gate = seal.preview(session, appliance, active_policy(session, appliance), caller.person, name)
+        planned = next((entry for entry in plan.approvers if entry.person == caller.person.name), None)
+        standing = {held.credential for held in PasskeyRepository(session).of(caller.person.name)}
+        told = describe(row, releases)
+        card = releases.files(name)["model_card.md"].decode()
+    usable = planned is not None and any(held.credential in standing for held in planned.passkeys)
+    decided = any(vote["person"] == caller.person.name for vote in told["approvals"])
+    return page(
+        "release.html",
+        caller=caller,
+        release=told,
+        state=words(ReleaseState(row.state)),
+        subject=subject,
+        figures=[(label, figure.told) for label, figure in figures(subject.evaluation)],
+        review=plan.spec.review,
+        card=card,
+        gate=gate,
+        may_decide=planned is not None and row.state == ReleaseState.IN_REVIEW.value and not decided,
+        approves=Role(caller.person.role) in APPROVING_ROLES,
+        usable=usable,
+    )
+
+
+def _passkeys(caller: Caller, appliance: Appliance) -> Response:
+    with reading(appliance.engine) as session:
+        held: list[dict[str, Any]] = [
+            {"credential": row.credential, "fingerprint": passkey_of(row).key_id, "since": row.registered_at}
+            for row in PasskeyRepository(session).of(caller.person.name)
+        ]
+    try:
+        host, trouble = relying_party(appliance.settings.address), None
+    except Refused as error:
+        host, trouble = None, f"{error.message} {error.remedy}"
+    return page("passkeys.html", caller=caller, passkeys=held, host=host, trouble=trouble)
