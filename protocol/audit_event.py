@@ -37,6 +37,7 @@ class EventType(StrEnum):
     SITE_ENROLLED = "site.enrolled"
     SITE_CERTIFICATE_RENEWED = "site.certificate-renewed"
     SITE_REVOKED = "site.revoked"
+    SITE_LEFT = "site.left"
     WITNESS_JOINED = "witness.joined"
     WITNESS_REMOVED = "witness.removed"
     DATASET_REGISTERED = "dataset.registered"

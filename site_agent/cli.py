@@ -17,6 +17,7 @@ from site_agent.consent import commands as consent_commands
 from site_agent.evidence import commands as evidence_commands
 from site_agent.incidents import commands as incident_commands
 from site_agent.releases import commands as release_commands
+from site_agent.retention import commands as retention_commands
 from site_agent.serving import commands as serving_commands
 from site_agent.serving import deployment_commands
 from site_agent.settings import SiteHome, load_settings
@@ -44,6 +45,7 @@ app.add_typer(training_commands.app, name="budget")
 app.add_typer(log_commands.app, name="log")
 app.add_typer(release_commands.app, name="releases")
 app.add_typer(deployment_commands.app, name="deployment")
+app.add_typer(retention_commands.app, name="retention")
 app.command("serve")(serving_commands.serve)
 
 

@@ -189,6 +189,10 @@ class CoordinatorClient:
             written += file.write(chunk)
         return written
 
+    def post_departure(self, document: Mapping[str, Any]) -> None:
+        """Say that this site leaves: from the answer on the coordinator refuses it."""
+        self._send("POST", "/v1/sites/me/departure", document=document)
+
     def post_installed(self, release: str, document: Mapping[str, Any]) -> None:
         """Tell the coordinator that a release is installed here."""
         require_name(release, "The release")

@@ -20,10 +20,10 @@ from coordinator.retention.gate import decide
 from coordinator.retention.inventory import us_law
 from coordinator.retention.prune import effect_of
 from coordinator.retention.repository import RetentionRepository
-from coordinator.retention.states import Holding, RecordClass
 from coordinator.retention.tables import PayloadErasure
 from policies.findings import Decision
 from policies.packs import Policy
+from policies.retention import Holding, RecordClass
 from protocol.audit_event import EventType
 from protocol.canonical import digest
 from protocol.errors import Refused

@@ -9,10 +9,10 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.retention.inventory import holdings
-from coordinator.retention.states import Holding, Standing, facts_of, standing_of
 from policies.evaluation import evaluate
 from policies.findings import Decision
 from policies.packs import Policy
+from policies.retention import Holding, Standing, facts_of, standing_of
 
 
 @dataclass(frozen=True)

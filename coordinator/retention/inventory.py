@@ -13,12 +13,12 @@ from coordinator.evidence.tables import Evidence
 from coordinator.incidents.repository import IncidentRepository
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.retention.repository import RetentionRepository
-from coordinator.retention.states import Holding, RecordClass, day
 from coordinator.rounds.chunk_store import FOLDER, ChunkStore, attempt_name
 from coordinator.rounds.states import AttemptStatus
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import ACTIVE, StudyState
 from coordinator.studies.tables import Study
+from policies.retention import Holding, RecordClass, day
 from protocol.evidence import EvidenceRecord
 
 UNKNOWN = "no-study"

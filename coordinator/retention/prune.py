@@ -23,12 +23,12 @@ from coordinator.releases.repository import ReleaseRepository
 from coordinator.retention.gate import decide
 from coordinator.retention.inventory import us_law
 from coordinator.retention.repository import RetentionRepository
-from coordinator.retention.states import Holding, RecordClass, day
 from coordinator.retention.tables import PayloadPruning
 from coordinator.sites.repository import SiteRepository
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import ENDED, StudyState
 from policies.packs import Policy
+from policies.retention import Holding, RecordClass, day
 from protocol.audit_event import EventType
 from protocol.canonical import digest
 from protocol.timestamp import moment, timestamp

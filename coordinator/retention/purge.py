@@ -12,8 +12,8 @@ from coordinator.retention.gate import Judged, plan
 from coordinator.retention.inventory import chunk_store, uploads_of
 from coordinator.retention.prune import Pruned, prune
 from coordinator.retention.repository import RetentionRepository
-from coordinator.retention.states import RecordClass
 from policies.packs import Policy
+from policies.retention import RecordClass
 from protocol.audit_event import EventType
 from protocol.canonical import digest
 

@@ -149,6 +149,15 @@ def revoke(session: Session, appliance: Appliance, name: str) -> None:
         set_policy(session, appliance, policy, entry=entry)
 
 
+def leave(session: Session, appliance: Appliance, name: str, *, retained: int, decision: str) -> None:
+    """A site says that it leaves, and what it still holds; it is revoked with it."""
+    append(
+        session, appliance, EventType.SITE_LEFT, actor=site_label(name), subject=site_label(name),
+        digests={"decision": decision}, numbers={"retained": retained},
+    )  # fmt: skip
+    revoke(session, appliance, name)
+
+
 def register_dataset(
     session: Session, appliance: Appliance, site: str, name: str, registration: DatasetRegistration
 ) -> None:

@@ -13,13 +13,20 @@ from coordinator.sites import enrolment
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.tables import Site, SiteDataset
 from protocol.enrolment import DatasetRegistration, EnrolmentRequest, EnrolmentResponse
-from protocol.identifiers import Frozen
+from protocol.identifiers import Digest, Frozen
 
 router = APIRouter(prefix="/v1", tags=["sites"])
 
 
 class RenewalRequest(Frozen):
     csr: Annotated[str, Field(max_length=10_000)]
+
+
+class Departure(Frozen):
+    """What a site that leaves still holds, by its own count, and the digest of its own decision to let that be."""
+
+    retained: Annotated[int, Field(ge=0, le=1_000_000)]
+    decision_digest: Digest
 
 
 @router.post("/enrol", status_code=201)
@@ -46,6 +53,12 @@ def renew(body: RenewalRequest, site: CurrentSite, appliance: ApplianceOf) -> di
 def put_dataset(name: str, body: DatasetRegistration, site: CurrentSite, appliance: ApplianceOf) -> None:
     with transaction(appliance.engine) as session:
         enrolment.register_dataset(session, appliance, site.name, name, body)
+
+
+@router.post("/sites/me/departure", status_code=204)
+def departure(body: Departure, site: CurrentSite, appliance: ApplianceOf) -> None:
+    with transaction(appliance.engine) as session:
+        enrolment.leave(session, appliance, site.name, retained=body.retained, decision=body.decision_digest)
 
 
 @router.get("/sites")

@@ -1,4 +1,5 @@
-"""What the retention gate is asked of each holding, and what its two answers come to. Pure."""
+"""What the retention gate is asked of each holding, at the coordinator and at each site, and what its two answers come
+to. Pure."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ class RecordClass(StrEnum):
     POLICY = "policy-record"
     AUDIT = "audit-entry"
     UNLAWFUL = "unlawful-content"
+    SERVING_LOG = "serving-log"
+    SCRATCH = "scratch"
     MEMBERSHIP = "membership"
 
 
@@ -36,7 +39,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True)
 class Holding:
-    """Something that the coordinator holds. about: a study, a release or a record's digest. until: the last day that
+    """Something that is held. about: a study, a release or a record's digest. until: the last day that
     the study set for it. ended: its end has come, by that day or because what it was for is over. in_effect_until: None
     while it is in effect. held: an open incident asks that it stays. running: a study that still needs it."""
 
