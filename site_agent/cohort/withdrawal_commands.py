@@ -10,9 +10,7 @@ import typer
 
 from site_agent.settings import SiteHome, load_settings
 
-app = typer.Typer(
-    no_args_is_help=True, help="Patients who withdrew: left out from then on."
-)
+app = typer.Typer(no_args_is_help=True, help="Patients who withdrew: left out from then on.")
 Home = Annotated[Path | None, typer.Option("--home", help="The site's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -45,8 +45,15 @@ def site(running: tuple[Federation, SignedPlan]) -> Hospital:
     return found
 
 
+_known: dict[tuple[Path, bytes], SiteRetention] = {}
+
+
 def retention(site: Hospital) -> SiteRetention:
-    return SiteRetention(site.settings, site.engine, lambda: site.now)
+    """Made anew where the site said something else of itself: packs take a second to compile."""
+    key = site.settings.home.path, (site.settings.home.path / "governance.toml").read_bytes()
+    if key not in _known:
+        _known[key] = SiteRetention(site.settings, site.engine, lambda: site.now)
+    return _known[key]
 
 
 def judged(site: Hospital) -> dict[tuple[str, str], Judged]:

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0012_departure"
-down_revision = "0011_reported_incident"
+revision = "0013_departure"
+down_revision = "0012_withdrawal"
 branch_labels = None
 depends_on = None
 
