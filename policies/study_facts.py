@@ -19,13 +19,15 @@ GAUSSIAN_ACCOUNTANT = "gaussian"
 
 
 def study_facts(spec: Proposal, *, site: str | None = None) -> dict[str, Any]:
-    """`study.*` as far as the spec holds it; `site`: the site that judges, whose waiver counts, if it has one.
+    """`study.*` as far as the spec holds it; `site`: the site that judges, whose waiver, consent forms and Part 2 basis
+    count, if it has any.
 
     A reference that the spec leaves out is "": it was looked for, and there is none. Dates and a waiver that are left
     out are missing facts, so that a rule which needs them denies.
     """
     governance = spec.governance
-    waiver = spec.legal_basis[site].waiver if site in spec.legal_basis else None
+    basis = None if site is None else spec.legal_basis.get(site)
+    waiver = None if basis is None else basis.waiver
     return {
         "id": spec.study,
         "purpose_code": spec.purpose.code,
@@ -45,6 +47,8 @@ def study_facts(spec: Proposal, *, site: str | None = None) -> dict[str, Any]:
             "model_until": governance.model_until,
         },
         "dpia_ref": governance.dpia or "",
+        "consent_forms": None if basis is None else list(basis.consent_forms),
+        "part2_basis": None if basis is None else basis.part2_basis or "",
         "waiver": waiver.model_dump() if waiver is not None else None,
     }
 

@@ -47,7 +47,11 @@ class Waiver(Frozen):
 
 
 class LegalBasis(Frozen):
-    """One site's ground. `gdpr_article6`: a letter; `gdpr_article9`: a letter; `hipaa_path`: RULES H05's list."""
+    """One site's ground. `gdpr_article6`: a letter; `gdpr_article9`: a letter; `hipaa_path`: RULES H05's list.
+
+    consent_forms: versions of the site's consent form that cover this study. part2_basis: the ground under 42 CFR 2.52
+    for records of substance-use treatment.
+    """
 
     jurisdiction: Jurisdiction
     gdpr_article6: Literal["a", "b", "c", "d", "e", "f"] | None = None
@@ -60,6 +64,8 @@ class LegalBasis(Frozen):
         | None
     ) = None
     waiver: Waiver | None = None
+    consent_forms: tuple[Text, ...] = ()
+    part2_basis: Text | None = None
 
 
 class Governance(Frozen):

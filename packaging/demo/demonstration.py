@@ -97,6 +97,7 @@ class Demonstration:
                 f"   {name}: {data['records']} records of {data['patients']} patients, {data['held_out']} held out, "
                 f"{data['rows_dropped']} rows dropped"
             )
+        together([partial(self.declare, name, data["name"]) for name, data in self.facts["datasets"].items()])
         together([partial(self.site, name, "cohort", "attest-withdrawals") for name in self.sites])
         self.say("   each hospital says that every withdrawal which it received is entered")
         for name, home in self.sites.items():
@@ -109,6 +110,13 @@ class Demonstration:
             "cloister-site", "governance", "set", "--jurisdiction", jurisdiction, "--hipaa-role", role,
             "--collection-purpose", self.scenario.intended_use, "--home", self.sites[name],
         )  # fmt: skip
+
+    def declare(self, name: str, dataset: str) -> None:
+        """Hospital IT says of the data what no scan can see: these are public files without codes of patients."""
+        said = {"deid_claim": "none", "recode": {"derived": False, "mapping": "none"}, "part2": False}
+        file = self.work / f"declaration-{name}.yaml"
+        file.write_text(json.dumps(said))
+        self.site(name, "datasets", "declare", dataset, file)
 
     def propose(self) -> str:
         """Spec, forecast, policy, consent."""

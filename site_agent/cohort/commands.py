@@ -65,6 +65,74 @@ def add(
     typer.echo("registered at the coordinator" if registered else "dry run: nothing was stored or sent")
 
 
+@app.command("scan")
+def scan_(
+    name: Annotated[str, typer.Argument(help="The data set's name.")], home: Home = None, as_json: Json = False
+) -> None:
+    """Look for the 18 classes of identifiers in the newest snapshot, as the consent gate does. No value is shown."""
+    from site_agent.clock import system_clock
+    from site_agent.cohort.declaration import declared, newest
+    from site_agent.cohort.identifier_patterns import MEANING
+    from site_agent.cohort.identifier_scan import scan_snapshot
+    from site_agent.database import open_database, transaction
+
+    settings = load_settings(SiteHome.resolve(home))
+    with transaction(open_database(settings.home)) as session:
+        row = newest(session, name)
+        said = declared(session, row.digest)
+    found = scan_snapshot(settings.home, row, on=system_clock().date(), faces=None if said is None else said[0].faces)
+    if as_json:
+        columns = [
+            {"column": item.column, "class": item.letter, "direct": item.direct, "by": item.by} for item in found.found
+        ]
+        typer.echo(json.dumps({"snapshot": row.digest, "columns": columns, **found.facts()}, indent=2))
+        return
+    for item in found.found:
+        direct = "" if item.direct else " (a limited data set may hold it)"
+        typer.echo(f"  {item.column}: {item.letter}, {MEANING[item.letter]}, by its {item.by}{direct}")
+    typer.echo(f"ages of 90 and over are one category: {'yes' if found.ages_pooled else 'no'}")
+    typer.echo(f"postal codes as the safe harbor allows: {'yes' if found.zip3_rule else 'no'}")
+    for letter in sorted(found.unscanned):
+        typer.echo(f"not told: {letter}, {MEANING[letter]}; declare it")
+    if not found.found:
+        typer.echo(f"no column of {name} has the name or form of an identifier")
+
+
+@app.command("declare")
+def declare_(
+    name: Annotated[str, typer.Argument(help="The data set's name; its newest snapshot is meant.")],
+    file: Annotated[Path, typer.Argument(help="The declaration, YAML; a list of consents lies beside it.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise; write nothing.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Declare of a snapshot what no scan can see: codes, consents, authorization, claims. It stays at the hospital."""
+    from site_agent.clock import system_clock
+    from site_agent.cohort.declaration import consenting, declare, newest, read_declaration
+    from site_agent.cohort.quality import at_least_cell
+    from site_agent.database import open_database, transaction
+    from site_agent.keystore import read_secret
+
+    settings = load_settings(SiteHome.resolve(home))
+    declaration = read_declaration(file)
+    consents = None
+    if declaration.consent is not None:
+        consents = consenting(file.absolute().parent / declaration.consent.patients, read_secret(settings.home))
+    with transaction(open_database(settings.home)) as session:
+        snapshot = newest(session, name).digest
+        row = declare(session, snapshot, declaration, consents, now=system_clock())
+        without = None if row.without_consent is None else at_least_cell(row.without_consent)
+        if dry_run:
+            session.rollback()
+    if as_json:
+        document = {"snapshot": snapshot, "declared": not dry_run, "patients_without_consent": without}
+        typer.echo(json.dumps(document, indent=2))
+        return
+    if without is not None:
+        typer.echo(f"patients of the snapshot who are not on the list of consents: {without}")
+    typer.echo("dry run: nothing was declared" if dry_run else f"declared of {name}, snapshot {snapshot}")
+
+
 @app.command("list")
 def list_(as_json: Json = False, home: Home = None) -> None:
     """Show the snapshots of this site, the newest first."""

@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from protocol.canonical import parse
 from protocol.dataset import DatasetSchema
 from protocol.proposal import MINIMUM_CELL
+from site_agent.cohort.declaration import carry_over
 from site_agent.cohort.snapshot import Draft, SnapshotArrays, draft_of, load_with_patients, path_of, store
 from site_agent.cohort.tables import Snapshot
 from site_agent.cohort.withdrawal import adopt, unapplied, withdrawn
@@ -83,4 +84,5 @@ def _replace(session: Session, home: SiteHome, digest: str, made: Draft | None, 
         session.add(old)
         return
     old.replaced_by = store(session, home, made, now=now).digest
+    carry_over(session, digest, old.replaced_by, now=now)
     session.add(old)

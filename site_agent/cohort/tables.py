@@ -74,3 +74,19 @@ class SentNotice(SQLModel, table=True):
     notice: bytes = Field(sa_type=LargeBinary)
     made_at: str
     delivered: bool = False
+
+
+class DatasetDeclaration(SQLModel, table=True):
+    """What the hospital declared of a snapshot; the newest counts.
+
+    declaration: cohort.declaration.Declaration as JSON. without_consent: patients of the snapshot who were not on the
+    list of those who consented; None without a list.
+    """
+
+    __tablename__ = "dataset_declaration"
+
+    id: int | None = Field(default=None, primary_key=True)
+    snapshot: str = Field(foreign_key="snapshot.digest", index=True)
+    declaration: str
+    without_consent: int | None = None
+    declared_at: str

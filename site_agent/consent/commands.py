@@ -205,6 +205,37 @@ def withdraw_study(
     _answered(study, row.plan_digest, "withdrawn", delivered, as_json)
 
 
+@app.command("rounds")
+def rounds(
+    study: Study,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, the newest first.")] = 20,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show what this hospital's round gate decided about a study's attempts, and why."""
+    from site_agent.consent.report import one_line
+    from site_agent.database import open_database, transaction
+    from site_agent.training.round_gate import decisions
+
+    with transaction(open_database(load_settings(SiteHome.resolve(home)).home)) as session:
+        rows = decisions(session, study, limit)
+    if as_json:
+        told = [{**row.model_dump(exclude={"id"}), "document": json.loads(row.document or "null")} for row in rows]
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for row in rows:
+        typer.echo(f"{row.at}  {row.phase} {row.round}, attempt {row.attempt}: {row.outcome}")
+        document = json.loads(row.document or "{}")
+        for finding in document.get("findings", []):
+            typer.echo(one_line(f"  {finding['rule']} ({finding['effect']}): {finding['message']} {finding['remedy']}"))
+        for lapsed in document.get("lapsed", []):
+            typer.echo(one_line(f"  not as when it was granted: {lapsed}"))
+        if "unreadable" in document:
+            typer.echo(one_line(f"  {document['message']} {document['remedy']}"))
+    if not rows:
+        typer.echo(f"No attempt of {study} has reached this site's round gate.")
+
+
 @governance_app.command("set")
 def set_governance(
     jurisdiction: Annotated[str, typer.Option("--jurisdiction", help="EU, US or other.")],

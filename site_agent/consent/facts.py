@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from policies.study_facts import Epsilons as PolicyEpsilons
@@ -16,7 +16,8 @@ from site_agent.training.states import Budget, Charge
 @dataclass(frozen=True)
 class LocalData:
     """The site's snapshot under the study's schema. Counts as the site itself holds them. records_per_patient: the most
-    that one patient has; None where nobody counted."""
+    that one patient has; None where nobody counted. told: further parts of `dataset.*`, as the hospital declared them
+    of this very snapshot or a scan of it found them."""
 
     snapshot: str
     patients: int
@@ -24,6 +25,7 @@ class LocalData:
     registered_patients: int
     registered_held_out: int
     records_per_patient: int | None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def dataset_facts(plan: AnyPlan, governance: Governance, data: LocalData | None)
         "collection_purpose": governance.collection_purpose,
     }
     if data is not None:
-        facts |= {"patients": data.patients, "max_records_per_patient": data.records_per_patient}
+        facts |= {**data.told, "patients": data.patients, "max_records_per_patient": data.records_per_patient}
     return facts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from sqlmodel import Session, col, select
 
@@ -13,8 +13,9 @@ from policies.evaluation import evaluate
 from policies.findings import APPROVAL, Decision, Finding, Outcome
 from protocol.plan import Plan
 from protocol.study_kind import AnyPlan
+from site_agent.cohort.declaration import declared
+from site_agent.cohort.identifier_scan import scan
 from site_agent.cohort.snapshot import current, latest, load, registration
-from site_agent.cohort.tables import Snapshot
 from site_agent.consent.facts import Epsilons, LocalData, consent_facts
 from site_agent.consent.governance import Governance, local_policy
 from site_agent.consent.judgement import Difference, Identity, Objection, charges, differences, objections, own_epsilons
@@ -66,13 +67,19 @@ class Review:
         return all(finding.effect == "evidence" and evidence.get(finding.rule) for finding in waiting)
 
 
-def local_data(session: Session, settings: SiteSettings, plan: Plan) -> LocalData | None:
-    """The site's newest snapshot under the plan's schema, or None. Raises SnapshotUnusable for a damaged file."""
+def local_data(session: Session, settings: SiteSettings, plan: Plan, *, on: date) -> LocalData | None:
+    """The site's newest snapshot under the plan's schema, scanned for identifiers as it is stored, or None. on: the day
+    by which ages are told. Raises SnapshotUnusable for a damaged file."""
     row = latest(session, plan.spec.dataset.digest)
     if row is None:
         return None
+    import numpy as np
+
     told, planned = registration(row), next((site.snapshot for site in plan.sites if site.name == settings.site), "")
     in_its_place = current(session, planned)
+    said = declared(session, row.digest)
+    arrays = load(settings.home, row.digest)
+    found = scan(plan.spec.dataset, arrays, on=on, faces=None if said is None else said[0].faces)
     return LocalData(
         # A plan may name the snapshot as it was before patients withdrew: the one in its place is trained on.
         snapshot=planned if in_its_place is not None and in_its_place.digest == row.digest else row.digest,
@@ -80,14 +87,9 @@ def local_data(session: Session, settings: SiteSettings, plan: Plan) -> LocalDat
         held_out=row.held_out,
         registered_patients=int(told["patients"]),
         registered_held_out=int(told["held_out"]),
-        records_per_patient=_most_records(settings, row),
+        records_per_patient=int(np.bincount(arrays.patient).max()),
+        told={**found.facts(), **({} if said is None else said[1])},
     )
-
-
-def _most_records(settings: SiteSettings, row: Snapshot) -> int:
-    import numpy as np
-
-    return int(np.bincount(load(settings.home, row.digest).patient).max())
 
 
 def review(
@@ -102,7 +104,7 @@ def review(
     """Judge a plan with the site's own packs, parameters, ledger, counts and accountant. Nothing is written."""
     plan = signed.plan
     policy = local_policy(settings.home, governance)
-    data = local_data(session, settings, plan)
+    data = local_data(session, settings, plan, on=now.date())
     epsilons = own_epsilons(plan)
     asked = charges(plan, epsilons)
     log_sound = not standing_alarms(session)

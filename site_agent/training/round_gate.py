@@ -264,13 +264,14 @@ def _instructed(taken: Taken) -> bool:
 
 
 def _data(session: Session, snapshot: str) -> LocalData | None:
+    from site_agent.cohort.declaration import declared
     from site_agent.cohort.snapshot import current, registration
     from site_agent.consent.facts import LocalData
 
     row = current(session, snapshot)
     if row is None:
         return None
-    told = registration(row)
+    told, said = registration(row), declared(session, row.digest)
     return LocalData(
         snapshot=snapshot,
         patients=row.patients,
@@ -278,6 +279,7 @@ def _data(session: Session, snapshot: str) -> LocalData | None:
         registered_patients=int(told["patients"]),
         registered_held_out=int(told["held_out"]),
         records_per_patient=None,
+        told={} if said is None else said[1],
     )
 
 

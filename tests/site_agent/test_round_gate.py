@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from sqlmodel import select
+from typer.testing import CliRunner
 
 from protocol.signing import SigningKey
+from site_agent.cli import app
 from site_agent.consent.governance import FILE, Governance, load_governance, save_governance
 from site_agent.consent.grant import _sealed
 from site_agent.consent.plans import SignedPlan
@@ -287,3 +289,21 @@ def test_a_consent_that_another_key_signed_is_none(running: Case) -> None:
         "plan-not-granted"
     )
     assert charged(site) == 0
+
+
+def test_a_person_reads_what_was_decided_and_why(running: Case) -> None:
+    world, signed = running
+    site = world.hospitals["bergen"]
+    site.participant().answer("train.contribute", world.round_request(signed))
+    say(site, direct_identifiers=("age",))
+    refused(site, world.round_request(signed, 2), "policy-denied")
+    site.engine.dispose()
+    home = ["--home", str(site.settings.home.path)]
+    shown = CliRunner().invoke(app, ["studies", "rounds", "hearts-one", *home])
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert lines[0].endswith("train 2, attempt 1: deny")
+    assert lines[1].startswith("  G05 (deny): These columns are not justified by the study, or identify a person")
+    assert lines[2].endswith("train 1, attempt 1: allow")
+    as_json = json.loads(CliRunner().invoke(app, ["studies", "rounds", "hearts-one", "--json", *home]).stdout)
+    assert [row["outcome"] for row in as_json] == ["deny", "allow"]

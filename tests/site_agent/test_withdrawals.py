@@ -19,6 +19,7 @@ from protocol.errors import Malformed
 from protocol.timestamp import timestamp
 from protocol.withdrawal import WITHDRAWAL_NOTICE_TYPE, WithdrawalNotice
 from site_agent.cohort.add import keep, prepare
+from site_agent.cohort.declaration import Declaration, declare, declared
 from site_agent.cohort.leaving_out import apply_withdrawals
 from site_agent.cohort.snapshot import (
     count_to_tell,
@@ -209,6 +210,20 @@ def test_a_plan_made_before_still_holds_for_the_snapshot_in_its_place(running: C
 
 
 # Rounds
+
+
+def test_what_was_declared_of_the_data_holds_for_the_snapshot_in_its_place(site: Hospital) -> None:
+    said = Declaration.model_validate(
+        {"deid_claim": "none", "recode": {"derived": False, "mapping": "site"}, "part2": False}
+    )
+    with transaction(site.engine) as session:
+        declare(session, site.snapshot, said, None, now=NOW)
+    leave(site, training_patients(site, 1))
+    with transaction(site.engine) as session:
+        in_its_place = current(session, site.snapshot)
+        assert in_its_place is not None
+        assert in_its_place.digest != site.snapshot
+        assert declared(session, in_its_place.digest) == (said, said.facts(None))
 
 
 def test_the_next_round_leaves_them_out_and_the_ledger_goes_on(running: Case) -> None:
