@@ -38,7 +38,8 @@ PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 SECRET_BYTES = 32
 CA_DAYS = 3650
 SERVER_DAYS = 397
-DOCUMENT_SIGNING = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")
+REPORT_USAGES = [x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36"), ExtendedKeyUsageOID.EMAIL_PROTECTION]
+"""Signing documents (RFC 9336), and what PDF readers on NSS ask for in its place."""
 SKEW = timedelta(minutes=5)  # a site whose clock is a little behind must not find its certificate in the future
 
 _KEYS = ("ca.key.pem", "server.key.pem", "log.key.pem", "coordinator.key.pem")
@@ -102,7 +103,7 @@ class Authority:
             _builder(subject, self.certificate.subject, key, now, end, entropy)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(digital_signature=True, content_commitment=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([DOCUMENT_SIGNING]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(REPORT_USAGES), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, SHA256())
         )

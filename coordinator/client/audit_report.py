@@ -25,7 +25,11 @@ from protocol.witness_policy import WitnessPolicy
 MAX_REPORT = 64 << 20
 ATTACHED = ("checkpoint", "log.vkey", "witness_policy.json")
 _CONTENTS = re.compile(rb"<([0-9A-F]*)>")
-_SHA256 = bytes.fromhex("300d06096086480165030402010500")  # the digest algorithm, in DER
+_FORM = (
+    "signed_data", "v1", [{"algorithm": "sha256", "parameters": None}], {"content_type": "data", "content": None},
+    1, None, 1, "v1", None,
+)  # fmt: skip
+"""Of the signature: types and versions, one certificate (the signer's), no revocation lists, one signer."""
 _REMEDY = "Do not rely on it; ask for the report again, and compare it with an export of the log."
 
 
@@ -93,7 +97,7 @@ def _open(data: bytes, authority: x509.Certificate) -> tuple[str, str, dict[str,
     if status.coverage is not SignatureCoverageLevel.ENTIRE_FILE or not status.bottom_line:
         raise _refused("the signature does not cover the whole file")
     _require_nothing_hidden(data, signatures[0].byte_range, signatures[0].pkcs7_content)
-    _require_one_form(signatures[0].signed_data, status.signing_cert, authority)
+    _require_one_form(_der(signatures[0].pkcs7_content), status.signing_cert, authority)
     at = status.signer_reported_dt
     return (
         status.signing_cert.subject.human_friendly,
@@ -106,18 +110,25 @@ def _require_nothing_hidden(data: bytes, byte_range: list[int], signature: bytes
     """The gap in the signed ranges is the signature in upper-case hexadecimal, then zeros."""
     start, length, after, rest = byte_range
     gap = _CONTENTS.fullmatch(data[start + length : after])
-    size = _der_length(signature)
-    plain = signature[:size].hex().upper().encode()
+    plain = _der(signature).hex().upper().encode()
     if start or after + rest != len(data) or gap is None or gap[1].rstrip(b"0") != plain.rstrip(b"0"):
         raise _refused("there is something beside the signature that the signature does not cover")
 
 
-def _require_one_form(signed: Any, signer: Any, authority: x509.Certificate) -> None:
-    """What of a CMS signature (RFC 5652) no signature covers stands there as a coordinator writes it."""
-    infos = list(signed["signer_infos"])
-    versions = [signed["version"].native, *(info["version"].native for info in infos)]
-    digests = [signed["digest_algorithms"].dump()[2:], *(info["digest_algorithm"].dump() for info in infos)]
-    if versions != ["v1", "v1"] or digests != [_SHA256, _SHA256]:
+def _require_one_form(signature: bytes, signer: Any, authority: x509.Certificate) -> None:
+    """What of a CMS signature (RFC 5652) no signature covers stands there as a coordinator writes it, in the one
+    encoding that DER has: parsers are lenient about the rest."""
+    from asn1crypto import cms
+
+    info = cms.ContentInfo.load(signature)
+    content = info["content"]
+    signed = content["signer_infos"][0]
+    form = (
+        info["content_type"].native, content["version"].native, content["digest_algorithms"].native,
+        content["encap_content_info"].native, len(content["certificates"]), content["crls"].native,
+        len(content["signer_infos"]), signed["version"].native, signed["unsigned_attrs"].native,
+    )  # fmt: skip
+    if form != _FORM or info.dump(force=True) != signature:
         raise _refused("its signature is not of the form that a coordinator makes")
     try:
         x509.load_der_x509_certificate(signer.dump()).verify_directly_issued_by(authority)
@@ -125,11 +136,11 @@ def _require_one_form(signed: Any, signer: Any, authority: x509.Certificate) -> 
         raise _refused("its signer's certificate is not as this authority issued it") from None
 
 
-def _der_length(data: bytes) -> int:
-    """Octets of the DER value that `data` begins with."""
+def _der(data: bytes) -> bytes:
+    """The DER value that `data` begins with."""
     if len(data) < 4 or data[0] != 0x30 or data[1] != 0x82:
         raise _refused("its signature is not of the form that a coordinator makes")
-    return 4 + int.from_bytes(data[2:4], "big")
+    return data[: 4 + int.from_bytes(data[2:4], "big")]
 
 
 def _attachments(reader: Any) -> dict[str, bytes]:

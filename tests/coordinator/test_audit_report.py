@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
+import subprocess
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -81,6 +83,11 @@ def pdf(local: Made, sites: list[TestSite]) -> bytes:
         return issue_report(session, local.appliance, study="heart").pdf
 
 
+def logged(made: Made) -> int:
+    with made.appliance.engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM log_entry").scalar_one())
+
+
 def authority(made: Made) -> bytes:
     return made.appliance.keys.authority.pem.encode()
 
@@ -96,7 +103,7 @@ def test_pyhanko_and_the_command_accept_it_against_the_authority(local: Made, pd
     status = validated(local, pdf)
     assert (status.bottom_line, status.trusted, status.coverage) == (True, True, SignatureCoverageLevel.ENTIRE_FILE)
     checked = check_report(pdf, authority(local))
-    assert (checked.size, checked.cosigners) == (12, ("site-0/witness", "site-1/witness"))
+    assert (checked.size, checked.cosigners) == (logged(local), ("site-0/witness", "site-1/witness"))
     assert checked.ca == local.appliance.keys.authority.fingerprint
     files = read_archive(exported(local))
     assert checked.files == {name: files[name] for name in ("checkpoint", "log.vkey", "witness_policy.json")}
@@ -104,7 +111,7 @@ def test_pyhanko_and_the_command_accept_it_against_the_authority(local: Made, pd
     report.write_bytes(pdf)
     ca.write_bytes(authority(local))
     told = CliRunner().invoke(app, ["audit", "check-report", str(report), "--ca", str(ca), "--json"])
-    assert json.loads(told.stdout)["checkpoint_size"] == 12
+    assert json.loads(told.stdout)["checkpoint_size"] == logged(local)
 
 
 def test_each_report_has_a_key_of_its_own_that_signs_nothing_else(local: Made, pdf: bytes) -> None:
@@ -113,16 +120,38 @@ def test_each_report_has_a_key_of_its_own_that_signs_nothing_else(local: Made, p
     certificates = [validated(local, data).signing_cert for data in (pdf, second)]
     assert certificates[0].public_key.dump() != certificates[1].public_key.dump()
     for certificate in certificates:
-        assert certificate.extended_key_usage_value.native == ["1.3.6.1.5.5.7.3.36"]
+        assert certificate.extended_key_usage_value.native == ["1.3.6.1.5.5.7.3.36", "email_protection"]
         assert certificate.ca is False
     assert not list(local.appliance.home.rglob("*report*"))
+
+
+@pytest.mark.skipif(
+    shutil.which("pdfsig") is None or shutil.which("certutil") is None,
+    reason="Poppler's pdfsig and NSS's certutil are not installed: pyHanko alone looks",
+)
+def test_a_pdf_reader_that_trusts_the_authority_accepts_it(local: Made, pdf: bytes, tmp_path: Path) -> None:
+    report, ca, trust = tmp_path / "report.pdf", tmp_path / "ca.pem", f"sql:{tmp_path}"
+    ca.write_bytes(authority(local))
+    for command in (["-N", "--empty-password"], ["-A", "-n", "ca", "-t", "CT,C,C", "-i", str(ca)]):
+        subprocess.run(["certutil", *command, "-d", trust], check=True, capture_output=True)
+    place = pdf.index(b"endstream") - 20
+    for data, said in (
+        (pdf, ("Signature is Valid", "Certificate is Trusted", "Total document signed")),
+        (pdf[:place] + bytes([pdf[place] ^ 1]) + pdf[place + 1 :], ("Digest Mismatch",)),
+    ):
+        report.write_bytes(data)
+        told = subprocess.run(["pdfsig", "-nssdir", trust, str(report)], capture_output=True, text=True).stdout
+        assert all(words in told for words in said), told
 
 
 def test_no_byte_of_it_can_change(local: Made, pdf: bytes) -> None:
     chance, ca = random.Random(7), authority(local)
     start = pdf.index(b"/Contents <")
     end = pdf.index(b">", start)
-    places = [chance.randrange(len(pdf)) for _ in range(150)] + [chance.randrange(start, end) for _ in range(100)]
+    head = [start + 11 + 2 * octet + digit for octet in range(60) for digit in (0, 1)]  # of the CMS signature
+    places = (
+        head + [chance.randrange(len(pdf)) for _ in range(150)] + [chance.randrange(start, end) for _ in range(100)]
+    )
     for place in places:
         changed = bytearray(pdf)
         changed[place] ^= 1 << chance.randrange(8)
@@ -156,7 +185,7 @@ def test_another_authority_or_policy_does_not_vouch_for_it(local: Made, pdf: byt
     with pytest.raises(CloisterError, match="PEM"):
         check_report(pdf, b"no certificate")
     policy = WitnessPolicy.from_bytes(read_archive(exported(local))["witness_policy.json"])
-    assert check_report(pdf, authority(local), policy=policy).size == 12
+    assert check_report(pdf, authority(local), policy=policy).size == logged(local)
     strangers = WitnessPolicy(policy.log, (cosigner_key("else/w", SigningKey.generate()),), 1)
     with pytest.raises(VerificationFailed, match="cosigned"):
         check_report(pdf, authority(local), policy=strangers)
@@ -178,7 +207,7 @@ def test_what_it_says_is_what_the_log_holds(local: Made, sites: list[TestSite], 
     assert "Ada" not in repr(report.listed)
     assert "words" not in repr(report.listed)
     whole = make_report(bundle, study=None, made_at="2026-11-23T00:00:00Z", ca="sha256:x")
-    assert sum(count for _, count in whole.counts) == whole.entries == 12
+    assert sum(count for _, count in whole.counts) == whole.entries == logged(local)
     assert whole.not_listed == 0 < MAX_EVENTS
 
 
