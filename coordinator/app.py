@@ -26,6 +26,7 @@ from coordinator.policy.routes import router as policy_router
 from coordinator.releases.routes import router as releases_router
 from coordinator.releases.routes import site_router as site_releases_router
 from coordinator.retention.routes import router as retention_router
+from coordinator.reviews.routes import router as reviews_router
 from coordinator.rounds.routes import PREFIX as CONTRIBUTIONS
 from coordinator.rounds.routes import router as rounds_router
 from coordinator.sites.routes import router as sites_router
@@ -67,8 +68,8 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     problems.install(app)
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
-        releases_router, incidents_router, retention_router, site_releases_router, passkeys_router, policy_router,
-        console_router,
+        releases_router, incidents_router, reviews_router, retention_router, site_releases_router, passkeys_router,
+        policy_router, console_router,
     ):  # fmt: skip
         app.include_router(router)
     return app

@@ -11,6 +11,7 @@ from coordinator.people import tables as people
 from coordinator.policy import tables as policy
 from coordinator.releases import tables as releases
 from coordinator.retention import tables as retention
+from coordinator.reviews import tables as reviews
 from coordinator.rounds import tables as rounds
 from coordinator.sites import tables as sites
 from coordinator.studies import tables as studies
@@ -25,7 +26,7 @@ __all__ = [
     "policy",
     "releases",
     "retention",
-    "rounds",
+    "reviews", "rounds",
     "sites",
     "studies",
 ]

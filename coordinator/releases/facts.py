@@ -23,14 +23,16 @@ def release_facts(
     study: Mapping[str, Any],
     incidents: Mapping[str, Any],
     invalidated: int,
+    reviews: int,
     card: str,
     append_ok: bool,
     quorum: bool,
     checkpoint_age_seconds: int,
 ) -> dict[str, Any]:
     """Facts of the release gate. papers: what is on record of the release; study: likewise of the study. incidents:
-    those that touch the study or a contributor; invalidated: contributors whose legal basis was found invalid. card:
-    the model card. approvals: those whose signatures were verified under the plan's roster."""
+    those that touch the study or a contributor; invalidated: contributors whose legal basis was found invalid. reviews:
+    the open ones of this model, after patients withdrew. card: the model card. approvals: those whose signatures were
+    verified under the plan's roster."""
     audit = subject.membership
     return {
         **with_papers(document_facts(plan, subject.plan_digest), study),
@@ -59,6 +61,7 @@ def release_facts(
             **papers,
         },
         "incident": dict(incidents),
+        "withdrawal": {"open": reviews},
         "approvals": [
             {
                 "person": approval.person,

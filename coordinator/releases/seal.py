@@ -30,6 +30,7 @@ from coordinator.releases.review import plan_of_release, read_approval, subject_
 from coordinator.releases.states import ReleaseState, move, outcome
 from coordinator.releases.tables import Release
 from coordinator.releases.waivers import standing_waivers
+from coordinator.reviews.repository import ReviewRepository
 from coordinator.rounds.repository import CandidateRepository
 from policies.decided import Decided, decide
 from policies.findings import Decision
@@ -123,14 +124,14 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
 
 
 def finish(session: Session, appliance: Appliance, name: str) -> bool:
-    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing, and no incident freezes the
-    study. False until then."""
+    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing, no incident freezes the
+    study and no review of its model is open. False until then."""
     releases = ReleaseRepository(session)
     release = releases.get(name)
     if ReleaseState(release.state) is ReleaseState.RELEASED:
         return True
     move(ReleaseState(release.state), ReleaseState.RELEASED)
-    if release.entry is None or is_frozen(session, release.study):
+    if release.entry is None or _is_held(session, release.study):
         return False
     try:
         release.proof = proof_for(session, appliance, release.entry)
@@ -187,6 +188,7 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
         ),
         incidents=incident_facts(session, study=release.study, sites=plan.names, now=appliance.clock()),
         invalidated=len(invalidated(session, plan.names)),
+        reviews=len(ReviewRepository(session).open_of(release.study)),
         card=ReleaseRepository(session).files(release.id)["model_card.md"].decode(),
         study=study_papers(session, appliance, plan.spec),
         append_ok=True,
@@ -203,3 +205,8 @@ def _is_first(session: Session, release: Release) -> bool:
     done = (ReleaseState.RELEASED, ReleaseState.SUSPENDED, ReleaseState.REVOKED)
     earlier = ReleaseRepository(session).of_study(release.study)
     return not any(other.id != release.id and ReleaseState(other.state) in done for other in earlier)
+
+
+def _is_held(session: Session, study: str) -> bool:
+    """Whether an incident, or a review after patients withdrew, came between the sealing and the quorum."""
+    return is_frozen(session, study) or bool(ReviewRepository(session).open_of(study))

@@ -26,6 +26,7 @@ from site_agent.clock import Clock
 from site_agent.consent.governance import PACKS, Governance, load_governance, local_policy
 from site_agent.database import transaction
 from site_agent.evidence.facts import records_facts
+from site_agent.incidents.facts import LogReader, open_reviews
 from site_agent.releases.sealed import Sealed
 from site_agent.serving.deployment import DeploymentRecord, said
 from site_agent.serving.log import ServingLog
@@ -55,11 +56,15 @@ def serving_facts(
     about_deployment: Records,
     log_enabled: bool,
     log_sound: bool,
+    reviews: int,
+    invalidated: int,
 ) -> dict[str, Any]:
     """The facts of the serving gate. Without a deployment record its facts are absent, and the gate denies.
 
     about_site, about_deployment: evidence on record, as `protocol.evidence.standing` has it.
     log_enabled: the serving log could be written just now. log_sound: no alarm about the coordinator's log stands.
+    reviews: the open ones of this model, after patients withdrew; invalidated: the sites in its plan whose legal basis
+    was found invalid; both by this site's own copy of the log.
     """
     subject = release.subject
     facts = {
@@ -72,6 +77,7 @@ def serving_facts(
             "files": list(release.names),
             "signature_valid": release.signed,
             "provenance_log_bound": release.logged,
+            "contributors_invalidated": invalidated,
         },
         "site": {
             "name": site,
@@ -80,6 +86,7 @@ def serving_facts(
             "records": about_site,
         },
         "deployment": {"log_enabled": log_enabled, "records": about_deployment},
+        "withdrawal": {"open": reviews},
         "audit": {"append_ok": log_sound},
     }
     if said is not None:
@@ -130,6 +137,7 @@ class ServingGate:
     ) -> None:
         self._settings, self._engine, self._release, self.log = settings, engine, release, log
         self._clock, self._now = clock, now
+        self._follow = LogReader(settings)
         self._lock = threading.Lock()
         self._policy: _Compiled | None = None
         self._looked: float | None = None
@@ -188,6 +196,7 @@ class ServingGate:
 
     def _facts(self, session: Session, governance: Governance) -> dict[str, Any]:
         site, today = self._settings.site, self._clock().date()
+        matters = self._follow.matters(session)
         return serving_facts(
             self._release,
             site=site,
@@ -197,6 +206,8 @@ class ServingGate:
             about_deployment=records_facts(session, on=today, scope="deployment"),
             log_enabled=self.log.usable(),
             log_sound=not standing_alarms(session),
+            reviews=len(open_reviews(session, matters, self._release.subject.study)),
+            invalidated=len(matters.invalidated(self._release.plan.names)),
         )
 
     def _compiled(self, governance: Governance) -> Policy:

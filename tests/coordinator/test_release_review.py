@@ -20,7 +20,10 @@ from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.releases import review, seal, stopping
 from coordinator.releases.repository import ReleaseRepository
+from coordinator.reviews.decide import close_review, open_review
+from coordinator.reviews.repository import ReviewRepository
 from coordinator.rounds.tables import Candidate
+from coordinator.sites.repository import SiteRepository
 from coordinator.studies.tables import Study
 from protocol.audit_event import AuditEvent, EventType
 from protocol.bundle import unpack
@@ -29,7 +32,7 @@ from protocol.checkpoint import cosigner_key
 from protocol.consent import PLAN_TYPE
 from protocol.enrolment import witness_name
 from protocol.envelope import seal as sign
-from protocol.errors import CloisterError, Refused
+from protocol.errors import CloisterError, Malformed, Refused
 from protocol.evaluation import ClassificationReport, Interval
 from protocol.identifiers import Role
 from protocol.incident import Incident, Settled
@@ -38,6 +41,7 @@ from protocol.proposal import Governance
 from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement
 from protocol.signing import SigningKey
 from protocol.timestamp import timestamp
+from protocol.withdrawal import WITHDRAWAL_NOTICE_TYPE, WithdrawalNotice
 from site_agent.releases.trusted_release import TrustRoot, verify
 from tests.coordinator.appliances import Made, TestSite
 from tests.papers import assessment_of
@@ -451,3 +455,78 @@ def test_what_was_sealed_waits_for_the_incident_that_came_after(federation: Fede
     federation.witness()
     with transaction(federation.appliance.engine) as session:
         assert seal.finish(session, federation.appliance, RELEASE)
+
+
+def withdrew(federation: Federation, *grounds: str, sender: int = 1, **changes: object) -> str:
+    """A hospital's notice that patients of the study withdrew, sent twice."""
+    here = federation.sites[sender]
+    fields = {
+        "review": "review-00000000000000a1",
+        "site": here.name,
+        "study": STUDY,
+        "plan_digest": federation.plan_digest,
+        "grounds": grounds,
+        "made_at": timestamp(federation.appliance.clock()),
+    }
+    key = changes.pop("signed_by", here.key)
+    assert isinstance(key, SigningKey)
+    notice = WithdrawalNotice.model_validate({**fields, **changes})
+    data = sign(WITHDRAWAL_NOTICE_TYPE, notice.model_dump(mode="json"), key).to_bytes()
+    with transaction(federation.appliance.engine) as session:
+        row = SiteRepository(session).get(here.name)
+        assert row is not None
+        review = open_review(session, federation.appliance, row, data).id
+        assert open_review(session, federation.appliance, row, data).id == review
+    return review
+
+
+def decided(federation: Federation, review: str, *grounds: str, by: str = "bo") -> None:
+    with transaction(federation.appliance.engine) as session:
+        close_review(session, federation.appliance, federation.people[by], review, grounds, words="As assessed")  # type: ignore[arg-type]
+
+
+def test_a_model_of_patients_who_withdrew_is_released_only_once_a_ground_is_on_record(federation: Federation) -> None:
+    approved(federation)
+    review = withdrew(federation, "objection", "erasure")
+    with pytest.raises(seal.ReleaseDenied) as denied:
+        federation.seal()
+    assert {finding["rule"] for finding in denied.value.facts["findings"]} == {"G11-review"}
+    with pytest.raises(Malformed, match="erasure"):
+        decided(federation, review, "art-21-6")
+    with pytest.raises(Refused):
+        decided(federation, review, "art-21-6", "art-17-3-d", by="cy")
+    decided(federation, review, "art-21-6", "art-17-3-d")
+    federation.witness()
+    assert not federation.seal()
+    again = withdrew(federation, "consent-withdrawn", review="review-00000000000000a2")
+    federation.witness()
+    with transaction(federation.appliance.engine) as session:
+        assert not seal.finish(session, federation.appliance, RELEASE)  # it came before the quorum
+    with pytest.raises(Refused, match="is out"):
+        decided(federation, again, "model-withdrawn")
+    decided(federation, again, "art-17-3-d")
+    federation.witness()
+    with transaction(federation.appliance.engine) as session:
+        assert seal.finish(session, federation.appliance, RELEASE)
+    told = [event for event in federation.events() if event.event in (EventType.REVIEW_OPENED, EventType.REVIEW_CLOSED)]
+    assert [event.labels.get("grounds") for event in told] == [None, "art-17-3-d+art-21-6", None, "art-17-3-d"]
+    assert {event.subject for event in told} == {STUDY}
+    assert b"As assessed" not in b"".join(event.leaf() for event in told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"study": "another-study"}, Refused),
+        ({"plan_digest": HASH}, Refused),
+        ({"site": "clinic-a"}, Refused),
+        ({"signed_by": SigningKey.generate()}, CloisterError),
+    ],
+)
+def test_a_notice_of_another_s_is_refused(
+    federation: Federation, changes: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        withdrew(federation, "erasure", **changes)
+    with reading(federation.appliance.engine) as session:
+        assert ReviewRepository(session).all() == []

@@ -485,6 +485,23 @@ def upgrade() -> None:
     op.create_index(op.f("ix_evidence_scope"), "evidence", ["scope"], unique=False)
     op.create_index(op.f("ix_evidence_subject"), "evidence", ["subject"], unique=False)
     op.create_table(
+        "model_review",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("site", sa.String(), nullable=False),
+        sa.Column("causes", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("notice", sa.LargeBinary(), nullable=False),
+        sa.Column("opened_at", sa.String(), nullable=False),
+        sa.Column("grounds", sa.String(), nullable=True),
+        sa.Column("closed_by", sa.String(), nullable=True),
+        sa.Column("closed_at", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_model_review_study_study")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_review")),
+    )
+    op.create_index(op.f("ix_model_review_study"), "model_review", ["study"], unique=False)
+    op.create_index(op.f("ix_model_review_state"), "model_review", ["state"], unique=False)
+    op.create_table(
         "incident",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
@@ -595,6 +612,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_index(op.f("ix_model_review_state"), table_name="model_review")
+    op.drop_index(op.f("ix_model_review_study"), table_name="model_review")
+    op.drop_table("model_review")
     op.drop_table("payload_erasure")
     op.drop_table("payload_pruning")
     op.drop_table("incident_closing")
