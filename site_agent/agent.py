@@ -23,8 +23,8 @@ from sqlalchemy import Engine
 
 from protocol.errors import CloisterError
 from site_agent.clock import Clock, system_clock
-from site_agent.cohort.add import register_pending
 from site_agent.cohort.leaving_out import apply_withdrawals
+from site_agent.cohort.registration import register_pending
 from site_agent.cohort.withdrawal import deliver_notices
 from site_agent.consent.delivery import deliver
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused

@@ -1,4 +1,4 @@
-"""Adding a data set: read, check, freeze, store, register. A failure before the end leaves nothing behind."""
+"""Adding a data set: read, check, freeze, store. A failure before the end leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
 
 from protocol.delimited import DatasetRefused
 from protocol.dictionary import Dictionary, parse_dictionary
-from protocol.errors import CloisterError, Malformed
+from protocol.errors import Malformed
 from protocol.identifiers import require_name
 from protocol.strict_yaml import DEFAULT_LIMIT
 from protocol.table import Table
-from protocol.timestamp import timestamp
 from site_agent.clock import Clock
 from site_agent.cohort.assignment import hash_patient
 from site_agent.cohort.delimited import open_table
 from site_agent.cohort.media import Told, read_media
 from site_agent.cohort.quality import Quality, summarise
-from site_agent.cohort.snapshot import Draft, draft, known_roles, path_of, registration, store
+from site_agent.cohort.snapshot import Draft, draft, known_roles, path_of, store
 from site_agent.cohort.tables import Snapshot
 from site_agent.cohort.tabular import read_table
 from site_agent.cohort.withdrawal import withdrawn
-from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import transaction
 from site_agent.settings import SiteHome
 
@@ -90,49 +87,6 @@ def leave_out(table: Table, gone: Collection[bytes], dictionary: Dictionary) -> 
     if not kept:
         raise DatasetRefused("Every patient of this data set withdrew.", "There is nothing to add.")
     table.keep(kept)
-
-
-class NotRegistered(CloisterError):
-    """The data set is stored here, and the coordinator does not know it yet."""
-
-    def __init__(self, snapshot: str, cause: CloisterError) -> None:
-        super().__init__(
-            f"The snapshot {snapshot} is stored here, but not registered at the coordinator: {cause.message}",
-            f"{cause.remedy} Then run the same command again; the agent tries by itself, too.",
-        )
-        self.code = cause.code
-
-
-def register(engine: Engine, client: CoordinatorClient, clock: Clock, snapshot: str) -> None:
-    """`register_pending`, for the person who has just added `snapshot`. Raises NotRegistered with the cause."""
-    try:
-        register_pending(engine, client, clock)
-    except CloisterError as cause:
-        raise NotRegistered(snapshot, cause) from cause
-
-
-def register_pending(engine: Engine, client: CoordinatorClient, clock: Clock) -> tuple[str, ...]:
-    """Register the snapshots that the coordinator has not accepted yet, oldest first; their digests.
-
-    Raises the client's errors at the first that fails; what was accepted before stays accepted.
-    """
-    with transaction(engine) as session:
-        waiting = session.exec(
-            select(Snapshot)
-            .where(col(Snapshot.registered_at).is_(None), col(Snapshot.replaced_by).is_(None))
-            .order_by(col(Snapshot.created_at))
-        ).all()
-    for snapshot in waiting:
-        client.register_dataset(snapshot.name, registration(snapshot))
-        with transaction(engine) as session:
-            _mark(session, snapshot.digest, timestamp(clock()))
-    return tuple(snapshot.digest for snapshot in waiting)
-
-
-def _mark(session: Session, digest: str, at: str) -> None:
-    row = session.get_one(Snapshot, digest)
-    row.registered_at = at
-    session.add(row)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ def add(
 ) -> None:
     """Check a file against its data dictionary and register it as a snapshot."""
     from site_agent.clock import system_clock
-    from site_agent.cohort.add import keep, prepare, read_dictionary, register
+    from site_agent.cohort.add import keep, prepare, read_dictionary
+    from site_agent.cohort.registration import register
     from site_agent.coordinator_client import CoordinatorClient
     from site_agent.database import open_database
     from site_agent.keystore import load_keys

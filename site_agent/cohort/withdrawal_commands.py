@@ -34,8 +34,8 @@ def withdraw(
 
     from protocol.errors import CloisterError
     from site_agent.clock import system_clock
-    from site_agent.cohort.add import register_pending
     from site_agent.cohort.leaving_out import apply_withdrawals
+    from site_agent.cohort.registration import register_pending
     from site_agent.cohort.withdrawal import deliver_notices, hashes_of, read_identifiers, record
     from site_agent.coordinator_client import CoordinatorClient
     from site_agent.database import open_database

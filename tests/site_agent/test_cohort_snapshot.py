@@ -21,9 +21,10 @@ from protocol.dictionary import parse_dictionary
 from protocol.table import Table
 from site_agent.clock import system_clock
 from site_agent.cohort import snapshot as room
-from site_agent.cohort.add import NotRegistered, Prepared, keep, prepare, register, register_pending
+from site_agent.cohort.add import Prepared, keep, prepare
 from site_agent.cohort.assignment import hash_patient, hold_out
 from site_agent.cohort.quality import at_least_cell
+from site_agent.cohort.registration import NotRegistered, register, register_pending
 from site_agent.cohort.snapshot import Draft, SnapshotUnusable, draft, known_roles, latest, load, path_of, registration
 from site_agent.cohort.tables import Snapshot, SnapshotPatient
 from site_agent.coordinator_client import CoordinatorClient
