@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from protocol.witness_policy import WitnessPolicy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-people = typer.Typer(no_args_is_help=True, help="People: invite, list, disable.")
+people = typer.Typer(no_args_is_help=True, help="People: invite, list, confirm, change, disable.")
 sites = typer.Typer(no_args_is_help=True, help="Sites: invite, list, revoke.")
 witness = typer.Typer(no_args_is_help=True, help="An auditor as a witness of the log, where sites are few.")
 retention = typer.Typer(no_args_is_help=True, help="What is kept until when, and the erasure of what must go.")
@@ -196,6 +196,7 @@ def people_add(
     organisation: Annotated[
         str | None, typer.Option(help="Whom the person works for: a study may ask for reviewers from several.")
     ] = None,
+    site: Annotated[str | None, typer.Option(help="The site of a data steward or of a site's IT.")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -205,7 +206,7 @@ def people_add(
 
     appliance = _open(home)
     with transaction(appliance.engine) as session:
-        token = invite(session, appliance, name, role, organisation=organisation)
+        token = invite(session, appliance, name, role, organisation=organisation, site=site)
     _print_token(token, as_json)
 
 
@@ -215,16 +216,47 @@ def people_list(home: Home = None, as_json: Json = False) -> None:
     from coordinator.database import reading
     from coordinator.people.repository import PersonRepository
 
-    with reading(_open(home).engine) as session:
-        rows = [
-            {"name": row.name, "role": row.role, "status": row.status, "registered_at": row.registered_at}
-            for row in PersonRepository(session).all()
-        ]
+    appliance, fields = _open(home), ("name", "role", "site", "status", "registered_at", "certified_at")
+    with reading(appliance.engine) as session:
+        rows = [{field: getattr(row, field) for field in fields} for row in PersonRepository(session).all()]
     emit(
         rows,
         as_json=as_json,
-        text=table(("name", "role", "status", "registered"), [list(row.values()) for row in rows]),
+        text=table(("name", "role", "site", "status", "registered", "confirmed"), [list(row.values()) for row in rows]),
     )
+
+
+@people.command("confirm")
+def people_confirm(
+    name: str,
+    shared: Annotated[bool, typer.Option(help="Others were found to use the account: shut the gates to it.")] = False,
+    home: Home = None,
+) -> None:
+    """Confirm that a person still needs their role, and alone uses their account."""
+    from coordinator.database import transaction
+    from coordinator.people.reviews import certify
+
+    appliance = _open(home)
+    with transaction(appliance.engine) as session:
+        person = certify(session, appliance, name, by=None, shared=shared)
+    typer.echo(f"{name} is confirmed as {person.role}{', on a shared account' if shared else ''}.")
+
+
+@people.command("role")
+def people_role(
+    name: str,
+    role: Annotated[Role, typer.Option(help="What the person may do from now on.")],
+    site: Annotated[str | None, typer.Option(help="The site of a data steward or of a site's IT.")] = None,
+    home: Home = None,
+) -> None:
+    """Give a person another role; their session ends."""
+    from coordinator.database import transaction
+    from coordinator.people.reviews import change_role
+
+    appliance = _open(home)
+    with transaction(appliance.engine) as session:
+        change_role(session, appliance, name, role, site=site)
+    typer.echo(f"{name} is a {role.value} now.")
 
 
 @people.command("disable")

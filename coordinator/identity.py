@@ -19,8 +19,18 @@ from coordinator.appliance import Appliance
 from coordinator.database import reading, transaction
 from coordinator.errors import Forbidden, Unauthenticated
 from coordinator.people.accounts import token_hash
+from coordinator.people.facts import Actor
 from coordinator.people.repository import PersonRepository
-from coordinator.people.states import SEEN_EVERY, AuthLevel, Medium, require_request_of_ours, session_alive
+from coordinator.people.states import (
+    SEEN_EVERY,
+    AuthLevel,
+    Medium,
+    Permission,
+    require_not_read_only,
+    require_permission,
+    require_request_of_ours,
+    session_alive,
+)
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.states import SiteFacts, decide_access
@@ -96,6 +106,11 @@ class Caller:
     token_hash: str
     csrf: str
 
+    @property
+    def actor(self) -> Actor:
+        """Who asks, for a policy decision."""
+        return Actor(self.person, self.level)
+
 
 async def csrf_shown(request: Request) -> str | None:
     """The token that a browser's request shows, in the header or in a form's field `csrf`."""
@@ -162,10 +177,23 @@ def _token(request: Request) -> tuple[str, Medium]:
 CallerOf = Annotated[Caller, Depends(signed_in)]
 
 
-def current_person(*roles: Role) -> Callable[[Caller], Person]:
-    """A dependency: the signed-in person, who must hold one of `roles` when any is given. Raises Forbidden."""
+def may(*permissions: Permission) -> Callable[[Caller], Person]:
+    """A dependency: the signed-in person, whose role must have one of the permissions (people.states.PERMISSIONS)."""
 
     def person(caller: CallerOf) -> Person:
+        require_permission(caller.person.role, *permissions)
+        return caller.person
+
+    return person
+
+
+def current_person(*roles: Role) -> Callable[[Request, Caller], Person]:
+    """A dependency: the signed-in person, who must hold one of `roles` when any is given, and no role that only reads
+    where the request changes something and none is given. Raises Forbidden."""
+
+    def person(request: Request, caller: CallerOf) -> Person:
+        if not roles and request.method not in _SAFE:
+            require_not_read_only(caller.person.role)
         if roles and caller.person.role not in {role.value for role in roles}:
             needed = " or ".join(role.value for role in roles)
             raise Forbidden(

@@ -36,11 +36,15 @@ class Frozen(BaseModel):
 
 
 class Role(StrEnum):
-    """What a person at the coordinator may do. One person holds exactly one role."""
+    """What a person at the coordinator may do. One person holds exactly one role. A data steward and a site's IT belong
+    to one site; regulatory affairs decide on a model's classification."""
 
     RESEARCHER = "researcher"
+    DATA_STEWARD = "data_steward"
+    SITE_IT = "site_it"
     COMPLIANCE_OFFICER = "compliance_officer"
     CLINICAL_LEAD = "clinical_lead"
+    REGULATORY = "regulatory"
     AUDITOR = "auditor"
     ADMINISTRATOR = "administrator"
 

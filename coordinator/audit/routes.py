@@ -23,21 +23,20 @@ from coordinator.audit.witnessing import (
 )
 from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
-from coordinator.identity import ApplianceOf, CurrentSite, current_person
+from coordinator.identity import ApplianceOf, CurrentSite, may
+from coordinator.people.states import Permission
 from coordinator.people.tables import Person
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
 from protocol.errors import Malformed
-from protocol.identifiers import Role, StudyId
+from protocol.identifiers import StudyId
 from protocol.tiles import TILE_HEIGHT, Tile
 
 router = APIRouter(prefix="/v1", tags=["log"])
 problems.register(LogDamaged, 503)
 _TEXT = "text/plain; charset=utf-8"
 _BYTES = "application/octet-stream"
-_Auditor = Annotated[
-    Person, Depends(current_person(Role.AUDITOR, Role.COMPLIANCE_OFFICER, Role.ADMINISTRATOR, Role.CLINICAL_LEAD))
-]
+_Auditor = Annotated[Person, Depends(may(Permission.READ_LOG))]
 
 
 async def _body(request: Request) -> bytes:

@@ -8,7 +8,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from coordinator.client import evidence, incident, model, policy_change, release, review, study, witness_commands
+from coordinator.client import (
+    evidence,
+    incident,
+    model,
+    people,
+    policy_change,
+    release,
+    review,
+    study,
+    witness_commands,
+)
 from coordinator.client.options import Home, Json, PassphraseFile
 from coordinator.terminal import emit, read_passphrase, run
 
@@ -21,6 +31,7 @@ app.add_typer(policy_change.app, name="policy")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(incident.app, name="incident")
 app.add_typer(review.app, name="review")
+app.add_typer(people.app, name="people")
 app.add_typer(audit, name="audit")
 audit.add_typer(witness_commands.app, name="witness")
 

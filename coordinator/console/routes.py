@@ -31,7 +31,7 @@ from coordinator.people.states import Medium, same_origin
 from coordinator.policy.active import active_policy
 from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
-from coordinator.releases.routes import describe
+from coordinator.releases.routes import describe, seen_by
 from coordinator.releases.states import ReleaseState, words
 from protocol.errors import CloisterError, Refused
 from protocol.evaluation import figures
@@ -127,6 +127,7 @@ def _releases(caller: Caller, appliance: Appliance) -> Response:
         rows = [
             {"name": row.id, "study": row.study, "state": words(ReleaseState(row.state)), "until": row.review_until}
             for row in ReleaseRepository(session).all()
+            if seen_by(caller.person, row)
         ]
     rows.sort(key=lambda row: row["state"] != words(ReleaseState.IN_REVIEW))
     return page("releases.html", caller=caller, releases=rows)
@@ -136,8 +137,10 @@ def _release(caller: Caller, appliance: Appliance, name: str) -> Response:
     with reading(appliance.engine) as session:
         releases = ReleaseRepository(session)
         row = releases.get(name)
+        if not seen_by(caller.person, row):
+            raise NotFound(f"There is no release {name}.", "Choose one of the list.")
         subject, plan = review.subject_of_release(row), review.plan_of_release(row)
-        gate = seal.preview(session, appliance, active_policy(session, appliance), caller.person, name)
+        gate = seal.preview(session, appliance, active_policy(session, appliance), caller.actor, name)
         planned = next((entry for entry in plan.approvers if entry.person == caller.person.name), None)
         standing = {held.credential for held in PasskeyRepository(session).of(caller.person.name)}
         told = describe(row, releases)

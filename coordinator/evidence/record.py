@@ -11,6 +11,7 @@ from coordinator.audit.append import append, person_label
 from coordinator.errors import Conflict
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.evidence.tables import Evidence
+from coordinator.people.states import Permission, require_permission
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
 from coordinator.studies.repository import StudyRepository
@@ -19,12 +20,14 @@ from protocol.errors import Refused
 from protocol.evidence import EvidenceRecord
 from protocol.timestamp import timestamp
 
+CLASSIFYING = ("regulatory_classification", "change_control")
+
 
 def record(session: Session, appliance: Appliance, person: Person, records: Sequence[EvidenceRecord]) -> list[Evidence]:
     """Store the records; one that is there already is left as it is. All of them, or none.
 
-    Raises Refused for a record dated in the future, about a site that is not known, or by the very person who
-    submitted the study; Conflict for one that was revoked.
+    Raises Forbidden for a kind that the person's role does not record, Refused for a record dated in the future, about
+    a site that is not known, or by the very person who submitted the study; Conflict for one that was revoked.
     """
     evidence, today = EvidenceRepository(session), appliance.clock().date()
     rows = []
@@ -38,6 +41,7 @@ def record(session: Session, appliance: Appliance, person: Person, records: Sequ
         if item.issued > today:
             raise Refused(f"A {item.kind} is dated in the future.", "Record it once it is issued.")
         _known(session, item, person)
+        require_permission(person.role, _permission(item))
         row = evidence.add(item, by=person.name, at=timestamp(appliance.clock()))
         _log(session, appliance, EventType.EVIDENCE_RECORDED, person, row, item)
         rows.append(row)
@@ -47,12 +51,19 @@ def record(session: Session, appliance: Appliance, person: Person, records: Sequ
 def revoke(session: Session, appliance: Appliance, person: Person, digest: str) -> Evidence:
     """From now on the record does not count. Raises NotFound, Conflict where it is revoked already."""
     row = EvidenceRepository(session).get(digest)
+    require_permission(person.role, _permission(EvidenceRecord.model_validate_json(row.record)))
     if row.revoked_at is not None:
         raise Conflict("The record is revoked already.", "Nothing has to be done again.")
     row.revoked_at = timestamp(appliance.clock())
     session.add(row)
     _log(session, appliance, EventType.EVIDENCE_REVOKED, person, row, EvidenceRecord.model_validate_json(row.record))
     return row
+
+
+def _permission(item: EvidenceRecord) -> Permission:
+    """What a kind of record takes: how a model is classified, and whether a change leaves it so, is for regulatory
+    affairs; everything else for a compliance officer."""
+    return Permission.CLASSIFY if item.kind in CLASSIFYING else Permission.RECORD_EVIDENCE
 
 
 def _known(session: Session, item: EvidenceRecord, person: Person) -> None:

@@ -1,4 +1,4 @@
-"""HTTP for evidence: a compliance officer records and revokes, everybody with an account reads."""
+"""HTTP for evidence: a compliance officer or regulatory affairs record and revoke, others read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from coordinator.evidence.record import record, revoke
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.evidence.tables import Evidence
 from coordinator.governance import load_governance
-from coordinator.identity import AnyPerson, ApplianceOf, current_person
+from coordinator.identity import ApplianceOf, may
+from coordinator.people.states import Permission
 from coordinator.people.tables import Person
 from protocol.evidence import EvidenceRecord
-from protocol.identifiers import Digest, Frozen, Role
+from protocol.identifiers import Digest, Frozen
 
 router = APIRouter(prefix="/v1/evidence", tags=["evidence"])
-_Officer = Annotated[Person, Depends(current_person(Role.COMPLIANCE_OFFICER))]
+_Recorder = Annotated[Person, Depends(may(Permission.RECORD_EVIDENCE, Permission.CLASSIFY))]
+_Reader = Annotated[Person, Depends(may(Permission.READ_EVIDENCE))]
 MAX_RECORDS = 500
 
 
@@ -30,20 +32,20 @@ class Records(Frozen):
 
 
 @router.post("", status_code=201)
-def post_evidence(body: Records, person: _Officer, appliance: ApplianceOf) -> list[dict[str, Any]]:
+def post_evidence(body: Records, person: _Recorder, appliance: ApplianceOf) -> list[dict[str, Any]]:
     with transaction(appliance.engine) as session:
         return [_shown(row) for row in record(session, appliance, person, body.records)]
 
 
 @router.get("")
-def get_evidence(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
+def get_evidence(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     del person
     with reading(appliance.engine) as session:
         return [_shown(row) for row in EvidenceRepository(session).all()]
 
 
 @router.get("/organisation")
-def get_organisation(person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any] | None:
+def get_organisation(person: _Reader, appliance: ApplianceOf) -> dict[str, Any] | None:
     """What the organisation that runs the coordinator says of itself; null where nobody has said anything."""
     del person
     said = load_governance(appliance.home)
@@ -51,7 +53,7 @@ def get_organisation(person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any
 
 
 @router.delete("/{digest}")
-def delete_evidence(digest: Digest, person: _Officer, appliance: ApplianceOf) -> dict[str, Any]:
+def delete_evidence(digest: Digest, person: _Recorder, appliance: ApplianceOf) -> dict[str, Any]:
     with transaction(appliance.engine) as session:
         return _shown(revoke(session, appliance, person, digest))
 

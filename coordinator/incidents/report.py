@@ -19,6 +19,7 @@ from coordinator.incidents.states import (
     settle,
 )
 from coordinator.incidents.tables import IncidentRecord
+from coordinator.people.states import Permission, require_permission
 from coordinator.people.tables import Person
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.tables import Site
@@ -45,8 +46,7 @@ def open_by_person(
 
     words: what happened, erasable: the log holds their salted hash. Raises Refused for what is not known, Malformed.
     """
-    if person.role == Role.AUDITOR.value:
-        raise Refused("An auditor only reads.", "Tell a compliance officer.")
+    require_permission(person.role, Permission.REPORT_INCIDENT)
     require_words(words)
     _known(session, incident)
     return _open(

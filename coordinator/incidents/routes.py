@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from sqlmodel import Session
 
 from coordinator.database import reading, transaction
-from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
+from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person, may
 from coordinator.incidents.facts import is_overdue
 from coordinator.incidents.report import close, new_incident, open_by_person, open_by_site, update
 from coordinator.incidents.repository import IncidentRepository
 from coordinator.incidents.states import IncidentState
 from coordinator.incidents.tables import IncidentRecord
+from coordinator.people.states import Permission
 from coordinator.people.tables import Person
 from protocol.errors import Malformed
 from protocol.identifiers import Frozen, Role, Timestamp
@@ -23,6 +24,7 @@ from protocol.incident import EVERYTHING, About, Incident, IncidentKind, Inciden
 from protocol.timestamp import timestamp
 
 router = APIRouter(prefix="/v1", tags=["incidents"])
+_Reporter = Annotated[Person, Depends(may(Permission.REPORT_INCIDENT))]
 _Officer = Annotated[Person, Depends(current_person(Role.COMPLIANCE_OFFICER))]
 
 
@@ -53,7 +55,7 @@ async def _body(request: Request) -> bytes:
 
 
 @router.post("/incidents", status_code=201)
-def post_incident(body: Opened, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+def post_incident(body: Opened, person: _Reporter, appliance: ApplianceOf) -> dict[str, Any]:
     incident = _incident(body, new_incident(appliance), now=timestamp(appliance.clock()))
     with transaction(appliance.engine) as session:
         row = open_by_person(session, appliance, person, incident, words=body.description)

@@ -9,14 +9,16 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import LOCAL_ADMINISTRATOR, append, person_label
-from coordinator.errors import Conflict, Forbidden, NotFound
+from coordinator.errors import Conflict, Forbidden
 from coordinator.people.challenge import ChallengeRefused, challenge_hash, check_challenge
 from coordinator.people.repository import PersonRepository
+from coordinator.people.reviews import actor_label, known_person, require_known_site
 from coordinator.people.states import (
     LIFETIME,
     AuthLevel,
     Medium,
     TokenRefused,
+    decide_disabling,
     decide_invitation,
     decide_sign_in,
     decide_token,
@@ -30,16 +32,27 @@ from protocol.signing import VerifyingKey
 from protocol.timestamp import timestamp
 
 
-def invite(session: Session, appliance: Appliance, name: str, role: Role, *, organisation: str | None = None) -> Token:
-    """A one-time token (24 hours) for a new person, for one who has not registered, or for one who was disabled.
-    organisation: a name; None leaves what is on record."""
+def invite(
+    session: Session,
+    appliance: Appliance,
+    name: str,
+    role: Role,
+    *,
+    organisation: str | None = None,
+    site: str | None = None,
+) -> Token:
+    """A one-time token (24 hours) for a new person, for one who has not registered, or for one who was disabled. Who
+    invites confirms the role with that. organisation: a name; None leaves what is on record. site: of a data steward
+    or of a site's IT."""
     require_name(name, "The person's name")
     people, now = PersonRepository(session), appliance.clock()
     person = people.get(name)
-    decide_invitation(person.status if person else None, person.role if person else None, role, name)
+    decide_invitation(person.status if person else None, person.role if person else None, role, name, site=site)
+    require_known_site(session, site)
     if person is None:
         person = Person(name=name, role=role.value, status="invited", invited_at=timestamp(now))
-    person.status, person.key, person.invited_at = "invited", None, timestamp(now)
+    person.status, person.key, person.invited_at, person.site = "invited", None, timestamp(now), site
+    person.certified_at, person.certified_by, person.shared = timestamp(now), LOCAL_ADMINISTRATOR, False
     if organisation is not None:
         person.organisation = require_name(organisation, "The organisation")
     people.save(person)
@@ -134,20 +147,23 @@ def invited_person(session: Session, appliance: Appliance, hashed: str, name: st
     return person
 
 
-def disable(session: Session, appliance: Appliance, name: str) -> None:
-    """Disable an account at once: its sessions end and its key signs nothing here any more. Raises NotFound."""
+def disable(session: Session, appliance: Appliance, name: str, *, by: Person | None = None) -> None:
+    """Disable an account at once: its sessions end and its key and password sign nobody in any more.
+
+    by: None for the operator at the machine. Raises NotFound, Refused for oneself.
+    """
     people = PersonRepository(session)
-    person = people.get(name)
-    if person is None:
-        raise NotFound(f"There is no person named {name}.", "See `cloister-coordinator people list`.")
+    person = known_person(people, name)
+    decide_disabling(name, by=by.name if by else None)
     if person.status == "disabled":
         return
     person.status = "disabled"
     people.save(person)
     people.end_sessions(name)
     append(
-        session, appliance, EventType.PERSON_DISABLED, actor=LOCAL_ADMINISTRATOR, subject=person_label(appliance, name)
-    )
+        session, appliance, EventType.PERSON_DISABLED, actor=actor_label(appliance, by),
+        subject=person_label(appliance, name),
+    )  # fmt: skip
 
 
 def token_hash(token: str) -> str:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field, SecretStr, StringConstraints
 
-from coordinator.database import transaction
+from coordinator.database import reading, transaction
 from coordinator.errors import Forbidden, NotFound
-from coordinator.identity import ApplianceOf, CallerOf, clear_session_cookie, csrf_token, set_session_cookie
-from coordinator.people import accounts, local_sign_in
+from coordinator.identity import ApplianceOf, CallerOf, clear_session_cookie, csrf_token, may, set_session_cookie
+from coordinator.people import accounts, local_sign_in, reviews
 from coordinator.people.challenge import make_challenge
 from coordinator.people.repository import PersonRepository
-from coordinator.people.states import Medium, require_fresh, same_origin
+from coordinator.people.states import Medium, Permission, require_fresh, same_origin
+from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from protocol.enrolment import secret_hash
 from protocol.errors import Malformed
 from protocol.identifiers import Frozen, KeyText, PersonName
 
 router = APIRouter(prefix="/v1/people", tags=["people"])
+_Reader = Annotated[Person, Depends(may(Permission.READ_PEOPLE))]
+_Certifier = Annotated[Person, Depends(may(Permission.CERTIFY_PEOPLE))]
+_Disabler = Annotated[Person, Depends(may(Permission.DISABLE_PEOPLE))]
 _Secret = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{43}$")]
 _Code = Annotated[str, StringConstraints(pattern=r"^[0-9]{6}$")]
 _Signature = Annotated[str, Field(max_length=100)]
@@ -74,6 +79,12 @@ class InvitedCode(Code):
 
     secret: _Secret
     name: PersonName
+
+
+class Certification(Frozen):
+    """`shared`: the account was found to be used by others too."""
+
+    shared: bool = False
 
 
 class LocalSignIn(Password, Code):
@@ -155,6 +166,30 @@ def me(caller: CallerOf) -> dict[str, str | None]:
     person = caller.person
     told = {"name": person.name, "role": person.role, "key": person.key, "level": caller.level.value}
     return told | ({"csrf": caller.csrf} if caller.medium is Medium.BROWSER else {})
+
+
+@router.get("")
+def get_people(_: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
+    """Everybody, with whose role has to be confirmed again."""
+    with reading(appliance.engine) as session:
+        values = active_policy(session, appliance).parameters.values
+        longest = int(values["recertification_max_age_days"])  # type: ignore[arg-type]
+        return reviews.review(session, appliance, longest=longest)
+
+
+@router.post("/{name}/certification", status_code=201)
+def post_certification(
+    name: PersonName, body: Certification, by: _Certifier, appliance: ApplianceOf
+) -> dict[str, str | None]:
+    with transaction(appliance.engine) as session:
+        person = reviews.certify(session, appliance, name, by=by, shared=body.shared)
+    return {"name": person.name, "role": person.role, "certified_at": person.certified_at}
+
+
+@router.post("/{name}/disable", status_code=204)
+def post_disable(name: PersonName, by: _Disabler, appliance: ApplianceOf) -> None:
+    with transaction(appliance.engine) as session:
+        accounts.disable(session, appliance, name, by=by)
 
 
 @router.post("/me/password")

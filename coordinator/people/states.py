@@ -1,8 +1,9 @@
-"""What may happen to a person's account: pure decisions over facts."""
+"""What each role may do, and what may happen to a person's account: pure decisions over facts."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -27,6 +28,99 @@ PASSWORD_CHARACTERS = (12, 128)
 _FEWEST_DIFFERENT = 5
 
 Status = Literal["invited", "active", "disabled"]
+
+
+class Permission(StrEnum):
+    """Something that a person does at the coordinator, in the words of a refusal. What a person does to their own
+    account needs none. A study's own submitter is meant where a permission says "own"."""
+
+    READ_STUDIES = "read studies, sites and releases"
+    READ_EVIDENCE = "read the evidence on record"
+    READ_LOG = "read the audit log"
+    READ_PEOPLE = "read who has an account"
+    PROPOSE_STUDY = "propose a study"
+    RUN_OWN_STUDY = "start, stop or narrow an own study"
+    START_ANY_STUDY = "start somebody else's study"
+    STOP_ANY_STUDY = "stop somebody else's study, or shut a site out of it"
+    APPROVE_PLAN = "approve a plan"
+    DRAFT_RELEASE = "draft a release"
+    DECIDE_RELEASE = "approve, reject or suspend a release"
+    BREAK_GLASS = "suspend a release in an emergency"
+    REPORT_INCIDENT = "report an incident"
+    RECORD_EVIDENCE = "record evidence"
+    CLASSIFY = "decide on a model's classification and on changes to it"
+    ERASE_WORDS = "erase an entry's words from the audit log"
+    CERTIFY_PEOPLE = "confirm people's roles"
+    DISABLE_PEOPLE = "disable an account"
+
+
+_ALL = frozenset(Role)
+_RESEARCHER = frozenset({Role.RESEARCHER})
+_OFFICER = frozenset({Role.COMPLIANCE_OFFICER})
+_ADMINISTRATOR = frozenset({Role.ADMINISTRATOR})
+_APPROVERS = _OFFICER | {Role.CLINICAL_LEAD}
+SITE_ROLES = frozenset({Role.DATA_STEWARD, Role.SITE_IT})
+"""Roles that belong to a site: they see what concerns it, and act there, under their own institution's rules."""
+
+PERMISSIONS: dict[Permission, frozenset[Role]] = {
+    Permission.READ_STUDIES: _ALL,
+    Permission.READ_EVIDENCE: _ALL - SITE_ROLES,
+    Permission.READ_LOG: _APPROVERS | _ADMINISTRATOR | {Role.AUDITOR},
+    Permission.READ_PEOPLE: _OFFICER | _ADMINISTRATOR | {Role.AUDITOR},
+    Permission.PROPOSE_STUDY: _RESEARCHER,
+    Permission.RUN_OWN_STUDY: _RESEARCHER,
+    Permission.START_ANY_STUDY: _ADMINISTRATOR,
+    Permission.STOP_ANY_STUDY: _ADMINISTRATOR | _OFFICER,
+    Permission.APPROVE_PLAN: _APPROVERS,
+    Permission.DRAFT_RELEASE: _RESEARCHER,
+    Permission.DECIDE_RELEASE: _APPROVERS,
+    Permission.BREAK_GLASS: _ALL - {Role.AUDITOR},
+    Permission.REPORT_INCIDENT: _ALL - {Role.AUDITOR},
+    Permission.RECORD_EVIDENCE: _OFFICER,
+    Permission.CLASSIFY: frozenset({Role.REGULATORY}),
+    Permission.ERASE_WORDS: _APPROVERS | _ADMINISTRATOR,
+    Permission.CERTIFY_PEOPLE: _ADMINISTRATOR,
+    Permission.DISABLE_PEOPLE: _ADMINISTRATOR,
+}
+"""Who may do what: the one table. No permission that changes anything holds an auditor."""
+
+_READING = frozenset({Permission.READ_STUDIES, Permission.READ_EVIDENCE, Permission.READ_LOG, Permission.READ_PEOPLE})
+READ_ONLY = frozenset(
+    role for role in Role if not any(role in PERMISSIONS[item] for item in Permission if item not in _READING)
+)
+"""Roles that change nothing at the coordinator but their own account."""
+
+
+def allowed(role: str, permission: Permission) -> bool:
+    """Whether the table gives a role the permission. A word that is no role has none."""
+    return role in {holder.value for holder in PERMISSIONS[permission]}
+
+
+def require_permission(role: str, *permissions: Permission) -> None:
+    """Raise Forbidden unless the role has one of the permissions."""
+    if any(allowed(role, permission) for permission in permissions):
+        return
+    holders = [holder for holder in Role if any(holder in PERMISSIONS[permission] for permission in permissions)]
+    raise Forbidden(
+        f"To {' or '.join(permission.value for permission in permissions)} is not for {words(role)}s.",
+        f"Ask a {' or a '.join(words(holder.value) for holder in holders)}.",
+    )
+
+
+def require_not_read_only(role: str) -> None:
+    """Raise Forbidden for a role that only reads."""
+    if role in {reader.value for reader in READ_ONLY}:
+        raise Forbidden(f"A {words(role)} reads and changes nothing here.", "Ask somebody in another role.")
+
+
+def sees(role: str, own_site: str | None, sites: Collection[str]) -> bool:
+    """Whether somebody sees what concerns these sites: the people of a site, what concerns theirs alone."""
+    return role not in {holder.value for holder in SITE_ROLES} or own_site in sites
+
+
+def words(role: str) -> str:
+    """A role as people say it."""
+    return role.replace("_", " ").replace(" it", " IT")
 
 
 class AuthLevel(StrEnum):
@@ -73,11 +167,13 @@ class TokenRefused(Refused):
     code = "token-refused"
 
 
-def decide_invitation(status: str | None, held: str | None, role: Role, name: str) -> None:
-    """Whether a name (with its status and role so far, None if new) may be invited with this role.
+def decide_invitation(status: str | None, held: str | None, role: Role, name: str, *, site: str | None) -> None:
+    """Whether a name (with its status and role so far, None if new) may be invited with this role, at this site.
 
-    Raises Conflict for someone active, and for another role: one person holds one role.
+    Raises Conflict for someone active, and for another role: one person holds one role. Raises Malformed for a role of
+    a site without one, and the other way round.
     """
+    require_site(role, site)
     if status == "active":
         raise Conflict(
             f"{name} is registered already.",
@@ -85,7 +181,17 @@ def decide_invitation(status: str | None, held: str | None, role: Role, name: st
         )
     if held is not None and held != role.value:
         raise Conflict(
-            f"{name} was invited as {held}, and one person holds one role.", "Choose another name for another role."
+            f"{name} was invited as {held}, and one person holds one role.",
+            f"Run `cloister-coordinator people role {name} --role {role.value}` to change it.",
+        )
+
+
+def require_site(role: Role, site: str | None) -> None:
+    """Raise Malformed for a role of a site without one, and for a site where the role belongs to none."""
+    if (role in SITE_ROLES) != (site is not None):
+        raise Malformed(
+            f"A {words(role.value)} belongs to {'a' if site is None else 'no'} site.",
+            "Give --site NAME." if site is None else "Leave --site out.",
         )
 
 
@@ -183,3 +289,28 @@ def require_request_of_ours(*, shown: str | None, expected: str, origin: str | N
 def same_origin(origin: str | None, host: str) -> bool:
     """Whether a request's Origin, where a browser sent one, is the host that it was sent to."""
     return origin is None or origin == f"https://{host}"
+
+
+def decide_certification(name: str, status: str, *, by: str | None) -> None:
+    """Whether `by` (None: the operator at the machine) may confirm this person's role. Raises Refused for oneself,
+    Conflict for an account that nobody uses."""
+    if by == name:
+        raise Refused("Nobody confirms their own role.", "Ask another administrator, or the coordinator's operator.")
+    if status != "active":
+        raise Conflict(f"{name} is {status}: there is nothing to confirm.", "See `cloister people review`.")
+
+
+def decide_disabling(name: str, *, by: str | None) -> None:
+    """Whether `by` may disable this account. Raises Refused for one's own: a coordinator keeps an administrator."""
+    if by == name:
+        raise Refused("Nobody disables their own account.", "Ask another administrator.")
+
+
+def certified_days(certified_at: str | None, *, now: datetime) -> int | None:
+    """Whole days since a role was confirmed; None if it never was."""
+    return None if certified_at is None else max((now - moment(certified_at)).days, 0)
+
+
+def overdue(days: int | None, longest: int) -> bool:
+    """Whether a role has to be confirmed again: it was never, or longer ago than `longest` days."""
+    return days is None or days > longest

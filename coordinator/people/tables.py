@@ -9,18 +9,24 @@ from coordinator.database import Table
 
 
 class Person(Table, table=True):
-    """`status`: invited, active or disabled. `key`: the person's Ed25519 key as text, once registered. `organisation`:
-    whom they work for, by the administrator's word."""
+    """`status`: invited, active or disabled. `key`: the person's Ed25519 key as text, once registered. `site`: of a
+    data steward and of a site's IT. `certified_at`, `certified_by`: when somebody last confirmed that the person needs
+    the role, and who (a name, or the operator at the machine); `shared`: whether they found others on the account.
+    `organisation`: whom they work for, by the administrator's word."""
 
     __tablename__ = "person"
 
     name: str = Field(primary_key=True)
     role: str
+    site: str | None = None
     status: str
     key: str | None = Field(default=None, unique=True)
     invited_at: str
     registered_at: str | None = None
     organisation: str | None = None
+    certified_at: str | None = None
+    certified_by: str | None = None
+    shared: bool = False
 
 
 class PersonInvitation(Table, table=True):

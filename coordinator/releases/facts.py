@@ -18,7 +18,7 @@ def release_facts(
     subject: ReleaseSubject,
     approvals: Sequence[Approval],
     *,
-    actor: str,
+    actor: Mapping[str, Any],
     papers: Mapping[str, Any],
     study: Mapping[str, Any],
     incidents: Mapping[str, Any],
@@ -29,10 +29,10 @@ def release_facts(
     quorum: bool,
     checkpoint_age_seconds: int,
 ) -> dict[str, Any]:
-    """Facts of the release gate. papers: what is on record of the release; study: likewise of the study. incidents:
-    those that touch the study or a contributor; invalidated: contributors whose legal basis was found invalid. reviews:
-    the open ones of this model, after patients withdrew. card: the model card. approvals: those whose signatures were
-    verified under the plan's roster."""
+    """Facts of the release gate. actor: who asks (coordinator.people.facts). papers: what is on record of the release;
+    study: likewise of the study. incidents: those that touch the study or a contributor; invalidated: contributors
+    whose legal basis was found invalid. reviews: the open ones of this model, after patients withdrew. card: the model
+    card. approvals: those whose signatures were verified under the plan's roster."""
     audit = subject.membership
     return {
         **with_papers(document_facts(plan, subject.plan_digest), study),
@@ -73,7 +73,7 @@ def release_facts(
             }
             for approval in approvals
         ],
-        "actor": {"id": actor, "authenticated": True, "shared_account": False},
+        "actor": dict(actor),
         "audit": {
             "append_ok": append_ok,
             "cosign_quorum": quorum,

@@ -166,6 +166,8 @@ def decide(
     approval, signed = read_approval(appliance, plan, envelope)
     if approval.person != person.name or approval.release != name:
         raise Refused("The decision is signed for another person or release.", "Sign your own decision on this one.")
+    if approval.role.value != person.role:
+        raise Refused("The decision is signed in a role that you no longer have.", "Ask somebody who has it.")
     if not 1 <= len(reason) <= MAX_REASON or sha256_hex(reason.encode()) != approval.reason_hash:
         raise Malformed("The reason is missing, too long or not the one that was signed.", "Give --reason in words.")
     now = timestamp(appliance.clock())

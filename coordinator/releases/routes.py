@@ -12,7 +12,8 @@ from coordinator.appliance import Appliance
 from coordinator.audit.append import append, site_label
 from coordinator.database import reading, transaction
 from coordinator.errors import NotFound
-from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
+from coordinator.identity import ApplianceOf, CallerOf, CurrentSite, may
+from coordinator.people.states import Permission, sees
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.releases import by_passkey, review, seal, stopping, waivers
@@ -22,13 +23,15 @@ from coordinator.releases.tables import Release, ReleaseInstallation
 from protocol.audit_event import EventType
 from protocol.canonical import parse
 from protocol.errors import Malformed
-from protocol.identifiers import Digest, Frozen, Label, Role, StudyId
+from protocol.identifiers import Digest, Frozen, Label, StudyId
 from protocol.timestamp import timestamp
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 site_router = APIRouter(prefix="/v1/sites/me/releases", tags=["releases"])
-Researcher = Annotated[Person, Depends(current_person(Role.RESEARCHER))]
-Approver = Annotated[Person, Depends(current_person(Role.COMPLIANCE_OFFICER, Role.CLINICAL_LEAD))]
+Researcher = Annotated[Person, Depends(may(Permission.DRAFT_RELEASE))]
+Approver = Annotated[Person, Depends(may(Permission.DECIDE_RELEASE))]
+Anybody = Annotated[Person, Depends(may(Permission.BREAK_GLASS))]
+Reader = Annotated[Person, Depends(may(Permission.READ_STUDIES))]
 
 
 class Draft(Frozen):
@@ -77,18 +80,20 @@ def draft(body: Draft, person: Researcher, appliance: ApplianceOf) -> dict[str, 
 
 
 @router.get("")
-def list_releases(_: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
+def list_releases(person: Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     with reading(appliance.engine) as session:
         releases = ReleaseRepository(session)
-        return [describe(row, releases) for row in releases.all()]
+        return [describe(row, releases) for row in releases.all() if seen_by(person, row)]
 
 
 @router.get("/{release}")
-def show(release: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+def show(release: str, person: Reader, caller: CallerOf, appliance: ApplianceOf) -> dict[str, Any]:
     with reading(appliance.engine) as session:
         releases = ReleaseRepository(session)
         row = releases.get(release)
-        gate = seal.preview(session, appliance, active_policy(session, appliance), person, release)
+        if not seen_by(person, row):
+            raise NotFound(f"There is no release {release}.", "See `cloister release list`.")
+        gate = seal.preview(session, appliance, active_policy(session, appliance), caller.actor, release)
         return {
             **describe(row, releases),
             "subject": parse(row.subject),
@@ -143,11 +148,11 @@ def waive(release: str, body: Decision, person: Approver, appliance: ApplianceOf
 
 
 @router.post("/{release}/seal")
-def seal_release(release: str, person: Researcher, appliance: ApplianceOf) -> dict[str, Any]:
+def seal_release(release: str, _: Researcher, caller: CallerOf, appliance: ApplianceOf) -> dict[str, Any]:
     """Repeat until the answer's state is released: the sites have to cosign in between."""
     _settle(appliance, release)
     with transaction(appliance.engine) as session:
-        decision = seal.seal(session, appliance, active_policy(session, appliance), person, release)
+        decision = seal.seal(session, appliance, active_policy(session, appliance), caller.actor, release)
     if decision is not None and not decision.allowed:
         raise seal.ReleaseDenied(decision)
     with transaction(appliance.engine) as session:
@@ -171,7 +176,7 @@ def revoke(release: str, body: Reason, person: Approver, appliance: ApplianceOf)
 
 
 @router.post("/{release}/break-glass")
-def break_glass(release: str, body: Reason, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+def break_glass(release: str, body: Reason, person: Anybody, appliance: ApplianceOf) -> dict[str, Any]:
     """Suspend in an emergency, whatever one's role: nothing else can be done this way."""
     with transaction(appliance.engine) as session:
         row = stopping.smash(session, appliance, person, release, reason=body.reason)
@@ -289,6 +294,11 @@ def installable_for(releases: ReleaseRepository, site: str) -> list[str]:
         if ReleaseState(row.state) is ReleaseState.RELEASED and site in subject.recipients and site not in done:
             names.append(row.id)
     return names
+
+
+def seen_by(person: Person, row: Release) -> bool:
+    """Whether a person sees a release: the people of a site, those whose study their site takes part in."""
+    return sees(person.role, person.site, review.plan_of_release(row).names)
 
 
 def _for_recipient(releases: ReleaseRepository, release: str, site: str) -> Release:

@@ -21,7 +21,7 @@ from coordinator.audit.witnessing import proof_for
 from coordinator.errors import Unavailable
 from coordinator.evidence.facts import release_papers, study_papers
 from coordinator.incidents.facts import incident_facts, invalidated, is_frozen
-from coordinator.people.tables import Person
+from coordinator.people.facts import Actor, actor_facts
 from coordinator.policy.decisions import record
 from coordinator.releases.build import bundle_files, statement_of
 from coordinator.releases.facts import release_facts
@@ -57,12 +57,12 @@ class ReleaseDenied(Refused):
         self.facts = {"findings": [finding.to_dict() for finding in decision.findings]}
 
 
-def preview(session: Session, appliance: Appliance, policy: Policy, person: Person, name: str) -> Decision:
+def preview(session: Session, appliance: Appliance, policy: Policy, who: Actor, name: str) -> Decision:
     """What the release gate would say now. Nothing is stored."""
-    return _evaluate(session, appliance, policy, person, ReleaseRepository(session).get(name)).decision
+    return _evaluate(session, appliance, policy, who, ReleaseRepository(session).get(name)).decision
 
 
-def seal(session: Session, appliance: Appliance, policy: Policy, person: Person, name: str) -> Decision | None:
+def seal(session: Session, appliance: Appliance, policy: Policy, who: Actor, name: str) -> Decision | None:
     """approved -> sealing: decide at the gate, sign the statement, log it. None when that has been done before.
 
     A denial is logged in this transaction and returned; the caller raises ReleaseDenied after the commit.
@@ -72,13 +72,13 @@ def seal(session: Session, appliance: Appliance, policy: Policy, person: Person,
     if ReleaseState(release.state) in (ReleaseState.SEALING, ReleaseState.RELEASED):
         return None
     move(ReleaseState(release.state), ReleaseState.SEALING)
-    decided = _evaluate(session, appliance, policy, person, release)
+    decided = _evaluate(session, appliance, policy, who, release)
     decision = decided.decision
     record(
         session,
         appliance,
         decided,
-        actor=person_label(appliance, person.name),
+        actor=person_label(appliance, who.person.name),
         subject=f"release:{name}",
         digests={"subject": release.subject_digest},
     )
@@ -170,7 +170,7 @@ def bundle(session: Session, name: str, *, now: datetime) -> bytes:
     return pack(files, BUNDLE_FILES)
 
 
-def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Person, release: Release) -> Decided:
+def _evaluate(session: Session, appliance: Appliance, policy: Policy, who: Actor, release: Release) -> Decided:
     plan = plan_of_release(release)
     votes = ReleaseRepository(session).votes(release.id)
     health = log_health(session, appliance)
@@ -178,7 +178,7 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, person: Pe
         plan,
         subject_of_release(release),
         [read_approval(appliance, plan, row.envelope)[0] for row in votes],
-        actor=person.name,
+        actor=actor_facts(who, now=appliance.clock()),
         papers=release_papers(
             session,
             appliance,

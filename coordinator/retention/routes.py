@@ -1,4 +1,4 @@
-"""HTTP for erasures of single payloads: a compliance officer, an auditor or an administrator asks, another confirms."""
+"""HTTP for erasures of single payloads: an officer, a clinical lead or an administrator asks, another confirms."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pydantic import Field
 
 from coordinator import problems
 from coordinator.database import forget_erased, reading, transaction
-from coordinator.identity import ApplianceOf, current_person
+from coordinator.identity import ApplianceOf, may
+from coordinator.people.states import Permission
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.retention.erasure import ErasureDenied, Ground, ask, confirm
 from coordinator.retention.repository import RetentionRepository
 from coordinator.retention.tables import PayloadErasure
-from protocol.identifiers import Frozen, Role
+from protocol.identifiers import Frozen
 
 router = APIRouter(prefix="/v1/audit/erasures", tags=["retention"])
 problems.register(ErasureDenied, 403)
-_Keeper = Annotated[
-    Person, Depends(current_person(Role.COMPLIANCE_OFFICER, Role.AUDITOR, Role.ADMINISTRATOR))
-]  # fmt: skip
+_Keeper = Annotated[Person, Depends(may(Permission.ERASE_WORDS))]
+_Reader = Annotated[Person, Depends(may(Permission.READ_LOG))]
 
 
 class Asked(Frozen):
@@ -45,7 +45,7 @@ def post_confirmation(index: int, person: _Keeper, appliance: ApplianceOf) -> di
 
 
 @router.get("")
-def get_erasures(person: _Keeper, appliance: ApplianceOf) -> list[dict[str, Any]]:
+def get_erasures(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     del person
     with reading(appliance.engine) as session:
         return [shown(row) for row in RetentionRepository(session).erasures()]

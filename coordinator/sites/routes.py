@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from coordinator.database import reading, transaction
-from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite
+from coordinator.identity import ApplianceOf, CurrentSite, may
+from coordinator.people.states import Permission, sees
+from coordinator.people.tables import Person
 from coordinator.sites import enrolment
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.tables import Site, SiteDataset
@@ -16,6 +18,7 @@ from protocol.enrolment import DatasetRegistration, EnrolmentRequest, EnrolmentR
 from protocol.identifiers import Digest, Frozen
 
 router = APIRouter(prefix="/v1", tags=["sites"])
+_Reader = Annotated[Person, Depends(may(Permission.READ_STUDIES))]
 
 
 class RenewalRequest(Frozen):
@@ -62,17 +65,17 @@ def departure(body: Departure, site: CurrentSite, appliance: ApplianceOf) -> Non
 
 
 @router.get("/sites")
-def sites(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
-    del person
+def sites(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     with reading(appliance.engine) as session:
-        return [_site(row) for row in SiteRepository(session).all()]
+        rows = SiteRepository(session).all()
+    return [_site(row) for row in rows if sees(person.role, person.site, (row.name,))]
 
 
 @router.get("/datasets")
-def datasets(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
-    del person
+def datasets(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     with reading(appliance.engine) as session:
-        return [{"site": row.site, **_dataset(row)} for row in SiteRepository(session).datasets()]
+        rows = SiteRepository(session).datasets()
+    return [{"site": row.site, **_dataset(row)} for row in rows if sees(person.role, person.site, (row.site,))]
 
 
 def _site(site: Site) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.evidence.facts import study_papers
+from coordinator.people.facts import Actor, actor_facts
+from coordinator.people.states import Permission, allowed
 from coordinator.people.tables import Person
 from coordinator.policy.decisions import record
 from coordinator.studies.policy import proposal_facts
@@ -31,23 +33,20 @@ from protocol.audit_event import EventType
 from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
 from protocol.envelope import Envelope, open_json
 from protocol.errors import Malformed, Refused
-from protocol.identifiers import Role
 from protocol.plan import Plan
 from protocol.signing import VerifyingKey
 from protocol.timestamp import timestamp
 
-_MAY_STOP = frozenset({Role.ADMINISTRATOR.value, Role.COMPLIANCE_OFFICER.value})
-
 
 def approve_plan(
-    session: Session, appliance: Appliance, policy: Policy, person: Person, study: str, data: bytes
+    session: Session, appliance: Appliance, policy: Policy, who: Actor, study: str, data: bytes
 ) -> Decision | None:
     """Record a planned approver's signed decision on a held plan and decide at the gate again; None on a rejection,
     which stops the study.
 
     Raises StudyConflict unless the study is held, Refused for somebody who is no planned approver, BadSignature.
     """
-    studies = StudyRepository(session)
+    studies, person = StudyRepository(session), who.person
     row = studies.get(study)
     if StudyState(row.state) is not StudyState.HELD:
         raise StudyConflict(f"Study {study} is {row.state}: no approval is owed.", "Look at `cloister study status`.")
@@ -85,6 +84,7 @@ def approve_plan(
         plan,
         approval.plan_digest,
         papers=study_papers(session, appliance, plan.spec),
+        actor=actor_facts(who, now=appliance.clock()),
         approvals=_verified(studies, study, row),
         append_ok=True,
     )
@@ -103,7 +103,7 @@ def start(session: Session, appliance: Appliance, person: Person, study: str) ->
     """ready -> keys, by the submitter or an administrator. Raises StudyConflict, Refused."""
     studies = StudyRepository(session)
     row = studies.get(study)
-    if person.name != row.submitter and person.role != Role.ADMINISTRATOR.value:
+    if not may_run(person, row, Permission.START_ANY_STUDY):
         raise Refused("Only the study's submitter or an administrator starts it.", "Ask one of them.")
     plan, answers = plan_of(row), studies.answers(study)
     require_startable(study, StudyState(row.state), plan.names, answers)
@@ -129,7 +129,7 @@ def stop(session: Session, appliance: Appliance, person: Person, study: str) -> 
     """Stop a study that has not ended, by its submitter, a compliance officer or an administrator."""
     studies = StudyRepository(session)
     row = studies.get(study)
-    if person.name != row.submitter and person.role not in _MAY_STOP:
+    if not may_run(person, row, Permission.STOP_ANY_STUDY):
         raise Refused(
             "Only the study's submitter, a compliance officer or an administrator stops it.", "Ask one of them."
         )
@@ -137,6 +137,12 @@ def stop(session: Session, appliance: Appliance, person: Person, study: str) -> 
         raise StudyConflict(f"Study {study} is {row.state} already.", "Nothing is left to stop.")
     _stop(session, appliance, row, person, Reason.STOPPED_BY_PERSON)
     return StudyState.STOPPED
+
+
+def may_run(person: Person, row: Study, permission: Permission) -> bool:
+    """Whether somebody runs this study: as its submitter, or by the permission over everybody's."""
+    own = person.name == row.submitter and allowed(person.role, Permission.RUN_OWN_STUDY)
+    return own or allowed(person.role, permission)
 
 
 def _stop(session: Session, appliance: Appliance, row: Study, person: Person, reason: Reason) -> None:
@@ -167,7 +173,7 @@ def _read(data: bytes, plan: Plan, person: Person) -> PlanApproval:
         approval = PlanApproval.model_validate_json(envelope.payload)
     except ValidationError:
         raise Malformed("The approval is not of the agreed form.", "Sign it with `cloister study approve`.") from None
-    if (approval.person, approval.role) != (planned.person, planned.role):
+    if (approval.person, approval.role) != (planned.person, planned.role) or person.role != planned.role.value:
         raise Refused("The approval is signed for another person or role.", "Sign your own decision.")
     return approval
 

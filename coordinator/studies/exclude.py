@@ -10,17 +10,17 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import append, person_label
+from coordinator.people.states import Permission
 from coordinator.people.tables import Person
+from coordinator.studies.control import may_run
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import ACTIVE, StudyConflict, StudyState, cohort
 from coordinator.studies.tables import StudyExclusion
 from protocol.audit_event import EventType
 from protocol.errors import Malformed, Refused
-from protocol.identifiers import Role
 from protocol.timestamp import timestamp
 
 MAX_REASON = 2000
-_MAY_EXCLUDE = frozenset({Role.ADMINISTRATOR.value, Role.COMPLIANCE_OFFICER.value})
 
 
 def exclude(
@@ -33,7 +33,7 @@ def exclude(
     """
     studies = StudyRepository(session)
     row = studies.get(study)
-    if person.name != row.submitter and person.role not in _MAY_EXCLUDE:
+    if not may_run(person, row, Permission.STOP_ANY_STUDY):
         raise Refused(
             "Only the study's submitter, a compliance officer or an administrator shuts a site out.", "Ask one of them."
         )

@@ -14,6 +14,7 @@ def proposal_facts(
     plan_digest: str,
     *,
     papers: Mapping[str, Any],
+    actor: Mapping[str, Any],
     approvals: Sequence[dict[str, str]] = (),
     append_ok: bool,
 ) -> dict[str, Any]:
@@ -22,13 +23,13 @@ def proposal_facts(
 
     None stands for "nobody looked" and denies; an empty string or list says that somebody looked and there is none.
 
-    append_ok: whether the audit log took the entry that precedes this decision. The submitter's signature was
-    verified under their own registered key, which is what makes them one authenticated person.
+    actor: who asks (coordinator.people.facts). append_ok: whether the audit log took the entry that precedes this
+    decision.
     """
     return {
         **with_papers(document_facts(plan, plan_digest), papers),
         "approvals": list(approvals),
-        "actor": {"id": plan.submitter, "authenticated": True, "shared_account": False},
+        "actor": dict(actor),
         "audit": {"append_ok": append_ok},
     }
 

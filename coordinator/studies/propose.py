@@ -16,6 +16,7 @@ from coordinator.audit.witnessing import policy_in_force
 from coordinator.errors import Conflict, Unavailable
 from coordinator.evidence.facts import study_papers
 from coordinator.passkeys.repository import PasskeyRepository, passkey_of
+from coordinator.people.facts import Actor, actor_facts
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.policy.decisions import record
@@ -138,7 +139,7 @@ def _plan(spec: AnySpec, papers: Papers, people: Sequence[PlannedApprover]) -> A
 
 
 def propose(
-    session: Session, appliance: Appliance, policy: Policy, person: Person, data: bytes, prepared: tuple[AnyPlan, str]
+    session: Session, appliance: Appliance, policy: Policy, who: Actor, data: bytes, prepared: tuple[AnyPlan, str]
 ) -> Proposed:
     """Decide at the proposal gate and keep the outcome, in the caller's transaction.
 
@@ -146,7 +147,7 @@ def propose(
     stored and returned too: the caller raises ProposalDenied after the commit.
     """
     plan, its_digest = prepared
-    spec = plan.spec
+    spec, person = plan.spec, who.person
     studies = StudyRepository(session)
     if studies.exists(spec.study):
         raise Conflict(f"There is a study {spec.study} already.", "Choose another name in the field study.")
@@ -162,7 +163,8 @@ def propose(
         numbers={"epsilon": plan.epsilon, "delta": spec.privacy.delta, "sites": len(plan.sites)},
     )
     papers = study_papers(session, appliance, spec)
-    facts = proposal_facts(plan, its_digest, papers=papers, append_ok=appended > 0)
+    asking = actor_facts(who, now=appliance.clock())
+    facts = proposal_facts(plan, its_digest, papers=papers, actor=asking, append_ok=appended > 0)
     decided = decide("proposal", facts, policy, now=appliance.clock(), salt=appliance.entropy(32))
     decision, document = decided.decision, decided.decision.to_dict()
     record(session, appliance, decided, actor=COORDINATOR, subject=spec.study)

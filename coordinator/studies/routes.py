@@ -6,10 +6,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
+from sqlmodel import Session
 
 from coordinator.database import reading, transaction
+from coordinator.errors import NotFound
 from coordinator.evidence.facts import study_papers
-from coordinator.identity import AnyPerson, ApplianceOf, CurrentSite, current_person
+from coordinator.identity import ApplianceOf, CallerOf, CurrentSite, may
+from coordinator.people.facts import actor_facts
+from coordinator.people.states import Permission, sees
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.releases.repository import ReleaseRepository
@@ -20,14 +24,19 @@ from coordinator.studies.control import approve_plan, start, stop
 from coordinator.studies.exclude import exclude
 from coordinator.studies.policy import proposal_facts
 from coordinator.studies.propose import ProposalDenied, Proposed, prepare, propose, state_of
-from coordinator.studies.repository import StudyRepository
+from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import ACTIVE, StudyState
+from coordinator.studies.tables import Study
 from policies.evaluation import evaluate
-from protocol.identifiers import Role, SiteName
+from protocol.identifiers import SiteName
 from protocol.study import StudyPlan
 
 router = APIRouter(prefix="/v1", tags=["studies"])
-_Researcher = Annotated[Person, Depends(current_person(Role.RESEARCHER))]
+_Proposer = Annotated[Person, Depends(may(Permission.PROPOSE_STUDY))]
+_Reader = Annotated[Person, Depends(may(Permission.READ_STUDIES))]
+_Approver = Annotated[Person, Depends(may(Permission.APPROVE_PLAN))]
+_Starter = Annotated[Person, Depends(may(Permission.RUN_OWN_STUDY, Permission.START_ANY_STUDY))]
+_Stopper = Annotated[Person, Depends(may(Permission.RUN_OWN_STUDY, Permission.STOP_ANY_STUDY))]
 _SHOWN = frozenset(StudyState) - {StudyState.HELD, StudyState.DENIED}
 
 
@@ -40,7 +49,11 @@ _Body = Annotated[bytes, Depends(_body)]
 
 @router.post("/studies", status_code=201)
 def post_study(
-    person: _Researcher, appliance: ApplianceOf, body: _Body, dry_run: Annotated[bool, Query()] = False
+    person: _Proposer,
+    caller: CallerOf,
+    appliance: ApplianceOf,
+    body: _Body,
+    dry_run: Annotated[bool, Query()] = False,
 ) -> dict[str, Any]:
     """Propose a signed spec; with `dry_run`, only say what the gate would."""
     with reading(appliance.engine) as session:
@@ -49,11 +62,12 @@ def post_study(
         papers = study_papers(session, appliance, prepared[0].spec)
     if dry_run:
         plan, digest = prepared
-        facts = proposal_facts(plan, digest, papers=papers, append_ok=True)
+        asking = actor_facts(caller.actor, now=appliance.clock())
+        facts = proposal_facts(plan, digest, papers=papers, actor=asking, append_ok=True)
         decision = evaluate("proposal", facts, policy.packs, policy.parameters, now=appliance.clock())
         return _proposed(Proposed(decision, plan, digest, state_of(decision)))
     with transaction(appliance.engine) as session:
-        proposed = propose(session, appliance, policy, person, body, prepared)
+        proposed = propose(session, appliance, policy, caller.actor, body, prepared)
     if proposed.state is StudyState.DENIED:
         raise ProposalDenied(proposed.decision)
     return _proposed(proposed)
@@ -77,62 +91,59 @@ def _proposed(proposed: Proposed) -> dict[str, Any]:
 
 
 @router.get("/studies")
-def get_studies(person: AnyPerson, appliance: ApplianceOf) -> list[dict[str, Any]]:
-    del person
+def get_studies(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     with reading(appliance.engine) as session:
         studies = StudyRepository(session)
-        rows = [views.summary(row) for row in studies.all()] + [views.denied(row) for row in studies.denied()]
+        rows = [views.summary(row) for row in studies.all() if _seen(person, row)]
+        rows += [views.denied(row) for row in studies.denied() if sees(person.role, person.site, ())]
     return sorted(rows, key=lambda row: (row["proposed_at"], row["study"]))
 
 
 @router.get("/studies/{study}")
-def get_study(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
-    del person
+def get_study(study: str, person: _Reader, appliance: ApplianceOf) -> dict[str, Any]:
     with reading(appliance.engine) as session:
-        return views.status(session, StudyRepository(session).get(study))
+        return views.status(session, _shown_to(person, session, study))
 
 
 @router.get("/studies/{study}/plan")
-def get_plan(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+def get_plan(study: str, person: _Reader, appliance: ApplianceOf) -> dict[str, Any]:
     """The signed plan, for whoever must judge it."""
-    del person
     with reading(appliance.engine) as session:
-        return views.for_site(StudyRepository(session).get(study))
+        return views.for_site(_shown_to(person, session, study))
 
 
 @router.get("/studies/{study}/rounds")
-def get_rounds(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
-    del person
+def get_rounds(study: str, person: _Reader, appliance: ApplianceOf) -> dict[str, Any]:
     with reading(appliance.engine) as session:
-        StudyRepository(session).get(study)
+        _shown_to(person, session, study)
         return views.round_records(session, study)
 
 
 @router.get("/studies/{study}/results")
-def get_results(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, Any]:
+def get_results(study: str, person: _Reader, appliance: ApplianceOf) -> dict[str, Any]:
     """What an exploration found."""
-    del person
     with reading(appliance.engine) as session:
+        _shown_to(person, session, study)
         return views.results(session, study)
 
 
 @router.post("/studies/{study}/approvals", status_code=201)
-def post_approval(study: str, person: AnyPerson, appliance: ApplianceOf, body: _Body) -> dict[str, Any]:
+def post_approval(study: str, _: _Approver, caller: CallerOf, appliance: ApplianceOf, body: _Body) -> dict[str, Any]:
     """A planned approver's signed decision on a plan that policy holds."""
     with transaction(appliance.engine) as session:
-        decision = approve_plan(session, appliance, active_policy(session, appliance), person, study, body)
+        decision = approve_plan(session, appliance, active_policy(session, appliance), caller.actor, study, body)
         state = StudyRepository(session).get(study).state
     return {"study": study, "state": state, "decision": decision.to_dict() if decision else None}
 
 
 @router.post("/studies/{study}/start")
-def post_start(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, str]:
+def post_start(study: str, person: _Starter, appliance: ApplianceOf) -> dict[str, str]:
     with transaction(appliance.engine) as session:
         return {"study": study, "state": start(session, appliance, person, study).value}
 
 
 @router.post("/studies/{study}/stop")
-def post_stop(study: str, person: AnyPerson, appliance: ApplianceOf) -> dict[str, str]:
+def post_stop(study: str, person: _Stopper, appliance: ApplianceOf) -> dict[str, str]:
     with transaction(appliance.engine) as session:
         return {"study": study, "state": stop(session, appliance, person, study).value}
 
@@ -147,7 +158,7 @@ class Exclusion(BaseModel):
 
 
 @router.post("/studies/{study}/exclusions", status_code=201)
-def post_exclusion(study: str, person: AnyPerson, appliance: ApplianceOf, asked: Exclusion) -> dict[str, Any]:
+def post_exclusion(study: str, person: _Stopper, appliance: ApplianceOf, asked: Exclusion) -> dict[str, Any]:
     with transaction(appliance.engine) as session:
         left = exclude(session, appliance, person, study, asked.site, reason=asked.reason)
     return {"study": study, "excluded": asked.site, "left": list(left)}
@@ -178,3 +189,15 @@ def post_consent(study: str, site: CurrentSite, appliance: ApplianceOf, body: _B
     """This site's signed answer to the plan."""
     with transaction(appliance.engine) as session:
         return {"study": study, "state": answer(session, appliance, site.name, study, body).value}
+
+
+def _seen(person: Person, row: Study) -> bool:
+    return sees(person.role, person.site, plan_of(row).names)
+
+
+def _shown_to(person: Person, session: Session, study: str) -> Study:
+    """The study; like one that does not exist for the people of a site that it does not concern."""
+    row = StudyRepository(session).get(study)
+    if not _seen(person, row):
+        raise NotFound(f"There is no study {study}.", "See `cloister study list`.")
+    return row

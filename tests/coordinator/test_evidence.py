@@ -222,7 +222,8 @@ def test_a_release_is_classified_by_its_own_records(federation: Federation) -> N
     digest, site = sha256_hex(b"release"), a_site(federation)
     classes = Classification(mdr_class="IIa", ai_act_class="high")
     item = agreement(kind="regulatory_classification", scope="release", subject=digest, classification=classes)
-    put(federation, item, agreement(kind="datasheet", subject=site))
+    put(federation, item, by="rita")
+    put(federation, agreement(kind="datasheet", subject=site))
     with reading(federation.appliance.engine) as session:
         told = release_papers(session, federation.appliance, digest=digest, contributors=[site, "another"], first=False)
         other = release_papers(

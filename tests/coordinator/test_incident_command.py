@@ -86,7 +86,7 @@ def test_a_clock_that_ran_out_is_told(run: Run, served: Served) -> None:
         ("rosa", ["open", "security", "--everything", "--description", " "], "words"),
         ("rosa", ["open", "basis-invalidated", "--everything", "--description", "x"], "does not fit"),
         ("rosa", ["open", "security", "--everything", "--description", "x", "--aware-at", "now"], "not valid"),
-        ("otto", ["open", "security", "--everything", "--description", "x"], "only reads"),
+        ("otto", ["open", "security", "--everything", "--description", "x"], "not for auditors"),
         ("carl", ["close", "incident-0000000000000000", "--outcome", "resolved", "--reason", "x"], "There is no"),
         ("carl", ["update", "incident-0000000000000000", "--reason", "x"], "There is no"),
     ],

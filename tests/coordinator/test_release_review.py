@@ -16,6 +16,8 @@ from coordinator.audit.witnessing import accept_cosignatures, latest_note, polic
 from coordinator.database import reading, transaction
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.incidents.report import close, new_incident, open_by_person, update
+from coordinator.people.facts import Actor
+from coordinator.people.states import AuthLevel
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.releases import review, seal, stopping
@@ -25,6 +27,7 @@ from coordinator.reviews.repository import ReviewRepository
 from coordinator.rounds.tables import Candidate
 from coordinator.sites.repository import SiteRepository
 from coordinator.studies.tables import Study
+from policies.findings import reasons
 from protocol.audit_event import AuditEvent, EventType
 from protocol.bundle import unpack
 from protocol.canonical import canonical, digest, sha256_hex
@@ -37,7 +40,7 @@ from protocol.evaluation import ClassificationReport, Interval
 from protocol.identifiers import Role
 from protocol.incident import Incident, Settled
 from protocol.model import parameter_count
-from protocol.proposal import Governance
+from protocol.proposal import Governance, LegalBasis
 from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, Approval, EpsilonStatement
 from protocol.signing import SigningKey
 from protocol.timestamp import timestamp
@@ -61,6 +64,7 @@ class Federation:
     people: dict[str, Person] = field(default_factory=dict)
     keys: dict[str, SigningKey] = field(default_factory=dict)
     plan_digest: str = ""
+    level: AuthLevel = AuthLevel.KEY
 
     def witness(self) -> None:
         """Integrate what is pending and have three of four sites cosign it."""
@@ -111,9 +115,8 @@ class Federation:
 
     def seal(self) -> bool:
         with transaction(self.appliance.engine) as session:
-            decision = seal.seal(
-                session, self.appliance, active_policy(session, self.appliance), self.people["ada"], RELEASE
-            )
+            ada = Actor(self.people["ada"], self.level)
+            decision = seal.seal(session, self.appliance, active_policy(session, self.appliance), ada, RELEASE)
         if decision is not None and not decision.allowed:
             raise seal.ReleaseDenied(decision)
         with transaction(self.appliance.engine) as session:
@@ -147,8 +150,19 @@ def governed(maker: Maker) -> dict[str, Any]:
     return {"spec": spec.model_copy(update={"governance": governance, "justified_columns": ("age", "pain")})}
 
 
+def american(maker: Maker) -> dict[str, Any]:
+    """The same with its first site in the United States, so that the rules of HIPAA are asked too."""
+    first, *others = maker.plan().sites
+    governing = governed(maker)["spec"]
+    basis = {**governing.legal_basis, first.name: LegalBasis(jurisdiction="US", hipaa_path="authorization")}
+    return {
+        "spec": governing.model_copy(update={"legal_basis": basis}),
+        "sites": (first.model_copy(update={"jurisdiction": "US"}), *others),
+    }
+
+
 @pytest.fixture
-def federation(local: Made, tmp_path: Path) -> Federation:
+def federation(local: Made, tmp_path: Path, request: pytest.FixtureRequest) -> Federation:
     appliance = local.appliance
     sites = [TestSite(name, tmp_path / name) for name in SITES]
     for site in sites:
@@ -157,7 +171,8 @@ def federation(local: Made, tmp_path: Path) -> Federation:
     with reading(appliance.engine) as session:
         policy = policy_in_force(session, appliance)
     assert policy is not None
-    maker.plan_changes = {**governed(maker), "witness_policy": policy.to_document()}
+    changes = getattr(request, "param", governed)(maker)
+    maker.plan_changes = {**changes, "witness_policy": policy.to_document()}
     plan = maker.plan()
     envelope = sign(PLAN_TYPE, plan.model_dump(mode="json"), appliance.keys.coordinator)
     made = Federation(appliance, sites, keys=maker.people, plan_digest=sha256_hex(envelope.payload))
@@ -197,6 +212,7 @@ def federation(local: Made, tmp_path: Path) -> Federation:
                 status="active",
                 key=made.keys[name].public.text,
                 invited_at="2026-11-23T00:00:00Z",
+                certified_at="2026-11-23T00:00:00Z",
             )
             made.people[name] = person
             session.add(person)
@@ -530,3 +546,42 @@ def test_a_notice_of_another_s_is_refused(
         withdrew(federation, "erasure", **changes)
     with reading(federation.appliance.engine) as session:
         assert ReviewRepository(session).all() == []
+
+
+@pytest.mark.parametrize("federation", [american], indirect=True)
+def test_who_asks_for_a_release_must_be_one_certified_person_with_two_factors(federation: Federation) -> None:
+    """H19 and H24, on what the database knows of the person and of their session."""
+    federation.to_review()
+    federation.decide("bo")
+    federation.decide("cy")
+    ada = federation.people["ada"]
+    for change, rules in (
+        ({"certified_at": "2025-11-01T00:00:00Z"}, {"H19"}),
+        ({"certified_at": None}, {"H19"}),
+        ({"shared": True}, {"H24", "A14-identity"}),
+        ({"status": "disabled"}, {"H19", "H24", "A14-identity"}),
+    ):
+        federation.people["ada"] = Person(**{**ada.model_dump(), **change})
+        assert _denied(federation) == rules, change
+    federation.people["ada"], federation.level = ada, AuthLevel.FEDERATED
+    assert _denied(federation) == {"H24"}
+    for level in (AuthLevel.KEY, AuthLevel.PASSKEY, AuthLevel.PASSWORD_AND_CODE, AuthLevel.FEDERATED_MULTI_FACTOR):
+        federation.level = level
+        assert _denied(federation) == set(), level
+
+
+def _denied(federation: Federation) -> set[str]:
+    with reading(federation.appliance.engine) as session:
+        ada = Actor(federation.people["ada"], federation.level)
+        decision = seal.preview(
+            session, federation.appliance, active_policy(session, federation.appliance), ada, RELEASE
+        )
+    return {finding.rule for finding in reasons(decision)}
+
+
+def test_a_decision_in_a_role_that_was_taken_away_does_not_count(federation: Federation) -> None:
+    federation.to_review()
+    bo = federation.people["bo"]
+    federation.people["bo"] = Person(**{**bo.model_dump(), "role": "administrator"})
+    with pytest.raises(Refused, match="no longer have"):
+        federation.decide("bo", role=Role.COMPLIANCE_OFFICER)

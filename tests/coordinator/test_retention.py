@@ -114,7 +114,7 @@ def kept(local: Made, tmp_path: Path) -> Kept:
     for site in sites:
         site.enrol_in(local.appliance)
     now = timestamp(local.appliance.clock())
-    roles = {"bo": "compliance_officer", "bea": "compliance_officer", "dan": "auditor", "max": "auditor"}
+    roles = {"bo": "compliance_officer", "bea": "compliance_officer", "dan": "clinical_lead", "max": "clinical_lead"}
     with transaction(local.appliance.engine) as session:
         for name, role in roles.items():
             PersonRepository(session).save(
@@ -307,7 +307,7 @@ def test_the_minimum_is_the_first_entry_that_is_too_young() -> None:
 @pytest.mark.processes
 def test_erasures_over_the_wire_ask_who_asks(served: Served) -> None:
     bo, dan, ada = TestPerson("bo"), TestPerson("dan"), TestPerson("ada")
-    for person, role in ((bo, Role.COMPLIANCE_OFFICER), (dan, Role.AUDITOR), (ada, Role.RESEARCHER)):
+    for person, role in ((bo, Role.COMPLIANCE_OFFICER), (dan, Role.CLINICAL_LEAD), (ada, Role.RESEARCHER)):
         person.join(served, role)
     integrate_once(served.appliance)
     with reading(served.appliance.engine) as session:

@@ -10,7 +10,9 @@ import pytest
 
 from coordinator.database import reading, transaction
 from coordinator.errors import Conflict, NotFound
+from coordinator.people.facts import Actor
 from coordinator.people.repository import PersonRepository
+from coordinator.people.states import AuthLevel
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.sites.repository import SiteRepository
@@ -176,14 +178,8 @@ def approval(federation: Federation, held: str, name: str, **changes: object) ->
 
 def approve(federation: Federation, study: str, name: str, data: bytes) -> None:
     with transaction(federation.appliance.engine) as session:
-        approve_plan(
-            session,
-            federation.appliance,
-            active_policy(session, federation.appliance),
-            person(federation, name),
-            study,
-            data,
-        )
+        actor = Actor(person(federation, name), AuthLevel.KEY)
+        approve_plan(session, federation.appliance, active_policy(session, federation.appliance), actor, study, data)
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import build_policy, set_policy
 from coordinator.database import reading, transaction
 from coordinator.initialise import initialise
+from coordinator.people.facts import Actor
 from coordinator.people.repository import PersonRepository
+from coordinator.people.states import AuthLevel
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.rounds.driver import RoundDriver
@@ -365,9 +367,8 @@ class Federation:
         with reading(self.appliance.engine) as session:
             prepared = prepare(session, self.appliance, active_policy(session, self.appliance), self.researcher, data)
         with transaction(self.appliance.engine) as session:
-            return propose(
-                session, self.appliance, active_policy(session, self.appliance), self.researcher, data, prepared
-            )
+            rosa = Actor(self.researcher, AuthLevel.KEY)
+            return propose(session, self.appliance, active_policy(session, self.appliance), rosa, data, prepared)
 
     def consent(self, asked: str, name: str, decision: str = "grant", **changes: object) -> StudyState:
         """The site's signed answer; a grant reserves its ledger and lets it take part."""
@@ -532,8 +533,8 @@ def build_federation(
     home = folder / "coordinator"
     initialise(home, address=address, clock=clock.now)
     appliance = open_appliance(home, clock=clock.now)
-    keys = {name: SigningKey.generate() for name in ("rosa", "carl", "lena")}
-    roles = {"rosa": "researcher", "carl": "compliance_officer", "lena": "clinical_lead"}
+    keys = {name: SigningKey.generate() for name in ("rosa", "carl", "lena", "rita")}
+    roles = {"rosa": "researcher", "carl": "compliance_officer", "lena": "clinical_lead", "rita": "regulatory"}
     sites = {name: _site(folder / name, name, appliance, clock) for name in names}
     with transaction(appliance.engine) as session:
         people = PersonRepository(session)
@@ -546,6 +547,7 @@ def build_federation(
                     key=keys[name].public.text,
                     invited_at=timestamp(clock.now()),
                     registered_at=timestamp(clock.now()),
+                    certified_at=timestamp(clock.now()),
                 )
             )
         _enrol(session, appliance, sites, clock)

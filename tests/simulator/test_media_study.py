@@ -14,7 +14,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from coordinator.database import reading, transaction
+from coordinator.people.facts import Actor
 from coordinator.people.repository import PersonRepository
+from coordinator.people.states import AuthLevel
 from coordinator.policy.active import active_policy
 from coordinator.releases.build import model_files, subject_of
 from coordinator.sites.repository import SiteRepository
@@ -174,9 +176,8 @@ def begin(federation: Federation, spec: StudySpec) -> None:
     }  # fmt: skip
     signed = seal(PLAN_APPROVAL_TYPE, document, federation.approver_keys["carl"]).to_bytes()
     with transaction(federation.appliance.engine) as session:
-        approve_plan(
-            session, federation.appliance, active_policy(session, federation.appliance), carl, spec.study, signed
-        )
+        policy = active_policy(session, federation.appliance)
+        approve_plan(session, federation.appliance, policy, Actor(carl, AuthLevel.KEY), spec.study, signed)
     for name in NAMES:
         federation.consent(spec.study, name)
     federation.start(spec.study)
