@@ -6,17 +6,17 @@ from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from coordinator.appliance import Appliance
+from coordinator.console.join import form
+from coordinator.console.join import router as join_router
 from coordinator.console.pages import asset, page, redirect
 from coordinator.database import reading, transaction
-from coordinator.errors import Forbidden, NotFound, Unauthenticated
+from coordinator.errors import NotFound, Unauthenticated
 from coordinator.identity import (
-    MAX_FIELDS,
     ApplianceOf,
     Caller,
     CallerOf,
@@ -27,7 +27,7 @@ from coordinator.identity import (
 from coordinator.passkeys.repository import PasskeyRepository, passkey_of
 from coordinator.people import local_sign_in
 from coordinator.people.repository import PersonRepository
-from coordinator.people.states import Medium, same_origin
+from coordinator.people.states import Medium
 from coordinator.policy.active import active_policy
 from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
@@ -40,7 +40,7 @@ from protocol.passkey import relying_party
 from protocol.review import APPROVING_ROLES
 
 router = APIRouter(prefix="/console", tags=["console"], include_in_schema=False)
-_FORM_LIMIT = 8192
+router.include_router(join_router)
 
 
 @router.get("")
@@ -69,13 +69,8 @@ def sign_in_page() -> Response:
 @router.post("/sign-in")
 async def sign_in(request: Request, appliance: ApplianceOf) -> Response:
     """Password and one-time code, from the form of the page above."""
-    if not same_origin(request.headers.get("origin"), request.headers.get("host", "")):
-        raise Forbidden("The request does not come from a page of this coordinator.", "Sign in at its own address.")
-    body = await request.body()
-    if len(body) > _FORM_LIMIT:
-        raise Forbidden("The form is too long.", "Use the page itself.")
-    fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
-    name, password, code = (fields.get(field, [""])[0] for field in ("name", "password", "code"))
+    fields = await form(request)
+    name, password, code = (fields.get(field, "") for field in ("name", "password", "code"))
     try:
         _, token = await run_in_threadpool(local_sign_in.sign_in, appliance, name, password, code, Medium.BROWSER)
     except Refused as error:
