@@ -121,6 +121,14 @@ class Parameters:
         """A site's values, none laxer than these. Raises BadParameter naming the parameter."""
         return self._override(override, only_stricter=True)
 
+    def tightened(self, override: Mapping[str, Any]) -> Parameters:
+        """These values, and those of `override` that are stricter: which of the two is stricter decides, one by one.
+        Raises BadParameter for an unknown parameter or a value that it can't take."""
+        asked = self._override(override, only_stricter=False).values
+        laxer = {p.name for p in self.schema.parameters if p.laxer(asked[p.name], self.values[p.name])}
+        stricter = {name: asked[name] for name in override if name not in laxer}
+        return Parameters(self.schema, {**self.values, **stricter})
+
     @cached_property
     def digest(self) -> str:
         """Digest of all values (RFC 8785)."""

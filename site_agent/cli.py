@@ -16,6 +16,7 @@ from site_agent.cohort import withdrawal_commands
 from site_agent.consent import commands as consent_commands
 from site_agent.evidence import commands as evidence_commands
 from site_agent.incidents import commands as incident_commands
+from site_agent.policy import commands as policy_commands
 from site_agent.releases import commands as release_commands
 from site_agent.retention import commands as retention_commands
 from site_agent.serving import commands as serving_commands
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(cohort_commands.app, name="datasets")
 app.add_typer(withdrawal_commands.app, name="cohort")
 app.add_typer(consent_commands.governance_app, name="governance")
+app.add_typer(policy_commands.app, name="policy")
 app.add_typer(consent_commands.app, name="studies")
 app.add_typer(evidence_commands.app, name="evidence")
 app.add_typer(incident_commands.app, name="incidents")

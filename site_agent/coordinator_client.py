@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from protocol.canonical import parse
 from protocol.errors import CloisterError, Malformed
-from protocol.identifiers import require_name
+from protocol.identifiers import DIGEST_PATTERN, require_name
+from protocol.policy_set import MAX_SET_BYTES
 from site_agent.keystore import SiteKeys
 from site_agent.settings import SiteSettings
 
@@ -133,6 +134,13 @@ class CoordinatorClient:
     def post_cosignatures(self, lines: bytes) -> None:
         """Hand in cosignature lines of the latest checkpoint, as in a signed note."""
         self._send("POST", "/v1/log/cosignatures", content=lines, kind="text/plain; charset=utf-8")
+
+    def policy_bundle(self, policy: str | None = None) -> bytes:
+        """A set of packs with its signatures: the one that decides under this digest, else the one in force."""
+        if policy is not None and re.fullmatch(DIGEST_PATTERN, policy) is None:
+            raise Malformed("That is no policy's digest.", "Copy it from the review or from cloister-site policy show.")
+        path = "/v1/policy/bundle" if policy is None else f"/v1/policy/bundles/{policy}"
+        return self._get(path, MAX_SET_BYTES)
 
     def studies(self) -> list[Mapping[str, Any]]:
         """The studies this site is invited to: study, state, plan_envelope (base64), plan_digest."""

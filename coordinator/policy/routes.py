@@ -105,15 +105,27 @@ def get_decisions(
         return [_decision(row, payload) for row, payload in found]
 
 
+@router.get("/bundle")
+def get_bundle_in_force(site: CurrentSite, appliance: ApplianceOf) -> dict[str, Any]:
+    """The set in force, with every signature, for a site to verify."""
+    del site
+    with reading(appliance.engine) as session:
+        row = PolicyRepository(session).active()
+        return _bundle(PolicyRepository(session), row) if row is not None else {}
+
+
 @router.get("/bundles/{policy}")
 def get_bundle(policy: Digest, site: CurrentSite, appliance: ApplianceOf) -> dict[str, Any]:
     """The set that decides under this digest, as a plan's packs give it, with every signature, for a site to verify."""
     del site
     with reading(appliance.engine) as session:
         sets = PolicyRepository(session)
-        row = sets.that_decided(policy)
-        votes = [vote.envelope for vote in sets.votes(row.digest)]
-        return bundle(row.envelope, votes, row.activation or b"{}", sets.documents(set_of(row).documents))
+        return _bundle(sets, sets.that_decided(policy))
+
+
+def _bundle(sets: PolicyRepository, row: PolicySetRow) -> dict[str, Any]:
+    votes = [vote.envelope for vote in sets.votes(row.digest)]
+    return bundle(row.envelope, votes, row.activation or b"{}", sets.documents(set_of(row).documents))
 
 
 def describe(row: PolicySetRow, sets: PolicyRepository) -> dict[str, Any]:

@@ -60,8 +60,11 @@ class _Desk:
 
     def find(self, client: CoordinatorClient, study: str) -> SignedPlan:
         from site_agent.consent.plans import find_plan
+        from site_agent.policy.federation import settle
 
-        return find_plan(client.studies(), study, self.settings.coordinator)
+        found = find_plan(client.studies(), study, self.settings.coordinator)
+        settle(self.settings.home, self.settings.coordinator, client.policy_bundle, found.plan.packs)
+        return found
 
     def deliver(self, client: CoordinatorClient) -> bool:
         """Send what waits; False, said on stderr, when the coordinator can't be reached: the agent sends it later."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +20,10 @@ from protocol.attestation import HipaaRole
 from protocol.errors import CloisterError
 from protocol.identifiers import ColumnName, Frozen, Label
 from protocol.proposal import Jurisdiction
+from protocol.signing import VerifyingKey
 from site_agent.durable_files import write_durably
-from site_agent.settings import SiteHome
+from site_agent.policy.federation import MAX_BUNDLE, joined, newest, stored
+from site_agent.settings import SiteHome, load_settings
 
 FILE = "governance.toml"
 PACKS = "packs"
@@ -99,7 +102,7 @@ def rules_digest(home: SiteHome) -> str:
     folder = home.path / PACKS
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix == ".yaml") if folder.is_dir() else []
-        for path in (home.path / FILE, *paths):
+        for path in (home.path / FILE, *paths, *stored(home)):
             content = _read(path)
             state.update(f"{path.name}\0{len(content)}\0".encode() + content)
     except FileNotFoundError:
@@ -114,7 +117,9 @@ def rules_digest(home: SiteHome) -> str:
 
 def local_policy(home: SiteHome, governance: Governance) -> Policy:
     """The site's own copy of the packs: those of its installed package, and any in `<home>/packs`, which can only add
-    rules; with the site's own parameters. Raises BadPolicyDocument, BadParameter."""
+    rules; the federation's packs that the site adopted, where they differ; and of the site's and the federation's
+    parameters the stricter. Raises BadPolicyDocument, BadParameter, and BadSignature or VerificationFailed for an
+    adopted set that somebody changed."""
     documents = builtin_packs()
     folder = home.path / PACKS
     if folder.is_dir():
@@ -122,10 +127,13 @@ def local_policy(home: SiteHome, governance: Governance) -> Policy:
             if name.endswith(".yaml"):
                 documents[f"site-{name.removesuffix('.yaml')}"] = _read(folder / name)
     policy = policy_from(documents)
-    own = policy.parameters.for_site(governance.parameters)
-    return Policy(policy.catalogue, policy.packs, own, policy.documents)
+    if not stored(home):
+        return replace(policy, parameters=policy.parameters.for_site(governance.parameters))
+    federation = newest(home, VerifyingKey.from_text(load_settings(home).coordinator))
+    whole = policy if federation is None else joined(policy, federation)
+    return replace(whole, parameters=whole.parameters.tightened(governance.parameters))
 
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(1 << 20)
+        return file.read(MAX_BUNDLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -11,7 +11,9 @@ from sqlmodel import Session, col, select
 
 from policies.evaluation import evaluate
 from policies.findings import APPROVAL, Decision, Finding, Outcome
+from protocol.note import VerifierKey
 from protocol.plan import Plan
+from protocol.policy_set import policy_digest
 from protocol.study_kind import AnyPlan
 from site_agent.cohort.declaration import declared
 from site_agent.cohort.identifier_scan import scan
@@ -24,10 +26,12 @@ from site_agent.consent.states import Answer
 from site_agent.consent.tables import StudyGrant
 from site_agent.evidence.facts import papers_facts
 from site_agent.keystore import SiteKeys
+from site_agent.policy.federation import logged_policy, own_documents, why_unknown
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import spent
 from site_agent.training.states import Budget, Charge
-from site_agent.witness.repository import standing_alarms
+from site_agent.witness.mirror import Mirror
+from site_agent.witness.repository import held, standing_alarms
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,15 @@ def review(
         signed=signed,
         answer=None if standing is None else Answer(standing.state),
         decision=decision,
-        objections=objections(
-            plan,
-            identity=_identity(settings, keys, governance),
-            data=data,
-            epsilons=epsilons,
-            log_sound=log_sound,
+        objections=(
+            *objections(
+                plan,
+                identity=_identity(settings, keys, governance),
+                data=data,
+                epsilons=epsilons,
+                log_sound=log_sound,
+            ),
+            *_about_policy(session, settings, signed),
         ),
         epsilons=epsilons,
         costs=_costs(asked, before, limit),
@@ -143,6 +150,28 @@ def review(
         differences=differences(granted_before, plan),
         packs_differ=tuple(sorted({name for name, _ in set(own_packs.items()) ^ set(plan.packs.items())})),
     )
+
+
+def _about_policy(session: Session, settings: SiteSettings, signed: SignedPlan) -> Iterator[Objection]:
+    """The packs that the coordinator's gates go by: this site's own or a set that it adopted, and those that its own
+    copy of the log says are in force."""
+    packs = dict(signed.plan.packs)
+    if (strange := why_unknown(settings.home, packs)) is not None:
+        yield Objection(
+            "policy-unknown",
+            f"The plan is judged by packs that are not this site's, and that it did not adopt: {strange}.",
+            "Read cloister-site policy show; laxer packs than this site's own are never adopted.",
+        )
+    head = held(session, VerifierKey.parse(settings.log).name)
+    entries = Mirror(settings.home.mirror).entries(0 if head is None else head.head.size)
+    told = logged_policy(entries, signed.digest)
+    if told != policy_digest(packs) and not (told is None and packs == own_documents()):
+        yield Objection(
+            "policy-not-logged",
+            "This site's own copy of the log tells of other packs in force than those that the plan names.",
+            "Run cloister-site log check and review again; if it stays so, report it: this site may be shown another "
+            "set than the others.",
+        )
 
 
 def _costs(asked: tuple[Charge, ...], before: list[Budget], limit: Budget) -> tuple[Cost, ...]:

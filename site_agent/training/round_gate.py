@@ -161,6 +161,7 @@ class RoundGate:
         """Raises GovernanceUnset, BadPolicyDocument, BadParameter."""
         from policies.packs import builtin_packs
         from site_agent.consent.governance import load_governance, local_policy, rules_digest
+        from site_agent.policy.federation import PREFIX
 
         home = self._settings.home
         source = rules_digest(home)
@@ -168,7 +169,7 @@ class RoundGate:
             governance = load_governance(home)
             policy = local_policy(home, governance)
             shipped = frozenset(builtin_packs())
-            packs = tuple(_own_part(pack) if pack.id in shipped else pack for pack in policy.packs)
+            packs = tuple(_own_part(pack) if pack.id.removeprefix(PREFIX) in shipped else pack for pack in policy.packs)
             self._rules = _Rules(source, governance, policy, packs)
         return self._rules
 

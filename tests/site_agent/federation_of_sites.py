@@ -54,6 +54,7 @@ from site_agent.consent.review import Review, review
 from site_agent.database import connect, create_database, transaction
 from site_agent.durable_files import make_private_folder
 from site_agent.keystore import SiteKeys
+from site_agent.policy.federation import own_documents
 from site_agent.settings import SiteDocument, SiteHome, SiteSettings, load_settings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.participate import Participant
@@ -216,7 +217,7 @@ class Federation:
             "epsilon": epsilon(Mechanism(sigma, rate, spec.steps, delta)),
             "epsilon_worst_site": epsilon(Mechanism(alone, rate, spec.steps, delta)),
             "epsilon_evaluation_worst_site": None if exact else gaussian_epsilon(single_alone, delta),
-            "packs": {},
+            "packs": own_documents(),
             "witness_policy": WitnessPolicy(self.log, witnesses, required_quorum(len(witnesses))).to_document(),
             "coordinator": self.coordinator.public.text,
             "created_at": timestamp(NOW),

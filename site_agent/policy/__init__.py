@@ -1,0 +1,1 @@
+"""The federation's policy as this site knows it: verified, compared with its own, never laxer."""
