@@ -54,6 +54,10 @@ app.command("serve")(serving_commands.serve)
 @app.command("enrol")
 def enrol(
     token: Annotated[str, typer.Argument(help="The line that cloister-coordinator sites invite printed; - reads it.")],
+    witness_key: Annotated[
+        str,
+        typer.Option("--witness-key", help="What cosigns the log: ed25519, or ml-dsa-44 (post-quantum)."),
+    ] = "ed25519",
     as_json: Json = False,
     home: Home = None,
 ) -> None:
@@ -63,7 +67,7 @@ def enrol(
 
     # On the command line every user of this machine can see it; it is good for one use only.
     text = sys.stdin.readline(MAX_TOKEN) if token == "-" else token  # noqa: S105 - a dash
-    enrolled = enrol_site(text, SiteHome.resolve(home), system_clock)
+    enrolled = enrol_site(text, SiteHome.resolve(home), system_clock, witness_key=witness_key)
     if as_json:
         document = {
             "site": enrolled.site,

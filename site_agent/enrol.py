@@ -53,9 +53,10 @@ class Enrolled:
     quorum: int
 
 
-def enrol(token_text: str, home: SiteHome, clock: Clock) -> Enrolled:
+def enrol(token_text: str, home: SiteHome, clock: Clock, *, witness_key: str = "ed25519") -> Enrolled:
     """Enrol this machine as the token's site, into `home`, which must not exist or be an empty folder.
 
+    witness_key: what cosigns the log, ed25519 or ml-dsa-44 (FIPS 204).
     Raises EnrolmentRefused for a person's token and a folder in use, Malformed for what is no token,
     VerificationFailed when the coordinator is not the token's or its answer does not hold together, the client's
     errors (a used or expired token is CoordinatorRefused) and OSError. After any of them the home is as it was.
@@ -66,7 +67,7 @@ def enrol(token_text: str, home: SiteHome, clock: Clock) -> Enrolled:
     _refuse_occupied(home)
     ca = _fetch_authority(token)
     with _staging(home) as staged:
-        keys = SiteKeys.generate(staged.keys)
+        keys = SiteKeys.generate(staged.keys, witness=witness_key)
         write_durably(keys.ca_path, ca.public_bytes(serialization.Encoding.PEM))
         engine = create_database(staged.database)
         try:

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import CloisterError, Malformed
-from protocol.signing import SigningKey
+from protocol.signing import MlDsa44SigningKey, SigningKey
 from site_agent.durable_files import write_durably
 from site_agent.settings import SiteHome
 
 SECRET_BYTES = 32
 STATE_KEY = "secure-sum.key"
+WITNESS_KEYS: dict[str, type[SigningKey] | type[MlDsa44SigningKey]] = {
+    "ed25519": SigningKey,
+    "ml-dsa-44": MlDsa44SigningKey,
+}
 _MAX_BYTES = 64 * 1024
 
 
@@ -39,7 +43,7 @@ class SiteKeys:
     """
 
     identity: SigningKey
-    witness: SigningKey
+    witness: SigningKey | MlDsa44SigningKey
     secret: bytes = field(repr=False)
     state: bytes = field(repr=False)
     folder: Path
@@ -60,10 +64,15 @@ class SiteKeys:
         return self.folder / "ca.pem"
 
     @classmethod
-    def generate(cls, folder: Path) -> SiteKeys:
-        """New keys from the operating system's generator, stored in the existing `folder`."""
+    def generate(cls, folder: Path, *, witness: str = "ed25519") -> SiteKeys:
+        """New keys from the operating system's generator, stored in the existing `folder`.
+
+        witness: the kind of the key that cosigns, ed25519 or ml-dsa-44. Raises Malformed for another.
+        """
+        if witness not in WITNESS_KEYS:
+            raise Malformed(f"{witness[:40]!r} is no kind of witness key.", f"Use {' or '.join(WITNESS_KEYS)}.")
         secret, state = secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(SECRET_BYTES)
-        keys = cls(SigningKey.generate(), SigningKey.generate(), secret, state, folder)
+        keys = cls(SigningKey.generate(), WITNESS_KEYS[witness].generate(), secret, state, folder)
         write_durably(folder / "identity.pem", keys.identity.to_pem())
         write_durably(folder / "witness.pem", keys.witness.to_pem())
         write_durably(folder / "patient-hash.secret", keys.secret)
@@ -102,7 +111,7 @@ def load_keys(home: SiteHome) -> SiteKeys:
     secret = read_secret(home)
     try:
         identity = SigningKey.from_pem(_read_private(home.keys / "identity.pem"))
-        witness = SigningKey.from_pem(_read_private(home.keys / "witness.pem"))
+        witness = _witness(_read_private(home.keys / "witness.pem"))
     except Malformed:
         raise KeysUnusable(
             f"A private key in {home.keys} is damaged.", "Restore the folder from a backup, or enrol again."
@@ -148,3 +157,11 @@ def _read_private(path: Path) -> bytes:
         raise KeysUnusable(
             f"The key file {path} can't be read ({error.strerror}).", "Restore it from a backup, or enrol again."
         ) from None
+
+
+def _witness(pem: bytes) -> SigningKey | MlDsa44SigningKey:
+    """The cosigning key in a PEM, of either kind. Raises Malformed."""
+    try:
+        return SigningKey.from_pem(pem)
+    except Malformed:
+        return MlDsa44SigningKey.from_pem(pem)

@@ -9,8 +9,11 @@ import pytest
 
 from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.witnessing import quorum_note
+from coordinator.client.audit_bundle import read_archive, verify_bundle
 from coordinator.database import transaction as at_coordinator
 from coordinator.sites import enrolment
+from protocol.errors import Malformed
+from protocol.note import KeyType
 from protocol.witness_policy import WitnessPolicy
 from site_agent.clock import system_clock
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
@@ -21,7 +24,7 @@ from site_agent.renewal import current, renew_if_due
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
 from site_agent.witness.cycle import Witness
-from tests.coordinator.appliances import Served, served_coordinator
+from tests.coordinator.appliances import Served, exported, served_coordinator
 
 pytestmark = pytest.mark.processes
 
@@ -29,11 +32,11 @@ pytestmark = pytest.mark.processes
 class Site:
     """An enrolled site with its client open."""
 
-    def __init__(self, served: Served, folder: Path, name: str) -> None:
+    def __init__(self, served: Served, folder: Path, name: str, witness_key: str = "ed25519") -> None:
         with at_coordinator(served.appliance.engine) as session:
             token = enrolment.invite(session, served.appliance, name).to_text()
         home = SiteHome(folder / name)
-        enrol(token, home, system_clock)
+        enrol(token, home, system_clock, witness_key=witness_key)
         self.settings, self.keys, self.engine = load_settings(home), load_keys(home), open_database(home)
         self.client = CoordinatorClient(self.settings, self.keys)
         self.witness = Witness(self.settings, self.keys, self.engine, self.client, system_clock)
@@ -59,6 +62,25 @@ def sites(served: Served, tmp_path: Path):
     yield sites
     for site in sites:
         site.close()
+
+
+def test_a_site_with_a_post_quantum_witness_cosigns_and_its_quorum_exports(served, tmp_path):
+    lattice = Site(served, tmp_path, "clinic-l", witness_key="ml-dsa-44")
+    classical = Site(served, tmp_path, "clinic-m")
+    try:
+        settle(served, [lattice, classical])
+        settle(served, [lattice, classical])
+        assert {key.type for key in lattice.policy().witnesses} == {KeyType.ML_DSA_44, KeyType.COSIGNATURE_V1}
+        assert load_keys(lattice.settings.home).witness.public == lattice.keys.witness.public
+        report = verify_bundle(read_archive(exported(served)), policy=classical.policy())
+        assert report.problems == []
+        assert set(report.witnesses) == {"clinic-l/witness", "clinic-m/witness"}
+        with pytest.raises(Malformed, match="kind of witness key"):
+            Site(served, tmp_path, "clinic-n", witness_key="rsa")
+        assert not (tmp_path / "clinic-n").exists()
+    finally:
+        lattice.close()
+        classical.close()
 
 
 def settle(served: Served, sites: list[Site]) -> None:
