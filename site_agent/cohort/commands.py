@@ -150,6 +150,8 @@ def list_(as_json: Json = False, home: Home = None) -> None:
         return
     for row in rows:
         state = f"registered {row.registered_at}" if row.registered_at else "not registered yet"
+        if row.replaced_by is not None:
+            state = "replaced: patients of it withdrew"
         typer.echo(f"{row.name}  {row.digest[:19]}  {row.patients} patients, {row.held_out} held out, {state}")
     if not rows:
         typer.echo("No data set yet: cloister-site datasets add FILE.csv --dictionary DICTIONARY.yaml")
