@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography import x509
-from sqlmodel import select
+from sqlmodel import col, select
 
 from coordinator.appliance import open_appliance
 from coordinator.audit.tables import LogEntry
-from coordinator.database import transaction
+from coordinator.database import reading, transaction
 from coordinator.initialise import initialise
 from coordinator.keystore import KeystoreError, load_keys, renew_server_certificate
 from coordinator.server import listening
@@ -285,3 +285,26 @@ def test_an_address_that_is_not_ours_or_in_use() -> None:
             pass
     with pytest.raises(CannotServe, match="can't be listened on"), listening("192.0.2.1:8443"):
         pass
+
+
+@pytest.mark.processes
+def test_retention_is_planned_tried_and_run(local: Made) -> None:
+    """On a coordinator that holds stray chunks: the plan's exit code says that something is due, until it is gone."""
+    home = local.appliance.home
+    stray = home / "uploads" / ("f" * 32) / ("a" * 32)
+    stray.mkdir(parents=True)
+    (stray / "0").write_bytes(b"masked")
+    planned = coordinator("retention", "plan", "--json", home=home)
+    assert planned.returncode == 1, planned.stderr
+    (row,) = json.loads(planned.stdout)["holdings"]
+    assert (row["class"], row["standing"], row["bytes"]) == ("update", "due", 6)
+    tried = coordinator("retention", "run", "--dry-run", home=home)
+    assert "would be erased" in tried.stdout
+    assert (stray / "0").is_file()
+    ran = coordinator("retention", "run", "--json", home=home)
+    assert (ran.returncode, json.loads(ran.stdout)["forgotten"]) == (0, True), ran.stderr
+    assert not stray.exists()
+    assert coordinator("retention", "plan", home=home).returncode == 0
+    with reading(local.appliance.engine) as session:
+        leaf = session.exec(select(LogEntry.leaf).order_by(col(LogEntry.id).desc()).limit(1)).one()
+    assert b'"event":"records.purged"' in leaf

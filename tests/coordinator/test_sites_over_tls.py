@@ -13,12 +13,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from sqlmodel import col, select
 
+from coordinator.audit.tables import LogEntry
 from coordinator.database import reading, transaction
 from coordinator.keystore import load_keys
 from coordinator.people import accounts
 from coordinator.sites import enrolment
 from coordinator.sites.repository import SiteRepository
+from protocol.audit_event import AuditEvent
 from protocol.canonical import sha256_hex
 from protocol.checkpoint import cosigner_key
 from protocol.enrolment import EnrolmentRequest, EnrolmentResponse, Token, site_uri, witness_name
@@ -302,3 +305,17 @@ def _ec_request() -> str:
     key = ec.generate_private_key(ec.SECP256R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_a_site_that_leaves_is_logged_and_revoked(served: Served, tmp_path: Path) -> None:
+    site = enrolled(served, "hospital-a", tmp_path)
+    said = {"retained": 0, "decision_digest": sha256_hex(b"decision")}
+    with served.client(context=site.context(served.ca_path)) as client:
+        assert client.post("/v1/sites/me/departure", json={**said, "retained": -1}).status_code == 422
+        assert client.post("/v1/sites/me/departure", json=said).status_code == 204
+        assert client.get("/v1/sites/me").status_code == 403
+    with reading(served.appliance.engine) as session:
+        leaves = session.exec(select(LogEntry.leaf).order_by(col(LogEntry.id))).all()
+    events = [AuditEvent.model_validate_json(leaf) for leaf in leaves]
+    assert [event.event.value for event in events][-2:] == ["site.left", "site.revoked"]
+    assert (events[-2].actor, dict(events[-2].numbers)) == ("site:hospital-a", {"retained": 0})
