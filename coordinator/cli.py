@@ -197,16 +197,22 @@ def people_add(
         str | None, typer.Option(help="Whom the person works for: a study may ask for reviewers from several.")
     ] = None,
     site: Annotated[str | None, typer.Option(help="The site of a data steward or of a site's IT.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="The person's `sub` at the identity provider, which signs them in.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Invite a person and print the one-time token for `cloister login`."""
     from coordinator.database import transaction
     from coordinator.people.accounts import invite
+    from coordinator.people.federated_sign_in import bind
 
     appliance = _open(home)
     with transaction(appliance.engine) as session:
         token = invite(session, appliance, name, role, organisation=organisation, site=site)
+        if subject is not None:
+            bind(session, appliance, name, subject)
     _print_token(token, as_json)
 
 
@@ -224,6 +230,30 @@ def people_list(home: Home = None, as_json: Json = False) -> None:
         as_json=as_json,
         text=table(("name", "role", "site", "status", "registered", "confirmed"), [list(row.values()) for row in rows]),
     )
+
+
+@people.command("provider")
+def people_provider(
+    issuer: Annotated[str, typer.Option(help="The identity provider's https address, as its tokens name it.")],
+    client_id: Annotated[str, typer.Option(help="What the provider calls this coordinator.")],
+    secret_file: Annotated[Path, typer.Option(help="A file with the client's secret.")],
+    ca: Annotated[Path | None, typer.Option(help="The authority (PEM) that vouches for it; else the system's.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A value of `amr` that tells of a second factor; repeatable.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Let people sign in through the organisation's OpenID provider, those whose subject `people add` binds."""
+    from coordinator.people.identity_provider import save_identity_provider
+    from coordinator.settings import load_settings
+
+    settings = load_settings(_home(home))
+    secret = secret_file.read_text(encoding="utf-8").strip()
+    save_identity_provider(
+        settings.home, issuer=issuer, client_id=client_id, secret=secret, ca=ca, multi_factor=tuple(method or ())
+    )
+    typer.echo(f"People may sign in through {issuer}. Let it send them back to:")
+    typer.echo(f"https://{settings.address}/v1/people/federated/callback")
 
 
 @people.command("confirm")

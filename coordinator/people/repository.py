@@ -6,7 +6,14 @@ from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
-from coordinator.people.tables import LocalCredential, Person, PersonInvitation, PersonSession, SpentChallenge
+from coordinator.people.tables import (
+    FederatedIdentity,
+    LocalCredential,
+    Person,
+    PersonInvitation,
+    PersonSession,
+    SpentChallenge,
+)
 
 
 class PersonRepository:
@@ -64,6 +71,25 @@ class PersonRepository:
         self._session.add(row)
         self._session.flush()
         return int(ended)
+
+    def federated(self, issuer: str, subject: str) -> FederatedIdentity | None:
+        query = select(FederatedIdentity).where(
+            FederatedIdentity.issuer == issuer, FederatedIdentity.subject == subject
+        )
+        return self._session.exec(query).one_or_none()
+
+    def bind(self, identity: FederatedIdentity) -> None:
+        """The person's identity from now on; an earlier one signs nobody in any more."""
+        self._session.exec(delete(FederatedIdentity).where(col(FederatedIdentity.person) == identity.person))
+        self._session.add(identity)
+        self._session.flush()
+
+    def open_invitation(self, person: str) -> PersonInvitation | None:
+        """The person's invitation that was not used yet."""
+        query = select(PersonInvitation).where(
+            PersonInvitation.person == person, col(PersonInvitation.used_at).is_(None)
+        )
+        return self._session.exec(query).one_or_none()
 
     def credential(self, person: str) -> LocalCredential | None:
         return self._session.get(LocalCredential, person)

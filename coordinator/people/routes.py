@@ -9,13 +9,16 @@ import base64
 import binascii
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field, SecretStr, StringConstraints
 
+from coordinator import problems
+from coordinator.appliance import Appliance
 from coordinator.database import reading, transaction
 from coordinator.errors import Forbidden, NotFound
 from coordinator.identity import ApplianceOf, CallerOf, clear_session_cookie, csrf_token, may, set_session_cookie
-from coordinator.people import accounts, local_sign_in, reviews
+from coordinator.people import accounts, federated_sign_in, local_sign_in, openid, reviews
 from coordinator.people.challenge import make_challenge
 from coordinator.people.repository import PersonRepository
 from coordinator.people.states import Medium, Permission, require_fresh, same_origin
@@ -26,10 +29,13 @@ from protocol.errors import Malformed
 from protocol.identifiers import Frozen, KeyText, PersonName
 
 router = APIRouter(prefix="/v1/people", tags=["people"])
+problems.register(openid.ProviderUnreachable, 503)
 _Reader = Annotated[Person, Depends(may(Permission.READ_PEOPLE))]
 _Certifier = Annotated[Person, Depends(may(Permission.CERTIFY_PEOPLE))]
 _Disabler = Annotated[Person, Depends(may(Permission.DISABLE_PEOPLE))]
 _Secret = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{43}$")]
+ATTEMPT_COOKIE = "__Host-cloister-attempt"
+_Echo = Annotated[str, Query(max_length=2000)]
 _Code = Annotated[str, StringConstraints(pattern=r"^[0-9]{6}$")]
 _Signature = Annotated[str, Field(max_length=100)]
 
@@ -152,6 +158,48 @@ def sign_in_locally(body: LocalSignIn, appliance: ApplianceOf, request: Request,
     return {"csrf": csrf_token(appliance, accounts.token_hash(token)), **told}
 
 
+@router.get("/federated/start")
+def start_federated(appliance: ApplianceOf) -> Response:
+    """To the identity provider; what its answer must match goes along in a cookie of this browser."""
+    provider, attempt = federated_sign_in.provider_of(appliance), federated_sign_in.new_attempt(appliance)
+    answer = RedirectResponse(openid.authorization_url(provider, attempt, _redirect(appliance)), 303)
+    # Lax: the provider sends the browser back from another site.
+    answer.set_cookie(
+        ATTEMPT_COOKIE, federated_sign_in.seal_attempt(appliance, attempt), max_age=federated_sign_in.ATTEMPT_SECONDS,
+        secure=True, httponly=True, samesite="lax", path="/",
+    )  # fmt: skip
+    return answer
+
+
+@router.get("/federated/callback")
+def finish_federated(
+    request: Request, appliance: ApplianceOf, state: _Echo = "", code: _Echo = "", iss: _Echo | None = None
+) -> Response:
+    """Back from the identity provider. A page of ours, not a redirect: a strict cookie is not sent along with a
+    navigation that began at another site."""
+    attempt = federated_sign_in.open_attempt(appliance, request.cookies.get(ATTEMPT_COOKIE, ""))
+    if not code:
+        raise openid.ProviderRefused("it did not let you through")
+    proved = openid.prove(
+        federated_sign_in.provider_of(appliance), attempt, _redirect(appliance), state=state, code=code, issuer=iss,
+        now=int(appliance.clock().timestamp()),
+    )  # fmt: skip
+    with transaction(appliance.engine) as session:
+        _, token = federated_sign_in.sign_in(session, appliance, proved)
+    answer = HTMLResponse(
+        '<!doctype html><meta charset="utf-8"><title>Signed in</title><meta http-equiv="refresh" content="0;url=/console">'
+        '<p>You are signed in. <a href="/console">Go on</a></p>',
+        headers={
+            "cache-control": "no-store",
+            "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+            "referrer-policy": "no-referrer",
+        },
+    )
+    answer.delete_cookie(ATTEMPT_COOKIE, secure=True, httponly=True, samesite="lax", path="/")
+    set_session_cookie(answer, token)
+    return answer
+
+
 @router.delete("/session", status_code=204)
 def sign_out(caller: CallerOf, appliance: ApplianceOf, response: Response) -> None:
     with transaction(appliance.engine) as session:
@@ -205,6 +253,10 @@ def confirm_password(body: Code, caller: CallerOf, appliance: ApplianceOf) -> No
     require_fresh(caller.started_at, now=appliance.clock())
     with transaction(appliance.engine) as session:
         local_sign_in.confirm(session, appliance, caller.person.name, body.code)
+
+
+def _redirect(appliance: Appliance) -> str:
+    return f"https://{appliance.settings.address}{router.prefix}/federated/callback"
 
 
 def _bytes(text: str) -> bytes:

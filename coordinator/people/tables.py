@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger
+from sqlalchemy import BigInteger, UniqueConstraint
 from sqlmodel import Field
 
 from coordinator.database import Table
@@ -51,6 +51,17 @@ class PersonSession(Table, table=True):
     seen_at: str
     level: str
     medium: str
+
+
+class FederatedIdentity(Table, table=True):
+    """The one subject of the identity provider that signs a person in."""
+
+    __tablename__ = "federated_identity"
+    __table_args__ = (UniqueConstraint("issuer", "subject"),)
+
+    person: str = Field(primary_key=True, foreign_key="person.name")
+    issuer: str
+    subject: str
 
 
 class SpentChallenge(Table, table=True):

@@ -268,6 +268,15 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_passkey_person"), "passkey", ["person"], unique=False)
     op.create_table(
+        "federated_identity",
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("issuer", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["person"], ["person.name"], name=op.f("fk_federated_identity_person_person")),
+        sa.PrimaryKeyConstraint("person", name=op.f("pk_federated_identity")),
+        sa.UniqueConstraint("issuer", "subject", name=op.f("uq_federated_identity_issuer_subject")),
+    )
+    op.create_table(
         "person_invitation",
         sa.Column("secret_hash", sa.String(), nullable=False),
         sa.Column("person", sa.String(), nullable=False),
@@ -665,6 +674,7 @@ def downgrade() -> None:
     op.drop_table("person_invitation")
     op.drop_index(op.f("ix_passkey_person"), table_name="passkey")
     op.drop_table("passkey")
+    op.drop_table("federated_identity")
     op.drop_table("local_credential")
     op.drop_table("model_state")
     op.drop_table("model_check")
