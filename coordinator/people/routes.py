@@ -187,7 +187,8 @@ def finish_federated(
     with transaction(appliance.engine) as session:
         _, token = federated_sign_in.sign_in(session, appliance, proved)
     answer = HTMLResponse(
-        '<!doctype html><meta charset="utf-8"><title>Signed in</title><meta http-equiv="refresh" content="0;url=/console">'
+        '<!doctype html><meta charset="utf-8"><title>Signed in</title>'
+        '<meta http-equiv="refresh" content="0;url=/console">'
         '<p>You are signed in. <a href="/console">Go on</a></p>',
         headers={
             "cache-control": "no-store",
