@@ -14,6 +14,13 @@ from policies.waivers import waive
 
 _KNOWN = ("plan.", "study.", "coordinator.", "audit.", "incident.", "round.number", "round.participants")
 
+_OF_SITE = (
+    "site.name", "site.jurisdiction", "site.hipaa_role", "site.attestation.", "site.security_official_named",
+    "site.privacy_official_named", "site.records", "site.clock_skew_seconds", "site.key_age_days",
+    "round.consented_digest", "round.plan_digest",
+)  # fmt: skip
+_OF_STUDY = ("plan.", "study.", "coordinator.")
+
 
 @dataclass(frozen=True)
 class Past:
@@ -67,8 +74,10 @@ def replay(past: Sequence[Past], policy: Policy) -> dict[str, Any]:
 
 def take_again(past: Past, policy: Policy) -> Decision:
     """The decision at its own time, by those packs, or parts of packs, that judge its gate at the coordinator."""
-    packs = policy.packs if past.gate != "round" else tuple(map(coordinators_part, policy.packs))
-    decision = evaluate(past.gate, past.facts or {}, packs, policy.parameters, now=past.at)
+    facts = past.facts or {}
+    part = sites_part if "site" in facts else coordinators_part
+    packs = policy.packs if past.gate != "round" else tuple(map(part, policy.packs))
+    decision = evaluate(past.gate, facts, packs, policy.parameters, now=past.at)
     return waive(decision, packs, past.waived)
 
 
@@ -84,3 +93,16 @@ def coordinators_part(pack: Pack) -> Pack:
 def _judged_there(rule: Rule) -> bool:
     guard = rule.text.applies_when.facts if rule.text.applies_when else ()
     return all(path.startswith(_KNOWN) for path in (*rule.text.facts, *guard))
+
+
+def sites_part(pack: Pack) -> Pack:
+    """The rules of the round gate that are about one site, and that the coordinator knows enough of it to judge: not
+    those about its data and its ledger."""
+    return replace(pack, rules=tuple(rule for rule in pack.rules if _judged_there_of_site(rule)))
+
+
+def _judged_there_of_site(rule: Rule) -> bool:
+    guard = rule.text.applies_when.facts if rule.text.applies_when else ()
+    asked = (*rule.text.facts, *guard)
+    of_site = any(path.startswith(_OF_SITE) for path in asked)
+    return of_site and all(path.startswith(_OF_SITE + _OF_STUDY) for path in asked)

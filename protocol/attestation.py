@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from protocol.envelope import Envelope, open_json, seal
 from protocol.errors import Malformed, Refused
-from protocol.evidence import EvidenceRecord, standing
+from protocol.evidence import NO_EXPIRY_DAYS, EvidenceRecord, standing
 from protocol.identifiers import Digest, Frozen, SiteName, Timestamp
 from protocol.proposal import Jurisdiction
 from protocol.signing import SigningKey, VerifyingKey
@@ -35,8 +35,9 @@ class Attestation(Frozen):
     """The site's safeguards, as somebody there attested them on `attested_on`.
 
     country: ISO 3166 alpha-2. tls_min: the lowest TLS version that the site accepts. alternative_documented: an
-    equivalent is documented for a safeguard that the site lacks (45 CFR 164.306(d)(3)). The officials' names stay at
-    the site: what leaves it is that they are named.
+    equivalent is documented for a safeguard that the site lacks (45 CFR 164.306(d)(3)). last_material_change: of the
+    site's systems or their use, None where there was none. The officials' names stay at the site: what leaves it is
+    that they are named.
     """
 
     jurisdiction: Jurisdiction
@@ -50,7 +51,14 @@ class Attestation(Frozen):
     alternative_documented: bool
     security_official_named: bool
     privacy_official_named: bool
+    last_material_change: date | None = None
     attested_on: date
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Attestation:
+        if self.last_material_change is not None and self.last_material_change > self.attested_on:
+            raise ValueError("the last material change lies after the day of the attestation")
+        return self
 
 
 class SiteStatement(Frozen):
@@ -121,6 +129,7 @@ def attestation_facts(attestation: Attestation | None, *, on: date) -> dict[str,
     told = (
         "disk_encryption", "transit_encryption", "tls_min", "pseudonymised", "idle_logoff", "alternative_documented",
     )  # fmt: skip
+    changed = attestation.last_material_change
     return {
         "jurisdiction": attestation.jurisdiction,
         "country": attestation.country,
@@ -129,6 +138,7 @@ def attestation_facts(attestation: Attestation | None, *, on: date) -> dict[str,
         "privacy_official_named": attestation.privacy_official_named,
         "attestation": {
             "age_days": max(0, (on - attestation.attested_on).days),
+            "days_since_change": NO_EXPIRY_DAYS if changed is None else max(0, (on - changed).days),
             **{name: getattr(attestation, name) for name in told},
         },
     }

@@ -40,6 +40,7 @@ class EventType(StrEnum):
     SITE_LEFT = "site.left"
     WITNESS_JOINED = "witness.joined"
     WITNESS_REMOVED = "witness.removed"
+    SITE_ATTESTED = "site.attested"
     DATASET_REGISTERED = "dataset.registered"
     EVIDENCE_RECORDED = "evidence.recorded"
     EVIDENCE_REVOKED = "evidence.revoked"

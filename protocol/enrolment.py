@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from protocol.attestation import MAX_RECORDS, STATEMENT_LIMIT
 from protocol.canonical import canonical, parse
 from protocol.errors import Malformed
-from protocol.identifiers import Digest, Frozen, KeyText, SiteName, Timestamp
+from protocol.identifiers import Digest, Frozen, KeyText, Label, SiteName, Timestamp
 from protocol.proposal import MINIMUM_CELL
 
 TOKEN_SECRET_BYTES = 32
@@ -79,17 +80,50 @@ def auditor_witness_name(name: str) -> str:
 
 class EnrolmentRequest(Frozen):
     """Site -> coordinator. `csr`: PEM, self-signed by the site key made on site; `witness`: the vkey that cosigns
-    checkpoints; `identity`: the same Ed25519 key as in the CSR."""
+    checkpoints; `identity`: the same Ed25519 key as in the CSR; `statement`: the site's papers, a DSSE envelope under
+    that key (protocol.attestation), as its JSON text."""
 
     secret: str
     site: SiteName
     csr: Annotated[str, StringConstraints(max_length=10_000)]
     identity: KeyText
     witness: Annotated[str, StringConstraints(max_length=MAX_WITNESS_KEY)]
+    statement: Annotated[str, StringConstraints(max_length=2 * STATEMENT_LIMIT)]
+
+
+_Words = Annotated[str, StringConstraints(max_length=2000)]
+
+
+class Shortcoming(Frozen):
+    """Why a gate stays shut, or what it warns of: the rule, where it stands, what is wrong and what to do."""
+
+    rule: Label
+    citation: _Words
+    message: _Words
+    remedy: _Words
+
+
+class GateAnswer(Frozen):
+    """Coordinator -> site: what the enrolment gate says to a site's papers. owed: what keeps it shut, none where it is
+    open."""
+
+    open: bool
+    owed: Annotated[tuple[Shortcoming, ...], Field(max_length=200)] = ()
+    warnings: Annotated[tuple[Shortcoming, ...], Field(max_length=200)] = ()
+
+
+class StatementReceipt(Frozen):
+    """Coordinator -> site: a statement was taken. clock_skew: seconds between the two clocks when it came.
+    not_counted: digests of records in it that were revoked here before."""
+
+    made_at: Timestamp
+    clock_skew: Annotated[float, Field(ge=0)]
+    not_counted: Annotated[tuple[Digest, ...], Field(max_length=MAX_RECORDS)] = ()
 
 
 class EnrolmentResponse(Frozen):
-    """Coordinator -> site: what the site pins. `log`: vkey of the log; `coordinator`: the orchestration key."""
+    """Coordinator -> site: what the site pins. `log`: vkey of the log; `coordinator`: the orchestration key;
+    `receipt`: of its statement."""
 
     certificate: str
     ca: str
@@ -98,6 +132,8 @@ class EnrolmentResponse(Frozen):
     witness_policy: dict[str, Any]
     not_after: Timestamp
     poll_seconds: Annotated[float, Field(gt=0)] = 1.0
+    receipt: StatementReceipt
+    warnings: Annotated[tuple[Shortcoming, ...], Field(max_length=200)] = ()
 
 
 class DatasetRegistration(Frozen):

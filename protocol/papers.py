@@ -32,6 +32,7 @@ class Safeguards(Frozen):
     pseudonymised: bool
     idle_logoff: bool
     alternative_documented: bool = False
+    last_material_change: date | None = None
     security_official: _Name | None = None
     privacy_official: _Name | None = None
 

@@ -30,6 +30,7 @@ from site_agent.consent.delivery import deliver
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
 from site_agent.database import open_database, transaction
 from site_agent.durable_files import write_durably
+from site_agent.evidence.statement import send_if_due
 from site_agent.incidents.report import deliver_reports
 from site_agent.keystore import SiteKeys, load_keys
 from site_agent.renewal import renew_if_due
@@ -52,6 +53,7 @@ WITNESS_SECONDS = 1.0
 IDLE_FACTOR = 2.0
 RENEWAL_SECONDS = 300.0
 LONGEST_BACKOFF = 30.0
+PAPERS_SECONDS = 30.0
 ENDED = frozenset({"denied", "candidate", "completed", "failed", "stopped"})
 _log = structlog.get_logger()
 
@@ -137,6 +139,7 @@ class Agent:
         self._busy = threading.Event()
         self._tested = False
         self._caught_up: set[str] = set()
+        self._papers_next = 0.0
 
     def run(self) -> None:
         """Work until `stop`. Trouble with the coordinator or the disk is logged and tried again, never raised."""
@@ -224,6 +227,7 @@ class Agent:
             ("withdrawal-told", lambda: deliver_notices(engine, client)),
             ("answer-delivered", lambda: deliver(engine, client)),
             ("snapshot-registered", lambda: register_pending(engine, client, self._clock)),
+            ("papers-sent", lambda: self._send_papers(client)),
         )
         for told, hand_in in waiting:
             try:
@@ -231,6 +235,14 @@ class Agent:
                     _log.info(told, what=what)
             except CoordinatorRefused as error:
                 _log.warning("not-accepted", kind=told, code=error.code)
+
+    def _send_papers(self, client: CoordinatorClient) -> list[str]:
+        """Looked at every half minute, so that a statement that is refused is not sent at each poll; its time."""
+        if time.monotonic() < self._papers_next:
+            return []
+        self._papers_next = time.monotonic() + PAPERS_SECONDS
+        receipt = send_if_due(self._settings, self._keys, self._engine, client, self._clock)
+        return [] if receipt is None else [receipt.made_at]
 
     def _forget_ended(self, client: CoordinatorClient) -> None:
         """Erase the pair secrets of studies that are over, or from which this site was shut out."""

@@ -42,13 +42,13 @@ def request_certificate(site: str, identity: SigningKey) -> str:
     return request.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
-def certificate_authority(data: bytes, fingerprint: str) -> x509.Certificate:
-    """The one CA certificate in PEM `data`, if SHA-256 over its DER is `fingerprint` ("sha256:" + hex).
+def certificate_authority(data: bytes, expected: str) -> x509.Certificate:
+    """The one CA certificate in PEM `data`, if SHA-256 over its DER is `expected` ("sha256:" + hex).
 
     Raises Malformed for anything but one certificate, VerificationFailed for another or for one that is no CA.
     """
     certificate = _one(data)
-    if sha256_hex(certificate.public_bytes(serialization.Encoding.DER)) != fingerprint:
+    if sha256_hex(certificate.public_bytes(serialization.Encoding.DER)) != expected:
         raise VerificationFailed(
             "The coordinator's CA is not the one that the token names: nothing was sent to it.",
             "Somebody may be in between, or the token is of another coordinator. Compare the fingerprint with the "
@@ -61,6 +61,11 @@ def certificate_authority(data: bytes, fingerprint: str) -> x509.Certificate:
     if constraints is None or not constraints.ca:
         raise VerificationFailed("The coordinator's CA certificate is not a CA's.", "Update the coordinator.")
     return certificate
+
+
+def fingerprint(pem: bytes) -> str:
+    """SHA-256 over the DER of the one certificate in `pem`, as tokens carry it. Raises Malformed."""
+    return sha256_hex(_one(pem).public_bytes(serialization.Encoding.DER))
 
 
 def check_issued(pem: str, ca: bytes, site: str, identity: VerifyingKey, *, now: datetime) -> Issued:

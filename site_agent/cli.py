@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from site_agent.serving import deployment_commands
 from site_agent.settings import SiteHome, load_settings
 from site_agent.training import commands as training_commands
 from site_agent.witness import commands as log_commands
+
+if TYPE_CHECKING:
+    from protocol.enrolment import GateAnswer
 
 MAX_TOKEN = 4096
 Home = Annotated[Path | None, typer.Option("--home", help="The site's folder.")]
@@ -48,12 +51,17 @@ app.add_typer(log_commands.app, name="log")
 app.add_typer(release_commands.app, name="releases")
 app.add_typer(deployment_commands.app, name="deployment")
 app.add_typer(retention_commands.app, name="retention")
+app.command("attest")(evidence_commands.attest)
 app.command("serve")(serving_commands.serve)
 
 
 @app.command("enrol")
 def enrol(
     token: Annotated[str, typer.Argument(help="The line that cloister-coordinator sites invite printed; - reads it.")],
+    papers: Annotated[Path, typer.Option("--papers", help="A YAML file: what the hospital attests, and its evidence.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only ask what the enrolment gate says; the token stays good.")
+    ] = False,
     witness_key: Annotated[
         str,
         typer.Option("--witness-key", help="What cosigns the log: ed25519, or ml-dsa-44 (post-quantum)."),
@@ -63,11 +71,16 @@ def enrol(
 ) -> None:
     """Enrol this machine as a site: make its keys here, check the coordinator, pin what it will trust."""
     from site_agent.clock import system_clock
+    from site_agent.consent.report import one_line
+    from site_agent.enrol import check
     from site_agent.enrol import enrol as enrol_site
 
     # On the command line every user of this machine can see it; it is good for one use only.
     text = sys.stdin.readline(MAX_TOKEN) if token == "-" else token  # noqa: S105 - a dash
-    enrolled = enrol_site(text, SiteHome.resolve(home), system_clock, witness_key=witness_key)
+    if dry_run:
+        _tell_gate(check(text, system_clock, papers), as_json)
+        return
+    enrolled = enrol_site(text, SiteHome.resolve(home), system_clock, papers, witness_key=witness_key)
     if as_json:
         document = {
             "site": enrolled.site,
@@ -77,13 +90,35 @@ def enrol(
             "not_after": enrolled.not_after,
             "witnesses": enrolled.witnesses,
             "quorum": enrolled.quorum,
+            "warnings": list(enrolled.warnings),
         }
         typer.echo(json.dumps(document, indent=2))
         return
     typer.echo(f"{enrolled.site} is enrolled at {enrolled.address}; its home is {enrolled.home.path}")
     typer.echo(f"  site key {enrolled.identity}, certificate until {enrolled.not_after}")
     typer.echo(f"  the log is watched by {enrolled.witnesses} witnesses, {enrolled.quorum} of which must agree")
+    for warning in enrolled.warnings:
+        typer.echo(f"  warning: {one_line(warning)}")
     typer.echo("Next: cloister-site datasets add FILE.csv --dictionary DICTIONARY.yaml; cloister-site agent")
+
+
+def _tell_gate(answer: GateAnswer, as_json: bool) -> None:
+    """What the enrolment gate said; exit code 1 where it is shut."""
+    from site_agent.consent.report import one_line
+
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        for item in answer.owed:
+            typer.echo(one_line(f"missing: {item.rule} ({item.citation}): {item.message} {item.remedy}"))
+        for item in answer.warnings:
+            typer.echo(one_line(f"warning: {item.rule} ({item.citation}): {item.message} {item.remedy}"))
+        said = (
+            "open: this site may enrol" if answer.open else f"shut: {len(answer.owed)} findings; the token stays good"
+        )
+        typer.echo(f"The enrolment gate is {said}.")
+    if not answer.open:
+        raise typer.Exit(1)
 
 
 @app.command("agent")

@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from protocol.canonical import parse
+from protocol.enrolment import EnrolmentRequest, EnrolmentResponse, GateAnswer, StatementReceipt
 from protocol.errors import CloisterError, Malformed
 from protocol.identifiers import DIGEST_PATTERN, require_name
 from protocol.policy_set import MAX_SET_BYTES
@@ -100,9 +101,15 @@ class CoordinatorClient:
         """The coordinator's own word on its state."""
         return self._json("GET", "/v1/health")
 
-    def enrol(self, request: BaseModel, answer: type[_Document]) -> _Document:
-        """Send an EnrolmentRequest, get an EnrolmentResponse."""
-        return self._document(self._send("POST", "/v1/enrol", document=request.model_dump(mode="json")), answer)
+    def enrol(self, request: EnrolmentRequest) -> EnrolmentResponse:
+        """Ask to be enrolled."""
+        body = self._send("POST", "/v1/enrol", document=request.model_dump(mode="json"))
+        return self._document(body, EnrolmentResponse)
+
+    def check_enrolment(self, request: EnrolmentRequest) -> GateAnswer:
+        """Ask what the enrolment gate would say."""
+        body = self._send("POST", "/v1/enrol/check", document=request.model_dump(mode="json"))
+        return self._document(body, GateAnswer)
 
     def checkpoint(self) -> bytes:
         """The latest checkpoint: a signed note, with the cosignatures so far."""
@@ -125,6 +132,11 @@ class CoordinatorClient:
     def renew(self, csr: str) -> Mapping[str, Any]:
         """Ask for a new certificate for the same key."""
         return self._json("POST", "/v1/sites/me/renew", document={"csr": csr})
+
+    def post_statement(self, envelope: bytes) -> StatementReceipt:
+        """Send this site's signed statement of its papers (DSSE)."""
+        body = self._send("POST", "/v1/sites/me/statement", content=envelope)
+        return self._document(body, StatementReceipt)
 
     def register_dataset(self, name: str, document: Mapping[str, Any]) -> None:
         """Register a snapshot: schema digest, snapshot digest and counts, nothing else."""
@@ -329,7 +341,7 @@ class CoordinatorClient:
 
 
 def _short(value: object) -> str:
-    """Text from the other side, fit for a terminal: one line, no control characters, at most 500 characters."""
+    """Text from the other side, fit for a terminal: one line, no control characters, at most 2000 characters."""
     if not isinstance(value, str):
         return ""
-    return "".join(character if character.isprintable() else " " for character in value)[:500].strip()
+    return "".join(character if character.isprintable() else " " for character in value)[:2000].strip()

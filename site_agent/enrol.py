@@ -11,14 +11,18 @@ import os
 import secrets
 import shutil
 import ssl
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from protocol.enrolment import EnrolmentRequest, EnrolmentResponse, Token
+from protocol.attestation import SiteStatement, make_statement, seal_statement
+from protocol.enrolment import EnrolmentRequest, EnrolmentResponse, GateAnswer, Token
 from protocol.errors import CloisterError, VerificationFailed
 from protocol.note import VerifierKey
 from protocol.timestamp import timestamp
@@ -28,10 +32,15 @@ from site_agent.clock import Clock
 from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import create_database, transaction
 from site_agent.durable_files import PRIVATE_FOLDER, sync_folder, write_durably
+from site_agent.evidence.files import WholePapers, read_papers
+from site_agent.evidence.record import attest, import_records
+from site_agent.evidence.statement import keep_receipt, statement_now
 from site_agent.keystore import SiteKeys, trusting
 from site_agent.settings import SiteDocument, SiteHome
 from site_agent.witness.names import own_witness
 from site_agent.witness.tables import AcceptedWitnessPolicy
+
+_Answer = TypeVar("_Answer")
 
 
 class EnrolmentRefused(CloisterError):
@@ -51,19 +60,19 @@ class Enrolled:
     not_after: str
     witnesses: int
     quorum: int
+    warnings: tuple[str, ...] = ()
 
 
-def enrol(token_text: str, home: SiteHome, clock: Clock, *, witness_key: str = "ed25519") -> Enrolled:
-    """Enrol this machine as the token's site, into `home`, which must not exist or be an empty folder.
+def enrol(token_text: str, home: SiteHome, clock: Clock, papers: Path, *, witness_key: str = "ed25519") -> Enrolled:
+    """Enrol this machine as the token's site, into `home`, which must not exist or be an empty folder. papers: the YAML
+    file with what the hospital attests and has on record (site_agent.evidence.files).
 
     witness_key: what cosigns the log, ed25519 or ml-dsa-44 (FIPS 204).
-    Raises EnrolmentRefused for a person's token and a folder in use, Malformed for what is no token,
+    Raises EnrolmentRefused for a person's token and a folder in use, Malformed for what is no token or no papers,
     VerificationFailed when the coordinator is not the token's or its answer does not hold together, the client's
-    errors (a used or expired token is CoordinatorRefused) and OSError. After any of them the home is as it was.
+    errors (a used token and a shut gate are CoordinatorRefused) and OSError. After any of them the home is as it was.
     """
-    token = Token.from_text(token_text)
-    if token.kind != "site":
-        raise EnrolmentRefused("This token is for a person, not for a site.", "Use it with cloister login.")
+    token, told = _token(token_text), _papers(papers, token_text)
     _refuse_occupied(home)
     ca = _fetch_authority(token)
     with _staging(home) as staged:
@@ -71,7 +80,11 @@ def enrol(token_text: str, home: SiteHome, clock: Clock, *, witness_key: str = "
         write_durably(keys.ca_path, ca.public_bytes(serialization.Encoding.PEM))
         engine = create_database(staged.database)
         try:
-            answer = _request(token, keys)
+            with transaction(engine) as session:
+                import_records(session, token.name, told.records, now=clock())
+                attest(session, told.safeguards, now=clock())
+                made = statement_now(session, token.name, token.ca, now=clock())
+            answer = _ask(token, keys, made, CoordinatorClient.enrol)
             issued, policy = _check(answer, token, keys, now=clock())
             write_durably(keys.certificate_path, answer.certificate.encode())
             with transaction(engine) as session:
@@ -79,6 +92,7 @@ def enrol(token_text: str, home: SiteHome, clock: Clock, *, witness_key: str = "
                     policy_json=policy.to_bytes().decode(), digest=policy.digest, accepted_at=timestamp(clock())
                 )
                 session.add(row)
+                keep_receipt(session, made, answer.receipt)
         finally:
             engine.dispose()
         document = SiteDocument(
@@ -99,7 +113,32 @@ def enrol(token_text: str, home: SiteHome, clock: Clock, *, witness_key: str = "
         not_after=timestamp(issued.not_after),
         witnesses=len(policy.witnesses),
         quorum=policy.quorum,
+        warnings=tuple(f"{item.rule}: {item.message} {item.remedy}" for item in answer.warnings),
     )
+
+
+def check(token_text: str, clock: Clock, papers: Path) -> GateAnswer:
+    """What the coordinator's enrolment gate says to these papers: with keys that are made for the question and thrown
+    away. Nothing is kept on either side, and the token stays good. Raises as `enrol`."""
+    token, told = _token(token_text), _papers(papers, token_text)
+    with tempfile.TemporaryDirectory() as folder:
+        keys = SiteKeys.generate(Path(folder) / "keys")
+        write_durably(keys.ca_path, _fetch_authority(token).public_bytes(serialization.Encoding.PEM))
+        attestation = told.safeguards.attested(clock().date())
+        records = [record for record in told.records if record.scope == "site"]
+        made = make_statement(token.name, token.ca, attestation, records, now=clock())
+        return _ask(token, keys, made, CoordinatorClient.check_enrolment)
+
+
+def _token(text: str) -> Token:
+    token = Token.from_text(text)
+    if token.kind != "site":
+        raise EnrolmentRefused("This token is for a person, not for a site.", "Use it with cloister login.")
+    return token
+
+
+def _papers(file: Path, token_text: str) -> WholePapers:
+    return read_papers(file, _token(token_text).name).whole()
 
 
 def _refuse_occupied(home: SiteHome) -> None:
@@ -124,16 +163,22 @@ def _fetch_authority(token: Token) -> x509.Certificate:
         return certificate_authority(client.ca(), token.ca)
 
 
-def _request(token: Token, keys: SiteKeys) -> EnrolmentResponse:
+def _ask(
+    token: Token,
+    keys: SiteKeys,
+    statement: SiteStatement,
+    ask: Callable[[CoordinatorClient, EnrolmentRequest], _Answer],
+) -> _Answer:
     request = EnrolmentRequest(
         secret=token.secret,
         site=token.name,
         csr=request_certificate(token.name, keys.identity),
         identity=keys.identity.public.text,
         witness=own_witness(token.name, keys).text,
+        statement=seal_statement(statement, keys.identity).decode(),
     )
     with CoordinatorClient.with_context(token.address, trusting(keys.ca_path)) as client:
-        return client.enrol(request, EnrolmentResponse)
+        return ask(client, request)
 
 
 def _check(answer: EnrolmentResponse, token: Token, keys: SiteKeys, *, now: datetime) -> tuple[Issued, WitnessPolicy]:

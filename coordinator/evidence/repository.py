@@ -48,6 +48,16 @@ class EvidenceRepository:
         """Every row, oldest first."""
         return list(self._session.exec(select(Evidence).order_by(col(Evidence.recorded_at), col(Evidence.digest))))
 
+    def recorded_by(self, by: str) -> list[Evidence]:
+        """The rows that this person or site recorded and that are not revoked, oldest first."""
+        query = select(Evidence).where(Evidence.recorded_by == by, col(Evidence.revoked_at).is_(None))
+        return list(self._session.exec(query.order_by(col(Evidence.recorded_at), col(Evidence.digest))))
+
+    def save(self, row: Evidence) -> None:
+        """Keep what was changed in a row."""
+        self._session.add(row)
+        self._session.flush()
+
     def about(self, scope: Scope, subjects: Iterable[str]) -> list[EvidenceRecord]:
         """The records about these subjects that are not revoked, oldest first."""
         query = select(Evidence).where(

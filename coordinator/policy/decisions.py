@@ -24,6 +24,7 @@ def record(
     actor: str,
     subject: str,
     digests: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> int:
     """policy.decided: the outcome, the first rule that keeps the gate shut, and digests; the facts can be erased."""
     decision = decided.decision
@@ -39,6 +40,7 @@ def record(
             "gate": decision.gate,
             "outcome": decision.outcome.value,
             **({"rule": standing[0].rule} if standing else {}),
+            **(labels or {}),
         },
         payload=decided.payload(),
     )

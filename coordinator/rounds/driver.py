@@ -27,10 +27,11 @@ from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.exploration_work import ExplorationWork
 from coordinator.rounds.freeze import StudyFrozen, free_participants, require_thawed
 from coordinator.rounds.gates import LogWatch, RoundGates
-from coordinator.rounds.journal import Committed, Journal, Running
+from coordinator.rounds.journal import GATE_SHUT, Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
 from coordinator.rounds.optimiser import WIRE
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
+from coordinator.rounds.site_gates import SiteGates
 from coordinator.rounds.states import (
     Attempt,
     AttemptStatus,
@@ -90,6 +91,8 @@ class RoundDriver:
         self._monotonic = monotonic
         self._running = self._load(study)
         self._gates: RoundGates | None = None
+        self._site_gates = SiteGates(appliance, study, self._running.plan, self._running.plan_digest)
+        self._site_decisions: dict[str, Decided] = {}
         self._journal = Journal(appliance, self._running)
         self._progress = Progress()
         self._work: Work = work_of(self._running, self._journal, self._now)
@@ -157,20 +160,29 @@ class RoundDriver:
             case Resend():
                 return self._send(self._recorded())
             case Fail():
-                return self._fail(action.code, action.detail)
+                return self._fail_without(action)
             case GiveUp():
                 return self._give_up(action)
             case Finish():
                 raise StudyEnded("The study has its candidate already.", "Nothing is left to do.")
 
     def _participants(self) -> tuple[str, ...]:
-        """Who may take part now: read anew, for a person may shut a site out, and an incident freeze one, at any time.
+        """Who may take part now: read anew, for a person may shut a site out, an incident freeze one, and papers expire
+        or be revoked, at any time.
 
         Raises StudyFrozen where incidents leave fewer than the agreed minimum.
         """
         with reading(self._appliance.engine) as session:
             self._require_active(session)
-            return free_participants(session, self._running.study, self._running.plan)
+            free = free_participants(session, self._running.study, self._running.plan)
+            if not self._progress.established:
+                return free  # keys are no data: a site whose papers are late may still have them
+            self._site_decisions = self._site_gates.decide(session, free)
+        return tuple(site for site in free if site not in self._left_out())
+
+    def _left_out(self) -> dict[str, Decided]:
+        """The sites whose gate is shut."""
+        return {site: decided for site, decided in self._site_decisions.items() if not decided.decision.allowed}
 
     # Keys
 
@@ -232,6 +244,7 @@ class RoundDriver:
             self._require_active(session)
             RoundRepository(session).begin_attempt(running.study, recorded)
             self._journal.attempted(session, recorded, decided)
+            self._journal.judged(session, self._site_decisions)
         self._progress = self._progress.after(recorded.attempt)
         return self._send(recorded)
 
@@ -351,6 +364,17 @@ class RoundDriver:
                 self._become(session, taken.becomes, ended=taken.becomes in ENDED)
         taken.adopt()
         return taken.becomes
+
+    def _fail_without(self, action: Fail) -> StudyState:
+        """The study cannot go on; where sites are left out by policy, that is why, and who they are."""
+        left_out = self._left_out()
+        if action.code is not FailureCode.TOO_FEW_SITES or not left_out:
+            return self._fail(action.code, action.detail)
+        with transaction(self._appliance.engine) as session:
+            self._journal.judged(session, self._site_decisions)
+        named = ", ".join(f"{site} ({reasons(decided.decision)[0].rule})" for site, decided in left_out.items())
+        detail = f"{action.detail}; left out by policy: {named}"
+        return self._fail(FailureCode.POLICY_DENIED, detail, dict.fromkeys(left_out, GATE_SHUT))
 
     def _deny(self, decided: Decided) -> StudyState:
         with transaction(self._appliance.engine) as session:

@@ -31,6 +31,9 @@ from protocol.membership import MembershipReport
 from protocol.study_kind import AnyPlan
 from protocol.timestamp import moment, timestamp
 
+GATE_SHUT = "gate-shut"
+"""The code of a site that its own papers keep out."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -64,6 +67,7 @@ class Journal:
     def __init__(self, appliance: Appliance, running: Running) -> None:
         self._appliance = appliance
         self._running = running
+        self._shut: set[str] = set()
 
     def keys_established(self, session: Session, members: tuple[str, ...], transcript: str) -> None:
         """study.keys-established."""
@@ -97,7 +101,7 @@ class Journal:
         excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
         shut_out, frozen = StudyRepository(session).excluded(self._running.study), frozen_sites(session)
         excluded |= {
-            site: "shut-out" if site in shut_out else "incident" if site in frozen else "not-invited"
+            site: "shut-out" if site in shut_out else "incident" if site in frozen else self._absent(site)
             for site in after.established
             if site not in invited
         }
@@ -183,6 +187,18 @@ class Journal:
             labels={"membership": "ran" if report.ran else "did-not-run"},
         )
 
+    def judged(self, session: Session, decisions: Mapping[str, Decided]) -> None:
+        """policy.decided about a site, where its gate shut or opened since the last time."""
+        for site, decided in decisions.items():
+            if decided.decision.allowed == (site not in self._shut):
+                continue
+            self._shut ^= {site}
+            digests, labels = {"plan": self._running.plan_digest}, {"site": site}
+            subject = self._running.study
+            record(
+                session, self._appliance, decided, actor=COORDINATOR, subject=subject, digests=digests, labels=labels
+            )
+
     def denied(self, session: Session, decided: Decided) -> None:
         """policy.decided, for a gate that stayed shut."""
         digests = {"plan": self._running.plan_digest}
@@ -248,6 +264,9 @@ class Journal:
         )
         if decided is not None:
             index(session, decided, entry=number, subject=self._running.study)
+
+    def _absent(self, site: str) -> str:
+        return GATE_SHUT if site in self._shut else "not-invited"
 
 
 def _with_codes(excluded: Mapping[str, str]) -> list[str]:

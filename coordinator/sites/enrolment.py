@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
-from coordinator.audit.append import LOCAL_ADMINISTRATOR, append, site_label
+from coordinator.audit.append import COORDINATOR, LOCAL_ADMINISTRATOR, append, site_label
 from coordinator.audit.witnessing import build_policy, set_policy
 from coordinator.errors import NotFound
+from coordinator.policy.decisions import record
 from coordinator.secrets import new_secret
 from coordinator.sites.certificate_request import request_key
+from coordinator.sites.gate import answer_of, decide_enrolment_gate
 from coordinator.sites.repository import SiteRepository
+from coordinator.sites.statements import Received, facts_of, keep, receive
 from coordinator.sites.states import (
     TokenRefused,
     decide_enrolment,
@@ -21,6 +26,8 @@ from coordinator.sites.states import (
     decide_renewal,
 )
 from coordinator.sites.tables import Site, SiteCertificate, SiteDataset
+from policies.findings import Decision
+from policies.packs import Policy
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
 from protocol.checkpoint import COSIGNER_TYPES
@@ -63,10 +70,29 @@ def invite(session: Session, appliance: Appliance, name: str) -> Token:
     )
 
 
-def enrol(session: Session, appliance: Appliance, request: EnrolmentRequest) -> EnrolmentResponse:
-    """Enrol a site: its key becomes its identity, its witness joins the policy, it gets a 7-day certificate.
+@dataclass(frozen=True)
+class Examined:
+    """An enrolment request that is in order but for the gate's decision."""
 
-    Raises TokenRefused, Refused, Conflict, Malformed or BadSignature; then nothing is stored and the token stays.
+    site: Site
+    identity: VerifyingKey
+    witness: VerifierKey
+    received: Received
+    papers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What came of a request. response: None where the gate is shut."""
+
+    decision: Decision
+    response: EnrolmentResponse | None
+
+
+def examine(session: Session, appliance: Appliance, request: EnrolmentRequest) -> Examined:
+    """Everything about a request but the gate: its token, its keys, its statement. Nothing is stored.
+
+    Raises TokenRefused, Refused, Conflict, Malformed or BadSignature.
     """
     sites, now = SiteRepository(session), appliance.clock()
     hashed = secret_hash(request.secret)
@@ -81,34 +107,59 @@ def enrol(session: Session, appliance: Appliance, request: EnrolmentRequest) -> 
         key_known=sites.key_known(identity.text), witness_known=sites.witness_known(witness.text, identity.text),
         now=now,
     )  # fmt: skip
-    if site is None or not sites.use_invitation(hashed, timestamp(now)):
+    if site is None:
+        raise RuntimeError("an invitation names a site")
+    received = receive(session, appliance, site.name, identity, request.statement.encode())
+    papers = facts_of(session, appliance, received, key_age_days=0)
+    return Examined(site, identity, witness, received, papers)
+
+
+def enrol(session: Session, appliance: Appliance, policy: Policy, request: EnrolmentRequest) -> Enrolled:
+    """Enrol a site: its key becomes its identity, its witness joins the policy, it gets a 7-day certificate.
+
+    Where the gate is shut the decision is logged and returned, nothing else is stored and the token stays good: the
+    caller raises EnrolmentDenied after the commit. Raises what `examine` raises; then nothing is stored at all.
+    """
+    sites, now = SiteRepository(session), appliance.clock()
+    examined = examine(session, appliance, request)
+    site, identity, witness = examined.site, examined.identity, examined.witness
+    decided = decide_enrolment_gate(appliance, policy, examined.papers, append_ok=True)
+    record(session, appliance, decided, actor=COORDINATOR, subject=site_label(site.name))
+    decision = decided.decision
+    if not decision.allowed:
+        return Enrolled(decision, None)
+    if not sites.use_invitation(secret_hash(request.secret), timestamp(now)):
         raise TokenRefused("The token has been used already.", "Ask the coordinator's administrator for a new one.")
     site.status, site.identity, site.witness = "active", identity.text, witness.text
     site.enrolled_at = timestamp(now)
     pem = _issue(sites, appliance, site, identity)
-    policy = build_policy(session, appliance, [row.witness for row in sites.active() if row.witness])
-    if policy is None:
+    witnesses = build_policy(session, appliance, [row.witness for row in sites.active() if row.witness])
+    if witnesses is None:
         raise RuntimeError("an enrolled site has a witness")
+    receipt = keep(session, appliance, examined.received)
     entry = append(
         session, appliance, EventType.SITE_ENROLLED, actor=site_label(site.name), subject=site_label(site.name),
         digests={
             "identity": identity.key_id,
             "witness": sha256_hex(witness.text.encode()),
             "certificate": sha256_hex(pem.encode()),
-            "witness_policy": policy.digest,
+            "witness_policy": witnesses.digest,
         },
-        numbers={"witnesses": len(policy.witnesses), "quorum": policy.quorum},
+        numbers={"witnesses": len(witnesses.witnesses), "quorum": witnesses.quorum},
     )  # fmt: skip
-    set_policy(session, appliance, policy, entry=entry)
-    return EnrolmentResponse(
+    set_policy(session, appliance, witnesses, entry=entry)
+    response = EnrolmentResponse(
         certificate=pem,
         ca=appliance.keys.authority.pem,
-        log=policy.log.text,
+        log=witnesses.log.text,
         coordinator=appliance.keys.coordinator.public.text,
-        witness_policy=policy.to_document(),
+        witness_policy=witnesses.to_document(),
         not_after=site.not_after or "",
         poll_seconds=appliance.settings.poll_seconds,
+        receipt=receipt,
+        warnings=answer_of(decision).warnings,
     )
+    return Enrolled(decision, response)
 
 
 def renew(session: Session, appliance: Appliance, name: str, csr: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from sqlalchemy import delete, func, or_, update
 from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
-from coordinator.sites.tables import Site, SiteCertificate, SiteDataset, SiteInvitation
+from coordinator.sites.tables import Site, SiteCertificate, SiteDataset, SiteInvitation, SiteStatement
 
 
 class SiteRepository:
@@ -87,6 +87,15 @@ class SiteRepository:
             .where(col(SiteCertificate.site) == site, col(SiteCertificate.revoked_at).is_(None))
             .values(revoked_at=now)
         )
+
+    def statement(self, site: str, identity: str) -> SiteStatement | None:
+        """The newest statement of a site under this key."""
+        query = select(SiteStatement).where(SiteStatement.site == site, SiteStatement.identity == identity)
+        return self._session.exec(query.order_by(col(SiteStatement.made_at).desc()).limit(1)).first()
+
+    def add_statement(self, statement: SiteStatement) -> None:
+        self._session.add(statement)
+        self._session.flush()
 
     def dataset(self, site: str, name: str) -> SiteDataset | None:
         return self._session.get(SiteDataset, (site, name))

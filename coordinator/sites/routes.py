@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from coordinator.database import reading, transaction
 from coordinator.identity import ApplianceOf, CurrentSite, may
 from coordinator.people.states import Permission, sees
 from coordinator.people.tables import Person
+from coordinator.policy.active import active_policy
 from coordinator.sites import enrolment
+from coordinator.sites.gate import EnrolmentDenied, answer_of, decide_enrolment_gate
 from coordinator.sites.repository import SiteRepository
+from coordinator.sites.statements import renew_statement
 from coordinator.sites.tables import Site, SiteDataset
-from protocol.enrolment import DatasetRegistration, EnrolmentRequest, EnrolmentResponse
+from protocol.enrolment import (
+    DatasetRegistration,
+    EnrolmentRequest,
+    EnrolmentResponse,
+    GateAnswer,
+    StatementReceipt,
+)
 from protocol.identifiers import Digest, Frozen
 
 router = APIRouter(prefix="/v1", tags=["sites"])
@@ -35,7 +44,19 @@ class Departure(Frozen):
 @router.post("/enrol", status_code=201)
 def enrol(body: EnrolmentRequest, appliance: ApplianceOf) -> EnrolmentResponse:
     with transaction(appliance.engine) as session:
-        return enrolment.enrol(session, appliance, body)
+        enrolled = enrolment.enrol(session, appliance, active_policy(session, appliance), body)
+    if enrolled.response is None:
+        raise EnrolmentDenied(enrolled.decision)
+    return enrolled.response
+
+
+@router.post("/enrol/check")
+def check_enrolment(body: EnrolmentRequest, appliance: ApplianceOf) -> GateAnswer:
+    """What the enrolment gate would say: nothing is stored, and the token stays good."""
+    with reading(appliance.engine) as session:
+        papers = enrolment.examine(session, appliance, body).papers
+        policy = active_policy(session, appliance)
+    return answer_of(decide_enrolment_gate(appliance, policy, papers, append_ok=True).decision)
 
 
 @router.get("/sites/me")
@@ -50,6 +71,19 @@ def renew(body: RenewalRequest, site: CurrentSite, appliance: ApplianceOf) -> di
     with transaction(appliance.engine) as session:
         certificate, not_after = enrolment.renew(session, appliance, site.name, body.csr)
     return {"certificate": certificate, "not_after": not_after}
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.post("/sites/me/statement")
+def post_statement(
+    site: CurrentSite, appliance: ApplianceOf, body: Annotated[bytes, Depends(_body)]
+) -> StatementReceipt:
+    """The site's papers anew, signed with its key."""
+    with transaction(appliance.engine) as session:
+        return renew_statement(session, appliance, site, body)
 
 
 @router.put("/sites/me/datasets/{name}", status_code=204)

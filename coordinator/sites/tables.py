@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import LargeBinary
 from sqlmodel import Field
 
 from coordinator.database import Table
@@ -60,3 +61,19 @@ class SiteDataset(Table, table=True):
     patients: int
     held_out: int
     registered_at: str
+
+
+class SiteStatement(Table, table=True):
+    """What a site said of itself under its key (protocol.attestation), every time; the newest counts.
+
+    envelope: the DSSE envelope as it came. clock_skew: seconds between the two clocks when it came."""
+
+    __tablename__ = "site_statement"
+
+    digest: str = Field(primary_key=True)
+    site: str = Field(foreign_key="site.name", index=True)
+    identity: str
+    made_at: str
+    received_at: str
+    clock_skew: float
+    envelope: bytes = Field(sa_type=LargeBinary)

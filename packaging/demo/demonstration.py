@@ -14,6 +14,7 @@ from typing import Any
 import clinics
 import httpx
 from figures import interval
+from papers import site_papers
 from processes import DemonstrationFailed, Service, free_port, run, run_json, together
 from rich.console import Console
 
@@ -81,10 +82,13 @@ class Demonstration:
         self.say("[bold]2  People and hospitals[/]")
         together([partial(self.person, name, "login", token) for name, token in tokens.items()])
         self.say(f"   {len(tokens)} people registered their own keys")
-        together([partial(self.site, name, "enrol", token) for name, token in invited.items()])
-        for clinic in self.scenario.clinics:
-            self.say(f"   {clinic.name} enrolled with a key made on site")
         law = clinics.jurisdictions(self.scenario.study)
+        papers = {name: site_papers(self.work / "papers" / name, name, law[name]) for name in self.sites}
+        together(
+            [partial(self.site, name, "enrol", token, "--papers", papers[name]) for name, token in invited.items()]
+        )
+        for clinic in self.scenario.clinics:
+            self.say(f"   {clinic.name} enrolled with a key made on site; the gate found its papers in order")
         together([partial(self.say_law, name, law[name]) for name in self.sites])
         self.say("[bold]3  Data sets[/]")
         add = [

@@ -75,6 +75,45 @@ def revoke(
     _emit(row, as_json, f"{digest} is revoked.")
 
 
+def attest(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A YAML file with the part attestation, and records; without it, what was "
+            "attested last is attested again."
+        ),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Attest this hospital's safeguards as of today, and send the signed statement of all its papers."""
+    from site_agent.clock import system_clock
+    from site_agent.coordinator_client import CoordinatorClient
+    from site_agent.database import open_database, transaction
+    from site_agent.evidence.files import read_papers
+    from site_agent.evidence.record import attest as attest_these
+    from site_agent.evidence.record import attest_again, import_records
+    from site_agent.evidence.statement import send
+    from site_agent.keystore import load_keys
+
+    settings = load_settings(SiteHome.resolve(home))
+    papers = read_papers(file, settings.site).whole() if file is not None else None
+    engine, now = open_database(settings.home), system_clock()
+    with transaction(engine) as session:
+        if papers is None:
+            attest_again(session, now=now)
+        else:
+            import_records(session, settings.site, papers.records, now=now)
+            attest_these(session, papers.safeguards, now=now)
+    keys = load_keys(settings.home)
+    with CoordinatorClient(settings, keys) as client:
+        receipt = send(settings, keys, engine, client, system_clock)
+    text = f"attested; the coordinator took the statement of {receipt.made_at}, its clock {receipt.clock_skew:g} s off"
+    for digest in receipt.not_counted:
+        text += f"\n  {digest} was revoked at the coordinator and does not count"
+    _emit(receipt.model_dump(mode="json"), as_json, text)
+
+
 def _shown(row: SiteEvidence) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(row.record)
     return {"digest": row.digest, **told, "recorded_at": row.recorded_at, "revoked_at": row.revoked_at}

@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from protocol.attestation import site_facts
 from protocol.evidence import Scope, standing
+from protocol.timestamp import moment
 from site_agent.evidence.repository import SiteEvidenceRepository
 
 
@@ -18,9 +19,12 @@ def records_facts(session: Session, *, on: date, scope: Scope = "site") -> list[
 
 
 def papers_facts(session: Session, site: str, *, on: date) -> dict[str, Any]:
-    """The parts of `site.*` that rest on papers: name, attestation (absent before anything was attested), records, and
-    the clock's distance from the coordinator's when it last took a statement."""
+    """The parts of `site.*` that rest on papers: name, attestation (absent before anything was attested), records, and,
+    once the coordinator has taken a statement, how far its clock was from ours then and how old the site's key is."""
     evidence = SiteEvidenceRepository(session)
     facts = site_facts(site, evidence.attestation(), evidence.standing("site"), on=on)
     sent = evidence.sent()
-    return facts if sent is None else {**facts, "clock_skew_seconds": sent.clock_skew}
+    if sent is None:
+        return facts
+    age = (on - moment(sent.first_made_at).date()).days
+    return {**facts, "clock_skew_seconds": sent.clock_skew, "key_age_days": max(0, age)}

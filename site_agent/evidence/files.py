@@ -22,6 +22,20 @@ class Papers:
     safeguards: Safeguards | None
     records: tuple[EvidenceRecord, ...]
 
+    def whole(self) -> WholePapers:
+        """The same, with safeguards. Raises Malformed where there are none."""
+        if self.safeguards is None:
+            raise Malformed("The papers have no part named attestation.", FORM)
+        return WholePapers(self.safeguards, self.records)
+
+
+@dataclass(frozen=True)
+class WholePapers:
+    """Papers with which a site can enrol: its safeguards are among them."""
+
+    safeguards: Safeguards
+    records: tuple[EvidenceRecord, ...]
+
 
 def read_papers(file: Path, site: str) -> Papers:
     """The papers in a YAML file with the parts `attestation` and `records`, one of which may be left out; a record

@@ -61,5 +61,15 @@ def revoke(session: Session, digest: str, *, now: datetime) -> SiteEvidence:
 
 
 def attest(session: Session, safeguards: Safeguards, *, now: datetime) -> None:
-    """Attest these safeguards today."""
+    """Attest these safeguards today. Raises Refused for a material change that lies ahead."""
+    if safeguards.last_material_change is not None and safeguards.last_material_change > now.date():
+        raise Refused("The last material change is dated in the future.", "Attest once it has been made.")
     SiteEvidenceRepository(session).attest(safeguards, now.date())
+
+
+def attest_again(session: Session, *, now: datetime) -> None:
+    """Attest today what was attested last. Raises Refused before anything was."""
+    safeguards = SiteEvidenceRepository(session).safeguards()
+    if safeguards is None:
+        raise Refused("Nothing was attested before.", "Name the file that says what is attested.")
+    attest(session, safeguards, now=now)

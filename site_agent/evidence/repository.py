@@ -77,5 +77,7 @@ class SiteEvidenceRepository:
 
     def keep_sent(self, content: str, made_at: str, clock_skew: float) -> None:
         """Remember that the coordinator took it."""
-        self._session.merge(SentStatement(content=content, made_at=made_at, clock_skew=clock_skew))
+        before = self.sent()
+        first = before.first_made_at if before is not None else made_at
+        self._session.merge(SentStatement(content=content, made_at=made_at, clock_skew=clock_skew, first_made_at=first))
         self._session.flush()

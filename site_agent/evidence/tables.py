@@ -30,7 +30,8 @@ class AttestedSafeguards(SQLModel, table=True):
 
 class SentStatement(SQLModel, table=True):
     """The newest statement that the coordinator took (row 1). content: the digest of what it says, its time left out;
-    clock_skew: seconds between the coordinator's clock and this site's when it arrived."""
+    clock_skew: seconds between the coordinator's clock and this site's when it arrived. first_made_at: when the one was
+    made with which the site enrolled, under the key that it has had since."""
 
     __tablename__ = "sent_statement"
 
@@ -38,3 +39,4 @@ class SentStatement(SQLModel, table=True):
     content: str
     made_at: str
     clock_skew: float
+    first_made_at: str

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 from cryptography import x509
@@ -24,6 +25,7 @@ from coordinator.database import reading, transaction
 from coordinator.initialise import initialise
 from coordinator.parts import Part, sequencer
 from coordinator.people import accounts
+from coordinator.policy.active import active_policy
 from coordinator.server import build_server, tls_context
 from coordinator.sites import enrolment
 from protocol.checkpoint import TreeHead, cosign, cosigner_key
@@ -38,6 +40,7 @@ from protocol.enrolment import (
 from protocol.identifiers import Role
 from protocol.note import Note
 from protocol.signing import MlDsa44SigningKey, SigningKey
+from tests.papers import give_governance, statement_of
 
 
 class MovingClock:
@@ -65,7 +68,9 @@ class Made:
 def make_coordinator(folder: Path, *, address: str = "127.0.0.1:8443", database: str | None = None) -> Made:
     clock = MovingClock()
     made = initialise(folder / "coordinator", address=address, database=database, clock=clock)
-    return Made(open_appliance(folder / "coordinator", clock=clock), clock, made.token)
+    appliance = open_appliance(folder / "coordinator", clock=clock)
+    give_governance(appliance)
+    return Made(appliance, clock, made.token)
 
 
 @contextlib.contextmanager
@@ -146,8 +151,14 @@ class TestSite:
             "csr": self.csr(),
             "identity": self.key.public.text,
             "witness": cosigner_key(witness_name(token.name), self.witness).text,
+            "statement": self.statement(token),
         }
         return EnrolmentRequest(**(fields | changes))
+
+    def statement(self, token: Token, **changes: Any) -> str:
+        """Its papers, all in order but for the changes."""
+        now = datetime.now(UTC)
+        return statement_of(token.name, self.key, token.ca, **{"now": now, **changes}).decode()
 
     def files(self, ca: Path) -> tuple[Path, Path, Path]:
         """CA, certificate and key, as files."""
@@ -162,7 +173,9 @@ class TestSite:
         with transaction(appliance.engine) as session:
             token = enrolment.invite(session, appliance, self.name)
         with transaction(appliance.engine) as session:
-            self.response = enrolment.enrol(session, appliance, self.request(token))
+            enrolled = enrolment.enrol(session, appliance, active_policy(session, appliance), self.request(token))
+        self.response = enrolled.response
+        assert self.response is not None, enrolled.decision.to_dict()["findings"]
         return self.response
 
     def context(self, ca: Path, certificate: str | None = None, key: SigningKey | None = None) -> ssl.SSLContext:

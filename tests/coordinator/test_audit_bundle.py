@@ -87,11 +87,11 @@ def test_entries_that_are_not_those_signed_are_not_exported(watched: tuple[Made,
 def test_a_true_bundle_is_verified(watched: tuple[Made, list[TestSite]], files: dict[str, bytes]) -> None:
     report = verify_bundle(files)
     assert report.problems == []
-    assert (report.verified, report.entries, report.checkpoint_size) == (True, 23, 23)
-    assert (report.cosignatures, report.payloads) == (SITES, 13)
+    assert (report.verified, report.entries, report.checkpoint_size) == (True, 31, 31)
+    assert (report.cosignatures, report.payloads) == (SITES, 17)
     assert report.events == {
         "log.started": 1, "packs.activated": 1, "person.invited": 1, "site.invited": 4, "site.enrolled": 4,
-        "study.refused": 12,
+        "study.refused": 12, "policy.decided": 4, "site.attested": 4,
     }  # fmt: skip
     assert "nothing was pinned" in report.anchor
 
@@ -120,7 +120,7 @@ def test_erasing_a_payload_breaks_nothing(watched: tuple[Made, list[TestSite]]) 
         assert row is not None
         row.payload = row.salt = None
     report = verify_bundle(read_archive(exported(made)))
-    assert (report.verified, report.payloads) == (True, 12)
+    assert (report.verified, report.payloads) == (True, 16)
 
 
 def test_no_byte_of_any_file_can_change(files: dict[str, bytes]) -> None:
@@ -163,7 +163,7 @@ def test_a_payload_cannot_be_replaced_even_with_a_fitting_salt(files: dict[str, 
     lines = [json.loads(line) for line in files["entries.jsonl"].splitlines()]
     lines[-1]["payload"] = {"reason": "other words"}
     report = verify_bundle({**files, "entries.jsonl": b"".join(canonical(line) + b"\n" for line in lines)})
-    assert report.problems == ["Entry 22: the payload is not the one that was logged."]
+    assert report.problems == ["Entry 30: the payload is not the one that was logged."]
     del lines[-1]["salt"]
     assert not verify_bundle({**files, "entries.jsonl": b"".join(canonical(line) + b"\n" for line in lines)}).verified
 
@@ -256,7 +256,7 @@ def test_the_command_verifies_with_nothing_but_the_bundle(watched: tuple[Made, l
     done = verify(str(bundle), "--json", "--witness-policy", str(policy))
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
-    expected = {"entries": 23, "checkpoint_size": 23, "cosignatures": 4, "verified": True, "problems": []}
+    expected = {"entries": 31, "checkpoint_size": 31, "cosignatures": 4, "verified": True, "problems": []}
     assert {key: report[key] for key in expected} == expected
     assert "VERIFIED" in verify(str(bundle)).stdout
     data = bytearray(bundle.read_bytes())

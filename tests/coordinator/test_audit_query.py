@@ -116,9 +116,9 @@ def test_a_person_is_found_by_the_name_that_payloads_introduce(logged: Made, sit
 
 
 def test_a_site_is_found_wherever_an_event_names_it(files: dict[str, bytes]) -> None:
-    assert subjects(files, site="site-2") == ["site:site-2"] * 2
+    assert subjects(files, site="site-2") == ["site:site-2"] * 4
     assert subjects(files, site="site-1", events=["site.enrolled"]) == ["site:site-1"]
-    assert len(subjects(files, site="site-1")) == 2 + 7
+    assert len(subjects(files, site="site-1")) == 4 + 7
     assert subjects(files, site="site") == []
 
 

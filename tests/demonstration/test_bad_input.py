@@ -24,6 +24,7 @@ import yaml
 from protocol.bundle import pack, unpack
 from protocol.enrolment import Token, secret_hash
 from protocol.release import BUNDLE_FILES
+from tests.papers import papers_file
 
 pytestmark = pytest.mark.processes
 
@@ -182,7 +183,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def _used(world: World, tmp_path: Path) -> str:
     token = world.invite("site-used")
-    assert run("cloister-site", "enrol", token, "--home", tmp_path / "first").code == 0
+    assert run("cloister-site", "enrol", token, "--papers", papers_file(), "--home", tmp_path / "first").code == 0
     return token
 
 
@@ -238,7 +239,7 @@ def test_a_token_that_does_not_enrol(
 ) -> None:
     token = make(world, tmp_path)
     before = listing(tmp_path)
-    refused(run("cloister-site", "enrol", token, "--home", tmp_path / "home"), shown)
+    refused(run("cloister-site", "enrol", token, "--papers", papers_file(), "--home", tmp_path / "home"), shown)
     assert listing(tmp_path) == before
 
 
@@ -255,13 +256,16 @@ def test_a_persons_token_is_used_once_and_by_that_person(world: World, tmp_path:
 
 def test_a_home_that_is_in_use_is_not_enrolled_over(world: World) -> None:
     before = listing(world.site / "keys")
-    refused(run("cloister-site", "enrol", world.invite("site-over"), "--home", world.site), "in use")
+    refused(
+        run("cloister-site", "enrol", world.invite("site-over"), "--papers", papers_file(), "--home", world.site),
+        "in use",
+    )
     assert listing(world.site / "keys") == before
 
 
 def test_a_revoked_site_is_refused_at_its_next_request(world: World, tmp_path: Path) -> None:
     home = tmp_path / "gone"
-    assert run("cloister-site", "enrol", world.invite("site-gone"), "--home", home).code == 0
+    assert run("cloister-site", "enrol", world.invite("site-gone"), "--papers", papers_file(), "--home", home).code == 0
     assert run("cloister-site", "studies", "list", "--home", home).code == 0
     assert run("cloister-coordinator", "sites", "revoke", "site-gone", "--home", world.demo.coordinator).code == 0
     before = listing(home)
@@ -539,7 +543,18 @@ def test_a_disk_that_takes_no_more_is_told_and_leaves_nothing(
     before = listing(tmp_path)
     # as a person's own temporary files would be
     refused(run("cloister-coordinator", "init", "--address", "127.0.0.1:1", "--home", tmp_path / "new", limit=limit))
-    refused(run("cloister-site", "enrol", world.invite("site-full"), "--home", tmp_path / "full", limit=limit))
+    refused(
+        run(
+            "cloister-site",
+            "enrol",
+            world.invite("site-full"),
+            "--papers",
+            papers_file(),
+            "--home",
+            tmp_path / "full",
+            limit=limit,
+        )
+    )
     add = ("datasets", "add", table, "--dictionary", dictionary, "--home", site)
     refused(run("cloister-site", *add, limit=limit))
     passphrase = {"CLOISTER_PASSPHRASE": world.demo.passphrases["di"]}
@@ -629,10 +644,14 @@ def _enrols(home: Path, tmp_path: Path, made: Done) -> None:
         done = run("cloister", "login", token, "--home", tmp_path / name, **secret)
         assert done.code == 0, done.err
     invited = json.loads(run("cloister-coordinator", "sites", "invite", "clinic-a", "--json", *at).out)["token"]
-    done = run("cloister-site", "enrol", invited, "--home", tmp_path / "site")
+    said = ("--country", "DE", "--contact", "it@example.org", "--security", "Measures of 2026")
+    assert run("cloister-coordinator", "governance", "set", *said, "--backup-tested", "2026-11-01", *at).code == 0
+    done = run("cloister-site", "enrol", invited, "--papers", papers_file(), "--home", tmp_path / "site")
     assert done.code == 0, done.err
     assert run("cloister-site", "log", "check", "--home", tmp_path / "site").code == 0
-    refused(run("cloister-site", "enrol", invited, "--home", tmp_path / "again"), "used already")
+    refused(
+        run("cloister-site", "enrol", invited, "--papers", papers_file(), "--home", tmp_path / "again"), "used already"
+    )
     exported = run("cloister", "audit", "export", tmp_path / "bundle.tar", "--home", tmp_path / "ada", **secret)
     assert exported.code == 0, exported.err
     assert run("cloister", "audit", "verify", tmp_path / "bundle.tar").code == 0

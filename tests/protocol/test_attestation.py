@@ -97,8 +97,8 @@ def test_a_changed_statement_does_not_verify() -> None:
 def test_facts_say_what_was_attested_and_what_stands() -> None:
     facts = site_facts("lyon", attestation(idle_logoff=False), [record(expires=date(2026, 4, 30))], on=NOW.date())
     assert facts["attestation"] == {
-        "age_days": 3, "disk_encryption": True, "transit_encryption": True, "tls_min": "1.3", "pseudonymised": True,
-        "idle_logoff": False, "alternative_documented": False,
+        "age_days": 3, "days_since_change": 36500, "disk_encryption": True, "transit_encryption": True,
+        "tls_min": "1.3", "pseudonymised": True, "idle_logoff": False, "alternative_documented": False,
     }  # fmt: skip
     assert facts["records"] == [{"kind": "dpa", "subject": "lyon", "age_days": 120, "days_left": 0}]
     assert (facts["jurisdiction"], facts["country"], facts["privacy_official_named"]) == ("EU", "FR", True)

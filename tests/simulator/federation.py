@@ -38,6 +38,7 @@ from coordinator.rounds.repository import CandidateRepository, RecordedAttempt, 
 from coordinator.rounds.tables import Candidate
 from coordinator.rounds.uploads import Uploads
 from coordinator.sites.repository import SiteRepository
+from coordinator.sites.statements import keep, receive
 from coordinator.sites.tables import Site, SiteDataset
 from coordinator.studies.consent import answer
 from coordinator.studies.control import start
@@ -75,7 +76,7 @@ from site_agent.training.budget_store import BudgetStore, ledger, reserve
 from site_agent.training.participate import Participant
 from site_agent.training.states import Budget
 from site_agent.training.worker_client import WorkerFailed
-from tests.papers import give_papers
+from tests.papers import give_papers, give_site_papers, statement_of
 from tests.tested_engine import mark_tested
 
 NAMES = ("aachen", "berlin", "cologne", "dresden")
@@ -583,6 +584,8 @@ def _enrol(session, appliance: Appliance, sites: Mapping[str, SimulatedSite], cl
                 registered_at=at,
             )
         )
+        data = statement_of(name, site.keys.identity, appliance.keys.authority.fingerprint, now=clock.now())
+        keep(session, appliance, receive(session, appliance, name, site.keys.identity.public, data))
     policy = build_policy(session, appliance, witnesses)
     assert policy is not None
     entry = append(session, appliance, EventType.SITE_ENROLLED, actor="coordinator", subject="site:all")
@@ -615,6 +618,7 @@ def _site(folder: Path, name: str, appliance: Appliance, clock: SimulatedClock) 
             for number in range(80)
         )
         attest(session, timestamp(clock.now()), now=clock.now())
+        give_site_papers(session, name, now=clock.now())
     save_governance(
         SiteHome(folder),
         Governance(

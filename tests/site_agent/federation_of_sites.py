@@ -62,6 +62,7 @@ from site_agent.training.sums import sum_parameters
 from site_agent.training.worker import WorkerState
 from site_agent.training.worker_client import WorkerClient, WorkerFailed
 from site_agent.witness.names import own_witness
+from tests.papers import give_site_papers
 from tests.tested_engine import mark_tested
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -161,6 +162,7 @@ def hospital(
     with transaction(engine) as session:
         row = store(session, home, content, now=NOW)
         attest(session, timestamp(NOW), now=NOW)
+        give_site_papers(session, name, now=NOW)
     local.save_governance(
         home,
         local.Governance(jurisdiction="EU", hipaa_role="none", categories=("health",), collection_purpose="cardiology"),

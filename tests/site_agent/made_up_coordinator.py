@@ -122,6 +122,7 @@ class MadeUpCoordinator:
             "witness_policy": self.policy.to_document(),
             "not_after": timestamp(datetime.now(UTC) + timedelta(days=7)),
             "poll_seconds": 0.5,
+            "receipt": {"made_at": timestamp(datetime.now(UTC)), "clock_skew": 0.25},
         }
         return answer | changes
 

@@ -23,6 +23,7 @@ from site_agent.enrol import EnrolmentRefused, enrol
 from site_agent.keystore import KeysUnusable, load_keys
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
+from tests.papers import papers_file
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, MadeUpLog, made_up_coordinator, problem
 
 pytestmark = pytest.mark.processes
@@ -44,7 +45,7 @@ def refuses(coordinator: MadeUpCoordinator, home: SiteHome, error: type[Cloister
     """Enrolment fails so, and leaves nothing."""
     before = sorted(home.path.parent.iterdir())
     with pytest.raises(error, match=match) as caught:
-        enrol(token or coordinator.token(), home, system_clock)
+        enrol(token or coordinator.token(), home, system_clock, papers_file())
     assert caught.value.remedy
     assert sorted(home.path.parent.iterdir()) == before
     return caught.value
@@ -59,7 +60,7 @@ def answers(coordinator: MadeUpCoordinator, **changes: Any) -> None:
 
 
 def test_a_home_holds_all_that_the_site_trusts(coordinator, home):
-    enrolled = enrol(coordinator.token(), home, system_clock)
+    enrolled = enrol(coordinator.token(), home, system_clock, papers_file())
     settings = load_settings(home)
     assert (settings.site, settings.address) == ("clinic-a", coordinator.address)
     assert settings.log == coordinator.log.vkey.text
@@ -76,14 +77,14 @@ def test_a_home_holds_all_that_the_site_trusts(coordinator, home):
 
 
 def test_everything_in_a_home_is_the_owners_alone(coordinator, home):
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     for path in [home.path, *home.path.rglob("*")]:
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
     assert {path.name for path in home.path.iterdir()} >= {"site.toml", "site.db", "keys", "snapshots", "mirror"}
 
 
 def test_the_private_keys_never_leave(coordinator, home):
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     keys = load_keys(home)
     sent = b"".join(body for _, _, body in coordinator.requests)
     for secret in (keys.identity.to_pem(), keys.witness.to_pem(), keys.secret):
@@ -94,7 +95,7 @@ def test_the_private_keys_never_leave(coordinator, home):
 
 def test_an_empty_folder_may_become_the_home(coordinator, home):
     home.path.mkdir()
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     assert load_settings(home).site == "clinic-a"
 
 
@@ -205,7 +206,7 @@ def test_a_certificate_for_another_key_is_refused(coordinator, home):
 
 def test_a_clock_that_is_wrong_is_named(coordinator, home):
     with pytest.raises(VerificationFailed, match="does not hold now") as caught:
-        enrol(coordinator.token(), home, lambda: datetime.now(UTC) + timedelta(days=40))
+        enrol(coordinator.token(), home, lambda: datetime.now(UTC) + timedelta(days=40), papers_file())
     assert "clock" in caught.value.remedy
     assert not home.path.exists()
 
@@ -250,12 +251,12 @@ def test_a_full_disk_leaves_nothing(coordinator, home, monkeypatch):
     monkeypatch.setattr(room, "write_durably", full)
     before = sorted(home.path.parent.iterdir())
     with pytest.raises(OSError):
-        enrol(coordinator.token(), home, system_clock)
+        enrol(coordinator.token(), home, system_clock, papers_file())
     assert sorted(home.path.parent.iterdir()) == before
 
 
 def test_a_key_that_others_may_read_is_refused(coordinator, home):
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     path = home.keys / "witness.pem"
     path.chmod(0o640)
     with pytest.raises(KeysUnusable, match="may be read by others") as caught:
@@ -265,7 +266,7 @@ def test_a_key_that_others_may_read_is_refused(coordinator, home):
 
 @pytest.mark.parametrize("name", ["identity.pem", "witness.pem", "patient-hash.secret"])
 def test_a_missing_or_damaged_key_is_named(coordinator, home, name):
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     (home.keys / name).write_bytes(b"rubbish")
     with pytest.raises(KeysUnusable, match="damaged"):
         load_keys(home)
@@ -276,7 +277,7 @@ def test_a_missing_or_damaged_key_is_named(coordinator, home, name):
 
 def test_the_key_of_stored_states_is_named_when_damaged_and_made_anew_when_lost(coordinator, home):
     """Without it running studies end at this site, and nothing else does: patients' hashes need another secret."""
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     path = home.keys / "secure-sum.key"
     first = load_keys(home).state
     path.write_bytes(b"rubbish")
@@ -299,7 +300,7 @@ def test_the_real_coordinator_enrols_once(tmp_path: Path):
         with coordinator_transaction(served.appliance.engine) as session:
             token = enrolment.invite(session, served.appliance, "clinic-a").to_text()
         home = SiteHome(tmp_path / "site")
-        enrol(token, home, system_clock)
+        enrol(token, home, system_clock, papers_file())
         with pytest.raises(CoordinatorRefused, match="used already"):
-            enrol(token, SiteHome(tmp_path / "again"), system_clock)
+            enrol(token, SiteHome(tmp_path / "again"), system_clock, papers_file())
         assert not (tmp_path / "again").exists()

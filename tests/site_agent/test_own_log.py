@@ -29,6 +29,7 @@ from site_agent.releases.own_log import (
 from site_agent.releases.veto import check_offered, deliver_vetoes, veto
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness.cycle import LogMisbehaved, Witness
+from tests.papers import papers_file
 from tests.releases import Maker
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, made_up_coordinator
 
@@ -58,7 +59,7 @@ def coordinator(tmp_path: Path):
 @pytest.fixture
 def site(tmp_path: Path, coordinator: MadeUpCoordinator):
     home = SiteHome(tmp_path / "site")
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     settings, keys = load_settings(home), load_keys(home)
     engine = open_database(home)
     with CoordinatorClient(settings, keys) as client:

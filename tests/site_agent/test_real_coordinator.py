@@ -25,6 +25,7 @@ from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
 from site_agent.witness.cycle import Witness
 from tests.coordinator.appliances import Served, exported, served_coordinator
+from tests.papers import papers_file
 
 pytestmark = pytest.mark.processes
 
@@ -36,7 +37,7 @@ class Site:
         with at_coordinator(served.appliance.engine) as session:
             token = enrolment.invite(session, served.appliance, name).to_text()
         home = SiteHome(folder / name)
-        enrol(token, home, system_clock, witness_key=witness_key)
+        enrol(token, home, system_clock, papers_file(), witness_key=witness_key)
         self.settings, self.keys, self.engine = load_settings(home), load_keys(home), open_database(home)
         self.client = CoordinatorClient(self.settings, self.keys)
         self.witness = Witness(self.settings, self.keys, self.engine, self.client, system_clock)
@@ -140,7 +141,7 @@ def test_an_expired_invitation_is_told(served, tmp_path):
         token = enrolment.invite(session, served.appliance, "clinic-a").to_text()
     served.clock.move(hours=25)
     with pytest.raises(CoordinatorRefused, match="expired") as caught:
-        enrol(token, SiteHome(tmp_path / "late"), system_clock)
+        enrol(token, SiteHome(tmp_path / "late"), system_clock, papers_file())
     assert caught.value.remedy
     assert not (tmp_path / "late").exists()
 
@@ -152,6 +153,6 @@ def test_another_sites_token_does_not_make_this_site(served, tmp_path):
         enrolment.invite(session, served.appliance, "clinic-b")
     altered = token.model_copy(update={"name": "clinic-b"}).to_text()
     with pytest.raises(CoordinatorRefused):
-        enrol(altered, SiteHome(tmp_path / "stolen"), system_clock)
+        enrol(altered, SiteHome(tmp_path / "stolen"), system_clock, papers_file())
     assert not (tmp_path / "stolen").exists()
-    enrol(token.to_text(), SiteHome(tmp_path / "rightful"), system_clock)
+    enrol(token.to_text(), SiteHome(tmp_path / "rightful"), system_clock, papers_file())

@@ -19,6 +19,7 @@ from site_agent.enrol import enrol
 from site_agent.keystore import KeysUnusable, load_keys
 from site_agent.renewal import current, due, renew_if_due
 from site_agent.settings import SiteHome, load_settings
+from tests.papers import papers_file
 from tests.site_agent.made_up_coordinator import made_up_coordinator, problem
 
 pytestmark = pytest.mark.processes
@@ -53,7 +54,7 @@ def enrolled(tmp_path: Path):
     with made_up_coordinator(tmp_path / "coordinator") as coordinator:
         home = SiteHome(tmp_path / "site")
         coordinator.days = 0.1
-        enrol(coordinator.token(), home, system_clock)
+        enrol(coordinator.token(), home, system_clock, papers_file())
         coordinator.days = 7
         yield coordinator, load_settings(home), load_keys(home)
 

@@ -39,6 +39,7 @@ from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
 from site_agent.witness.cycle import LogMisbehaved, Witness
 from tests.coordinator.appliances import Served, served_coordinator
+from tests.papers import papers_file
 
 pytestmark = pytest.mark.processes
 AT = "2026-11-23T00:00:00Z"
@@ -57,7 +58,7 @@ def site(served: Served, folder: Path, name: str) -> Iterator[Witness]:
     with at_coordinator(served.appliance.engine) as session:
         token = enrolment.invite(session, served.appliance, name).to_text()
     home = SiteHome(folder / name)
-    enrol(token, home, system_clock)
+    enrol(token, home, system_clock, papers_file())
     settings, keys, engine = load_settings(home), load_keys(home), open_database(home)
     with CoordinatorClient(settings, keys) as client:
         yield Witness(settings, keys, engine, client, system_clock)

@@ -14,6 +14,7 @@ from site_agent import cli
 from site_agent.clock import system_clock
 from site_agent.enrol import enrol
 from site_agent.settings import SiteHome
+from tests.papers import papers_file
 from tests.site_agent.made_up_coordinator import made_up_coordinator
 
 pytestmark = pytest.mark.processes
@@ -54,7 +55,7 @@ def coordinator(tmp_path: Path):
 
 @pytest.fixture
 def home(coordinator, tmp_path: Path) -> Path:
-    enrol(coordinator.token(), SiteHome(tmp_path / "site"), system_clock)
+    enrol(coordinator.token(), SiteHome(tmp_path / "site"), system_clock, papers_file())
     return tmp_path / "site"
 
 
@@ -73,7 +74,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_enrol_status_and_json(run, coordinator, tmp_path):
-    code, out, err = run("enrol", coordinator.token(), "--home", tmp_path / "new", "--json")
+    code, out, err = run("enrol", coordinator.token(), "--papers", papers_file(), "--home", tmp_path / "new", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["site"] == "clinic-a"
     code, out, _ = run("status", "--home", tmp_path / "new", "--json")
@@ -89,7 +90,7 @@ def test_the_token_may_come_on_standard_input(run, coordinator, tmp_path, monkey
     import io
 
     monkeypatch.setattr(sys, "stdin", io.StringIO(coordinator.token() + "\n"))
-    code, out, _ = run("enrol", "-", "--home", tmp_path / "new")
+    code, out, _ = run("enrol", "-", "--papers", papers_file(), "--home", tmp_path / "new")
     assert code == 0
     assert "clinic-a is enrolled" in out
 

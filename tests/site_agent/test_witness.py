@@ -26,6 +26,7 @@ from site_agent.witness.mirror import MirrorDamaged, MirrorUnwritable
 from site_agent.witness.names import own_witness
 from site_agent.witness.repository import HeadMoved
 from site_agent.witness.states import LogFacts, PolicyVerdict, Verdict, judge, judge_policy
+from tests.papers import papers_file
 from tests.site_agent.made_up_coordinator import MadeUpCoordinator, MadeUpLog, made_up_coordinator, problem
 
 pytestmark = pytest.mark.processes
@@ -42,7 +43,7 @@ def coordinator(tmp_path: Path):
 @pytest.fixture
 def witness(tmp_path: Path, coordinator: MadeUpCoordinator):
     home = SiteHome(tmp_path / "site")
-    enrol(coordinator.token(), home, system_clock)
+    enrol(coordinator.token(), home, system_clock, papers_file())
     settings, keys = load_settings(home), load_keys(home)
     engine = open_database(home)
     with CoordinatorClient(settings, keys) as client:

@@ -446,6 +446,19 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_site_invitation_site"), "site_invitation", ["site"], unique=False)
     op.create_table(
+        "site_statement",
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("site", sa.String(), nullable=False),
+        sa.Column("identity", sa.String(), nullable=False),
+        sa.Column("made_at", sa.String(), nullable=False),
+        sa.Column("received_at", sa.String(), nullable=False),
+        sa.Column("clock_skew", sa.Float(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_site_statement_site_site")),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_site_statement")),
+    )
+    op.create_index(op.f("ix_site_statement_site"), "site_statement", ["site"], unique=False)
+    op.create_table(
         "study_exclusion",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("site", sa.String(), nullable=False),
@@ -649,6 +662,8 @@ def downgrade() -> None:
     op.drop_table("study_round")
     op.drop_table("study_consent")
     op.drop_table("study_exclusion")
+    op.drop_index(op.f("ix_site_statement_site"), table_name="site_statement")
+    op.drop_table("site_statement")
     op.drop_index(op.f("ix_site_invitation_site"), table_name="site_invitation")
     op.drop_table("site_invitation")
     op.drop_index(op.f("ix_site_dataset_schema_digest"), table_name="site_dataset")

@@ -31,4 +31,5 @@ def upgrade() -> None:
         sa.Column("content", sa.String(), nullable=False),
         sa.Column("made_at", sa.String(), nullable=False),
         sa.Column("clock_skew", sa.Float(), nullable=False),
+        sa.Column("first_made_at", sa.String(), nullable=False),
     )
