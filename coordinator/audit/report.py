@@ -20,7 +20,7 @@ from protocol.witness_policy import WitnessPolicy
 
 MAX_EVENTS = 2000
 """Entries that are listed one by one; where there are more, the report says how many it leaves to the export."""
-RELEASE_EVENTS = (EventType.RELEASE_SEALED, EventType.RELEASE_SUSPENDED)
+RELEASE_EVENTS = (EventType.RELEASE_SEALED, EventType.RELEASE_SUSPENDED, EventType.RELEASE_REVOKED)
 
 
 @dataclass(frozen=True)
