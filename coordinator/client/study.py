@@ -278,12 +278,13 @@ def status_text(document: dict[str, Any]) -> str:
             site["jurisdiction"],
             site["patients"],
             site["answer"],
-            "shut out" if site.get("shut_out") else "yes" if site["joined"] else None,
+            _joined(site),
         )
         for site in document["sites"]
     ]
     lines = [
         f"{document['study']}: {document['state']}{why}",
+        *(["frozen: an incident is open, see `cloister incident list`"] if document.get("frozen") else []),
         f"round {done['committed']} of {done['planned']}; {done['abandoned_attempts']} of {done['retries_planned']} "
         "retries used",
         f"epsilon {privacy['epsilon_spent']:.4f} spent of {document['epsilon']:.4f} at delta {privacy['delta']:g}; "
@@ -304,6 +305,8 @@ def status_text(document: dict[str, Any]) -> str:
 def _joined(site: dict[str, Any]) -> str | None:
     if site.get("shut_out"):
         return "shut out"
+    if site.get("frozen"):
+        return "frozen by an incident"
     return "yes" if site["joined"] else None
 
 

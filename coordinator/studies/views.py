@@ -9,6 +9,7 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.errors import NotFound
+from coordinator.incidents.facts import frozen_sites, is_frozen
 from coordinator.rounds.repository import CandidateRepository, RoundRepository, round_record
 from coordinator.rounds.states import Design
 from coordinator.studies.plan import spent
@@ -59,7 +60,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
     design = Design.of(plan)
     trained = design.on_training
     evaluated = plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None
-    shut_out = studies.excluded(row.id)
+    shut_out, frozen = studies.excluded(row.id), frozen_sites(session)
     joined = set(json.loads(setup.joined)) if setup is not None else set()
     if setup is not None and setup.established_at is not None:
         joined = set(json.loads(setup.cohort))
@@ -85,6 +86,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             "retries_planned": sum(design.retries(phase) for phase in trained),
             "latest": round_record(latest) if latest is not None else None,
         },
+        "frozen": is_frozen(session, row.id),
         "minimum_sites": plan.spec.minimum_sites,
         "sites": [
             {
@@ -96,6 +98,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
                 "reason": consents[site.name].reason if site.name in consents else None,
                 "joined": site.name in joined,
                 "shut_out": site.name in shut_out,
+                "frozen": site.name in frozen,
             }
             for site in plan.sites
         ],

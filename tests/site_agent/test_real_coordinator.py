@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,14 +12,23 @@ from coordinator.audit.sequencer import integrate_once
 from coordinator.audit.witnessing import quorum_note
 from coordinator.client.audit_bundle import read_archive, verify_bundle
 from coordinator.database import transaction as at_coordinator
+from coordinator.incidents.report import close, update
+from coordinator.people.tables import Person
 from coordinator.sites import enrolment
+from protocol.envelope import seal
 from protocol.errors import Malformed
+from protocol.incident import Settled
 from protocol.note import KeyType
+from protocol.withdrawal import WITHDRAWAL_NOTICE_TYPE, WithdrawalNotice
 from protocol.witness_policy import WitnessPolicy
 from site_agent.clock import system_clock
+from site_agent.cohort.tables import SentNotice
+from site_agent.cohort.withdrawal import deliver_notices, waiting_notices
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
 from site_agent.database import open_database, transaction
 from site_agent.enrol import enrol
+from site_agent.incidents.facts import LogReader, incident_facts
+from site_agent.incidents.report import deliver_reports, end, report
 from site_agent.keystore import load_keys
 from site_agent.renewal import current, renew_if_due
 from site_agent.settings import SiteHome, load_settings
@@ -156,3 +166,55 @@ def test_another_sites_token_does_not_make_this_site(served, tmp_path):
         enrol(altered, SiteHome(tmp_path / "stolen"), system_clock, papers_file())
     assert not (tmp_path / "stolen").exists()
     enrol(token.to_text(), SiteHome(tmp_path / "rightful"), system_clock, papers_file())
+
+
+def test_an_incident_that_one_hospital_reports_is_in_every_hospital_s_own_log_until_two_people_close_it(served, sites):
+    settle(served, sites)
+    reporter, other = sites[0], sites[1]
+    with transaction(reporter.engine) as session:
+        told = report(
+            session, site="clinic-a", key=reporter.keys.identity, kind="data-breach", study=None, aware_at=None,
+            now=system_clock(), entropy=os.urandom,
+        )  # fmt: skip
+    assert deliver_reports(reporter.engine, reporter.client) == [told.incident]
+    settle(served, sites)
+
+    def held(site: Site) -> int:
+        with transaction(site.engine) as session:
+            matters = LogReader(site.settings).matters(session)
+            facts = incident_facts(session, matters, study="any", sites=("clinic-a",), now=system_clock())
+        return int(facts["open"])
+
+    assert [held(site) for site in sites] == [1, 1, 1, 1]
+    duties = Settled(authority="not-required", individuals="not-required")
+    people = [Person(name=name, role=role, status="active", invited_at="") for name, role in ROLES]
+    with at_coordinator(served.appliance.engine) as session:
+        update(session, served.appliance, people[0], told.incident, duties, words="Assessed")
+        close(session, served.appliance, people[0], told.incident, "resolved", words="Mended")
+    settle(served, sites)
+    assert held(other) == 1
+    with at_coordinator(served.appliance.engine) as session:
+        close(session, served.appliance, people[1], told.incident, "resolved", words="Mended")
+    settle(served, sites)
+    assert [held(reporter), held(other)] == [1, 0]  # who reported it says for itself that it is over
+    with transaction(reporter.engine) as session:
+        end(session, LogReader(reporter.settings).matters(session), told.incident, now=system_clock())
+    assert held(reporter) == 0
+
+
+def test_a_notice_of_a_withdrawal_is_refused_for_a_study_that_is_not_and_stays_to_be_sent(served, sites):
+    site = sites[0]
+    with transaction(site.engine) as session:
+        notice = WithdrawalNotice(
+            review="review-00000000000000a1", site="clinic-a", study="no-study", plan_digest="sha256:" + "a" * 64,
+            grounds=("erasure",), made_at="2026-11-23T00:00:00Z",
+        )  # fmt: skip
+        signed = seal(WITHDRAWAL_NOTICE_TYPE, notice.model_dump(mode="json"), site.keys.identity).to_bytes()
+        session.add(SentNotice(review=notice.review, study="no-study", notice=signed, made_at=notice.made_at))
+    with pytest.raises(CoordinatorRefused, match="no study"):
+        deliver_notices(site.engine, site.client)
+    with transaction(site.engine) as session:
+        assert [row.delivered for row in waiting_notices(session)] == [False]
+
+
+ROLES = (("carl", "compliance_officer"), ("lena", "clinical_lead"))
