@@ -83,6 +83,28 @@ def logout(home: Home = None) -> None:
 
 
 @app.command()
+def password(
+    home: Home = None,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="A file whose first line is the new password.")
+    ] = None,
+) -> None:
+    """Choose a password and an authenticator app for signing in with a browser. Sign in first; your key stays yours."""
+    from coordinator.client.account import open_account
+
+    # Never the environment's passphrase: that one opens the key and leaves this machine for nobody.
+    if password_file is not None:
+        chosen = password_file.read_text(encoding="utf-8").split("\n", 1)[0]
+    else:
+        chosen = typer.prompt("New password for the browser", hide_input=True, confirmation_prompt=True)
+    with open_account(home).connect() as connection:
+        made = connection.post("/v1/people/me/password", {"password": chosen})
+        typer.echo(f"Add this secret to your authenticator app: {made['secret']}\n{made['uri']}")
+        connection.post("/v1/people/me/password/confirm", {"code": typer.prompt("The code that it shows").strip()})
+    typer.echo("This password and the app's codes sign you in from now on. Sign in again: your sessions have ended.")
+
+
+@app.command()
 def sites(home: Home = None, as_json: Json = False) -> None:
     """List the sites and the data sets that they have registered: counts and schema digests."""
     from coordinator.client.account import open_account
