@@ -26,7 +26,8 @@ __all__ = [
     "policy",
     "releases",
     "retention",
-    "reviews", "rounds",
+    "reviews",
+    "rounds",
     "sites",
     "studies",
 ]

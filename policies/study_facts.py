@@ -47,6 +47,7 @@ def study_facts(spec: Proposal, *, site: str | None = None) -> dict[str, Any]:
             "model_until": governance.model_until,
         },
         "dpia_ref": governance.dpia or "",
+        "special_category_bias_job": governance.special_categories_for_bias,
         "consent_forms": None if basis is None else list(basis.consent_forms),
         "part2_basis": None if basis is None else basis.part2_basis or "",
         "waiver": waiver.model_dump() if waiver is not None else None,

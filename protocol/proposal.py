@@ -69,13 +69,15 @@ class LegalBasis(Frozen):
 
 
 class Governance(Frozen):
-    """References that rules ask for; dates are ISO (YYYY-MM-DD)."""
+    """References that rules ask for; dates are ISO (YYYY-MM-DD). special_categories_for_bias: whether the study reads
+    special categories of data in order to find bias (AI Act Art. 10(5))."""
 
     controllers: tuple[Text, ...] = ()
     joint_arrangement: Text | None = None
     notice: Text | None = None
     dpia: Text | None = None
     research_safeguards: bool = False
+    special_categories_for_bias: bool = False
     updates_until: Text | None = None
     checkpoints_until: Text | None = None
     model_until: Text | None = None

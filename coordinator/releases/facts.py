@@ -8,6 +8,13 @@ from typing import Any
 from coordinator.releases.model_card import missing_fields
 from coordinator.studies.policy import with_papers
 from policies.study_facts import document_facts
+from protocol.evaluation import (
+    ClassificationReport,
+    EvaluationReport,
+    RegressionReport,
+    SegmentationReport,
+    SurvivalReport,
+)
 from protocol.membership import MembershipReport
 from protocol.release import Approval, ReleaseSubject
 from protocol.study import StudyPlan
@@ -52,6 +59,7 @@ def release_facts(
             "submitter": subject.submitter,
             "recipients": list(subject.recipients),
             "evaluation_exact": subject.evaluation.outside_guarantee,
+            **_measured(subject.evaluation),
             "files": [entry.name for entry in subject.files],
             "model_card_missing": missing_fields(card),
             # Nothing is sold, and the product never shows a model to be de-identified.
@@ -80,6 +88,19 @@ def release_facts(
             "last_checkpoint_age_seconds": checkpoint_age_seconds,
         },
     }
+
+
+def _measured(report: EvaluationReport) -> dict[str, Any]:
+    """The measure that tells most of a release of its kind. -1 where its interval has no lower end: not knowing how
+    well a model does meets no floor."""
+    match report:
+        case RegressionReport():
+            name, measured = "skill", report.skill
+        case SegmentationReport():
+            name, measured = "dice", report.dice
+        case ClassificationReport() | SurvivalReport():
+            name, measured = "auc", report.auc
+    return {"measure": name, "measured_low": measured.low if measured.low is not None else -1.0}
 
 
 def _advantage_high(audit: MembershipReport | None) -> float:
