@@ -87,6 +87,7 @@ class EventType(StrEnum):
     REVIEW_OPENED = "review.opened"
     REVIEW_CLOSED = "review.closed"
     AUDIT_EXPORTED = "audit.exported"
+    AUDIT_REVIEWED = "audit.reviewed"
     RECORDS_PURGED = "records.purged"
     PAYLOADS_PRUNED = "payloads.pruned"
     PAYLOAD_ERASURE_ASKED = "payload.erasure-asked"

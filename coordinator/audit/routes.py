@@ -11,6 +11,7 @@ from coordinator import problems
 from coordinator.audit.append import append, person_label
 from coordinator.audit.export import write_export
 from coordinator.audit.repository import LogRepository
+from coordinator.audit.review import reviewed
 from coordinator.audit.sequencer import tile_store
 from coordinator.audit.tile_store import LogDamaged
 from coordinator.audit.witnessing import (
@@ -105,6 +106,14 @@ def auditor_cosignature(
         witness, line = verify_auditor(session, appliance, size, body)
     with transaction(appliance.engine) as session:
         return {"size": keep_cosignatures(session, appliance, witness, [(size, line)])}
+
+
+@router.post("/audit/reviews", status_code=201)
+def post_review(person: _Auditor, appliance: ApplianceOf) -> dict[str, str | int]:
+    """Say that one has reviewed the log as it is published now."""
+    with transaction(appliance.engine) as session:
+        row = reviewed(session, appliance, person)
+        return {"size": row.size, "at": row.at}
 
 
 @router.get("/audit/export")

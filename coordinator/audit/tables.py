@@ -73,3 +73,14 @@ class LogPolicy(Table, table=True):
     id: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=True))
     entry: int = Field(sa_column=Column(_BIG, nullable=False))
     document: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+
+
+class LogReview(Table, table=True):
+    """A person has reviewed the log up to this size."""
+
+    __tablename__ = "log_review"
+
+    id: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=True))
+    person: str
+    size: int = Field(sa_column=Column(_BIG, nullable=False))
+    at: str

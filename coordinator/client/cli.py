@@ -122,6 +122,16 @@ def sites(home: Home = None, as_json: Json = False) -> None:
     )
 
 
+@audit.command("reviewed")
+def audit_reviewed(home: Home = None, as_json: Json = False) -> None:
+    """Say that you have reviewed the log as it is published now: it is logged, and the round gate counts from it."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        told = connection.post("/v1/audit/reviews", {})
+    emit(told, as_json=as_json, text=f"Your review of the log's {told['size']} entries is on record.")
+
+
 @audit.command("export")
 def audit_export(
     out: Annotated[Path, typer.Argument(help="The bundle to write: a name ending in .tar, or a new folder.")],

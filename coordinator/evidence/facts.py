@@ -9,6 +9,7 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
+from coordinator.audit.review import last_review_days
 from coordinator.evidence.repository import EvidenceRepository
 from coordinator.governance import Governance, coordinator_facts, load_governance
 from protocol.evidence import EvidenceRecord, assessment_facts, latest, standing
@@ -21,6 +22,7 @@ def study_papers(session: Session, appliance: Appliance, spec: Proposal) -> dict
     records = EvidenceRepository(session).about("study", [spec.study])
     return {
         "coordinator": coordinator_facts(governance, on=today),
+        "audit": {"last_human_review_days": last_review_days(session, appliance)},
         "study": {
             "records": standing(records, on=today),
             "dpia": dict(assessment_facts(records, on=today)),

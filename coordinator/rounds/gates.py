@@ -58,6 +58,7 @@ class RoundGates:
             "round": {"number": number},
             "incident": dict(incidents),
             "audit": {
+                **papers.get("audit", {}),
                 "append_ok": True,
                 "cosign_quorum": health.quorum,
                 "last_checkpoint_age_seconds": health.age_seconds,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # the rule engine is loaded with the first round, not by an i
     from site_agent.consent.facts import LocalData
     from site_agent.consent.governance import Governance
 
-COORDINATORS = ("coordinator.", "study.dpia.", "study.records", "audit.cosign_quorum", "audit.last_checkpoint_age_")
+COORDINATORS = ("coordinator.", "study.dpia.", "study.records", "audit.cosign_quorum", "audit.last_")
 """Beginnings of the facts that the coordinator alone knows: rules over them, of packs that ship with Cloister, are its
 to judge."""
 

@@ -41,6 +41,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("size", "witness", name=op.f("pk_log_cosignature")),
     )
     op.create_table(
+        "log_review",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("person", sa.String(), nullable=False),
+        sa.Column("size", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_log_review")),
+    )
+    op.create_table(
         "log_entry",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("log_index", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
@@ -711,6 +719,7 @@ def downgrade() -> None:
     op.drop_table("log_policy")
     op.drop_table("log_witness")
     op.drop_table("log_head")
+    op.drop_table("log_review")
     op.drop_table("log_entry")
     op.drop_table("log_cosignature")
     op.drop_table("log_checkpoint")
