@@ -56,7 +56,7 @@ def invite(
     if organisation is not None:
         person.organisation = require_name(organisation, "The organisation")
     people.save(person)
-    people.drop_credential(name)
+    people.drop_credentials(name)
     secret = new_secret(appliance.entropy)
     people.invite(name, secret_hash(secret), timestamp(now + timedelta(hours=TOKEN_HOURS)))
     append(

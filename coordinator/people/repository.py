@@ -98,7 +98,9 @@ class PersonRepository:
         self._session.add(credential)
         self._session.flush()
 
-    def drop_credential(self, person: str) -> None:
+    def drop_credentials(self, person: str) -> None:
+        """Forget the person's password and their subject at the identity provider."""
+        self._session.exec(delete(FederatedIdentity).where(col(FederatedIdentity.person) == person))
         self._session.exec(delete(LocalCredential).where(col(LocalCredential.person) == person))
 
     def session(self, token_hash: str) -> PersonSession | None:

@@ -108,6 +108,15 @@ def test_a_leaver_and_a_late_comer_do_not_get_in(served: Served, provider: Provi
         assert code_of(browser.get(begin(browser, provider))) == REFUSED
 
 
+def test_an_invitation_under_an_old_name_does_not_let_the_earlier_holder_in(served: Served, provider: Provider) -> None:
+    invite(served, "ada", provider.user)
+    with transaction(served.appliance.engine) as session:
+        accounts.disable(session, served.appliance, "ada")
+        accounts.invite(session, served.appliance, "ada", Role.AUDITOR)
+    with served.client() as browser:
+        assert code_of(browser.get(begin(browser, provider))) == REFUSED
+
+
 def test_one_subject_is_one_person(served: Served, provider: Provider) -> None:
     """One person, two accounts of one role: the second can't have the same subject."""
     invite(served, "ada", provider.user)
