@@ -38,6 +38,7 @@ problems.register(LogDamaged, 503)
 _TEXT = "text/plain; charset=utf-8"
 _BYTES = "application/octet-stream"
 _Auditor = Annotated[Person, Depends(may(Permission.READ_LOG))]
+_Reviewer = Annotated[Person, Depends(may(Permission.REVIEW_LOG))]
 
 
 async def _body(request: Request) -> bytes:
@@ -109,7 +110,7 @@ def auditor_cosignature(
 
 
 @router.post("/audit/reviews", status_code=201)
-def post_review(person: _Auditor, appliance: ApplianceOf) -> dict[str, str | int]:
+def post_review(person: _Reviewer, appliance: ApplianceOf) -> dict[str, str | int]:
     """Say that one has reviewed the log as it is published now."""
     with transaction(appliance.engine) as session:
         row = reviewed(session, appliance, person)

@@ -38,6 +38,7 @@ class Permission(StrEnum):
     READ_EVIDENCE = "read the evidence on record"
     READ_LOG = "read the audit log"
     READ_PEOPLE = "read who has an account"
+    REVIEW_LOG = "put a review of the audit log on record"
     PROPOSE_STUDY = "propose a study"
     RUN_OWN_STUDY = "start, stop or narrow an own study"
     START_ANY_STUDY = "start somebody else's study"
@@ -67,6 +68,7 @@ PERMISSIONS: dict[Permission, frozenset[Role]] = {
     Permission.READ_EVIDENCE: _ALL - SITE_ROLES,
     Permission.READ_LOG: _APPROVERS | _ADMINISTRATOR | {Role.AUDITOR},
     Permission.READ_PEOPLE: _OFFICER | _ADMINISTRATOR | {Role.AUDITOR},
+    Permission.REVIEW_LOG: _OFFICER | _ADMINISTRATOR,
     Permission.PROPOSE_STUDY: _RESEARCHER,
     Permission.RUN_OWN_STUDY: _RESEARCHER,
     Permission.START_ANY_STUDY: _ADMINISTRATOR,

@@ -28,11 +28,11 @@ def days(served: Served) -> int | None:
 
 
 def test_days_count_from_the_last_review_or_from_the_beginning(served: Served) -> None:
-    auditor = TestPerson("dora")
-    auditor.join(served, Role.AUDITOR)
+    officer = TestPerson("dora")
+    officer.join(served, Role.COMPLIANCE_OFFICER)
     served.clock.move(days=100)
     assert days(served) == 100
-    with served.client(token=auditor.sign_in(served)) as client:
+    with served.client(token=officer.sign_in(served)) as client:
         answer = client.post("/v1/audit/reviews", json={})
     assert answer.status_code == 201, answer.text
     assert days(served) == 0
