@@ -291,11 +291,11 @@ def test_the_leaves_hold_no_value_of_a_patient_no_persons_name_and_no_file(ran: 
     assert words.isdisjoint(identities)
     measured = {repr(float(cell)) for cell in cells if re.fullmatch(r"-?\d+\.\d{2,}", cell)}
     assert numbers.isdisjoint(measured)
-    # whatever numbers there are, are counts and privacy: nothing else has a name to go by
+    # whatever numbers there are, are counts, privacy and which set of packs: nothing else has a name to go by
     named = {name for leaf in ran.leaves for name in leaf["numbers"]}
     assert named <= {
         "round", "rounds", "attempt", "attempts", "retries", "epsilon", "delta", "norm", "patients", "sites",
-        "witnesses", "quorum",
+        "witnesses", "quorum", "number", "sessions_ended",
     }  # fmt: skip
 
 
