@@ -34,6 +34,7 @@ from site_agent.evidence.statement import send_if_due
 from site_agent.incidents.report import deliver_reports
 from site_agent.keystore import SiteKeys, load_keys
 from site_agent.renewal import renew_if_due
+from site_agent.serving.reports import deliver_serving
 from site_agent.settings import SiteHome, SiteSettings, load_settings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.participate import Participant
@@ -227,6 +228,7 @@ class Agent:
             ("withdrawal-told", lambda: deliver_notices(engine, client)),
             ("answer-delivered", lambda: deliver(engine, client)),
             ("snapshot-registered", lambda: register_pending(engine, client, self._clock)),
+            ("serving-told", lambda: deliver_serving(self._settings, engine, client, self._keys, self._clock)),
             ("papers-sent", lambda: self._send_papers(client)),
         )
         for told, hand_in in waiting:

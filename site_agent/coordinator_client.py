@@ -174,6 +174,10 @@ class CoordinatorClient:
         """Send this site's signed report of an incident."""
         self._send("POST", "/v1/sites/me/incidents", content=report, kind="application/json")
 
+    def post_serving(self, report: bytes) -> None:
+        """Send this site's signed report of what it serves."""
+        self._send("POST", "/v1/sites/me/releases/serving", content=report, kind="application/json")
+
     def post_withdrawal(self, notice: bytes) -> None:
         """Send this site's signed notice that patients of a study withdrew."""
         self._send("POST", "/v1/sites/me/withdrawals", content=notice, kind="application/json")

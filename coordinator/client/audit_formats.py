@@ -34,6 +34,7 @@ _ACTIVITIES = {
     "rejected": _UPDATE, "consented": _UPDATE, "refused": _UPDATE, "stopped": _UPDATE, "committed": _UPDATE,
     "locked-out": _UPDATE, "credential-changed": _UPDATE, "role-changed": _UPDATE, "certified": _UPDATE,
     "submitted": _UPDATE, "sealed": _UPDATE, "installed": _UPDATE, "suspended": _UPDATE, "denied": _UPDATE,
+    "rolled-back": _UPDATE, "resumed": _UPDATE,
     "failed": _UPDATE, "expired": _UPDATE, "vetoed": _UPDATE, "rule-waived": _UPDATE, "glass-broken": _UPDATE,
     "glass-reviewed": _UPDATE, "passkey-registered": _CREATE, "passkey-revoked": _DELETE,
 }  # fmt: skip

@@ -74,6 +74,7 @@ def show(release: Name, home: Home = None, as_json: Json = False) -> None:
         *(votes or ["  none yet"]),
         *(f"  vetoed by {veto['site']}: {veto['reason']}" for veto in document["vetoes"]),
         *(f"Waived until {w['until']} by {w['person']}: {w['pack']} {w['rule']}" for w in document["waivers"]),
+        *(f"Served at {s['site']} by {s['answering']}; last told: {s['last']}, {s['at']}" for s in document["serving"]),
         f"The release gate says now: {document['gate']['outcome']}",
         *findings,
     ]

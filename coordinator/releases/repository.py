@@ -19,6 +19,7 @@ from coordinator.releases.tables import (
     ReleaseVetoRecord,
     ReleaseVote,
     ReleaseWaiverRecord,
+    ServingChange,
 )
 from protocol.errors import Refused
 from protocol.identifiers import Role
@@ -163,6 +164,20 @@ class ReleaseRepository:
             return False
         self._session.add(row)
         return True
+
+    def serving_change(self, report: str) -> ServingChange | None:
+        """What a site told under this identifier."""
+        return self._session.get(ServingChange, report)
+
+    def serving_changes(self, release: str) -> list[ServingChange]:
+        """All that sites told of serving the release, in the order in which it came."""
+        query = select(ServingChange).where(ServingChange.release == release)
+        return list(self._session.exec(query.order_by(col(ServingChange.entry))))
+
+    def add_serving_change(self, row: ServingChange) -> None:
+        """Store one."""
+        self._session.add(row)
+        self._session.flush()
 
 
 def votes_of(rows: Sequence[ReleaseVote], roster: Sequence[PlannedApprover]) -> list[Vote]:

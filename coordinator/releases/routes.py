@@ -16,7 +16,7 @@ from coordinator.identity import ApplianceOf, CallerOf, CurrentSite, may
 from coordinator.people.states import Permission, sees
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
-from coordinator.releases import by_passkey, review, seal, stopping, waivers
+from coordinator.releases import by_passkey, review, seal, serving, stopping, waivers
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.states import ReleaseState
 from coordinator.releases.tables import Release, ReleaseInstallation
@@ -217,6 +217,14 @@ def veto(release: str, body: dict[str, Any], site: CurrentSite, appliance: Appli
         return {"release": row.id, "state": row.state}
 
 
+@site_router.post("/serving", status_code=201)
+def tell_serving(body: dict[str, Any], site: CurrentSite, appliance: ApplianceOf) -> dict[str, str]:
+    """The site's signed report (DSSE) of what it serves; it may be sent again."""
+    with transaction(appliance.engine) as session:
+        report = serving.take(session, appliance, site, _bytes(body))
+    return {"report": report.report}
+
+
 @router.get("/{release}/bundle")
 def bundle(release: str, site: CurrentSite, appliance: ApplianceOf) -> Response:
     with transaction(appliance.engine) as session:
@@ -265,6 +273,7 @@ def describe(release: Release, releases: ReleaseRepository) -> dict[str, Any]:
         "review_until": release.review_until,
         "broken_glass": _emergency(releases, release.id),
         "installed": [row.site for row in releases.installed(release.id)],
+        "serving": serving.where_served(releases, release.id),
     }
 
 

@@ -123,3 +123,19 @@ class ReleaseInstallation(Table, table=True):
     release: str = Field(primary_key=True, foreign_key="release.id")
     site: str = Field(primary_key=True)
     installed_at: str
+
+
+class ServingChange(Table, table=True):
+    """What a site told of serving the release: one signed protocol.serving.ServingReport. entry: where the log tells
+    it, and so the order in which it came."""
+
+    __tablename__ = "serving_change"
+
+    id: str = Field(primary_key=True)
+    release: str = Field(foreign_key="release.id", index=True)
+    site: str
+    change: str
+    server: str | None = None
+    told_at: str
+    entry: int
+    envelope: bytes = Field(sa_type=LargeBinary)

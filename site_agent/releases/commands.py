@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,13 +34,14 @@ def install_release(
     from protocol.identifiers import require_name
     from site_agent.clock import system_clock
     from site_agent.coordinator_client import CoordinatorClient
-    from site_agent.database import open_database
+    from site_agent.database import open_database, transaction
     from site_agent.keystore import load_keys
     from site_agent.releases.fetch import fetch, root_of
     from site_agent.releases.install import install, read_bundle, verify_bundle
     from site_agent.releases.own_log import check_own_log
     from site_agent.releases.sealed import examine
     from site_agent.serving.gate import gate_of, refusal
+    from site_agent.serving.reports import Served, refusals_told, tell
     from site_agent.witness.cycle import Witness
 
     require_name(release, "The release's name")
@@ -62,7 +64,9 @@ def install_release(
             "Name the release that the bundle holds, or fetch the right one.",
         )
     sealing = verified.logged.index, checked.files["event.json"]
-    check_own_log(settings, engine, release, sealing, study=verified.subject.study)
+    served = Served.of(settings.site, verified.subject)
+    with nullcontext() if dry_run else refusals_told(engine, served, "install", system_clock):
+        check_own_log(settings, engine, release, sealing, study=verified.subject.study)
     sealed = examine(tuple(sorted(checked.files)), checked.files, root)
     gate = gate_of(settings, engine, sealed, system_clock)
     if dry_run:
@@ -75,6 +79,9 @@ def install_release(
         if file is None:
             with CoordinatorClient(settings, load_keys(settings.home)) as client:
                 client.post_installed(release, _reported(verified, decision))
+        else:
+            with transaction(engine) as session:
+                tell(session, served, "installed", system_clock, decision=digest(decision.to_dict()))
     document = {**_document(verified), "installed": not dry_run}
     if as_json:
         typer.echo(json.dumps(document, indent=2))
@@ -104,19 +111,24 @@ def roll_back(
 ) -> None:
     """Serve an earlier release again: it is verified once more, and the serving gate is asked."""
     from site_agent.clock import system_clock
-    from site_agent.database import open_database
+    from site_agent.database import open_database, transaction
     from site_agent.releases.fetch import root_of
     from site_agent.releases.install import find, rollback
     from site_agent.releases.own_log import check_own_log
     from site_agent.releases.sealed import examine_folder
     from site_agent.serving.gate import gate_of
+    from site_agent.serving.reports import Served, refusals_told, tell
 
     settings = load_settings(SiteHome.resolve(home))
     earlier, engine = find(settings.home, release), open_database(settings.home)
-    check_own_log(settings, engine, release, None)
+    served = Served.of(settings.site, earlier.subject)
+    with refusals_told(engine, served, "switch", system_clock):
+        check_own_log(settings, engine, release, None)
     sealed = examine_folder(earlier.folder, root_of(settings, installed=True))
-    gate_of(settings, engine, sealed, system_clock).require("switch")
+    decision = gate_of(settings, engine, sealed, system_clock).require("switch")
     switched = rollback(settings.home, release)
+    with transaction(engine) as session:
+        tell(session, served, "rolled-back", system_clock, decision=digest(decision.to_dict()))
     typer.echo(f"{switched.subject.release} is what serve answers with from its next start")
 
 

@@ -27,6 +27,7 @@ def serve(
     """Answer predictions of the installed release on loopback (Open Inference Protocol)."""
     import uvicorn
 
+    from protocol.canonical import digest
     from site_agent.clock import system_clock
     from site_agent.database import open_database
     from site_agent.releases.fetch import root_of
@@ -35,23 +36,28 @@ def serve(
     from site_agent.serving.app import create_app
     from site_agent.serving.gate import gate_of
     from site_agent.serving.predictor import Predictor
+    from site_agent.serving.reports import Served, Server, end_killed, refusals_told
     from site_agent.serving.standing import Standing
 
     settings = load_settings(SiteHome.resolve(home))
     release, engine = current(settings.home), open_database(settings.home)
     name = release.subject.release
-    standing = Standing(settings, engine, name)
-    if (trouble := standing.trouble()) is not None:
-        raise trouble
+    standing, served = Standing(settings, engine, name), Served.of(settings.site, release.subject)
+    end_killed(settings.home, engine, system_clock)
+    with refusals_told(engine, served, "start", system_clock):
+        if (trouble := standing.trouble()) is not None:
+            raise trouble
     sealed = examine_folder(release.folder, root_of(settings, installed=True))
     gate = gate_of(settings, engine, sealed, system_clock)
-    gate.require("start")
+    decision = gate.require("start")
+    running = Server(settings.home, engine, served, system_clock)
+
+    def predicted(records: int) -> None:
+        gate.log.append("predicted", records=records)
+        running.answered(records)
+
     predictor = Predictor(sealed.files["model.onnx"], sealed.subject)
-    app = create_app(
-        predictor,
-        lambda: standing.trouble() or gate.trouble(),
-        lambda records: gate.log.append("predicted", records=records),
-    )
+    app = create_app(predictor, lambda: running.judged(standing.trouble() or gate.trouble()), predicted)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,7 +70,11 @@ def serve(
         # Requests hold patients' values: no access log.
         server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))
         gate.log.append("started")
+        running.start(digest(decision.to_dict()))
         try:
             server.run(sockets=[listener])
         finally:
-            gate.log.append("stopped")
+            try:
+                running.stop()
+            finally:
+                gate.log.append("stopped")

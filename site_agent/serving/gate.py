@@ -4,14 +4,13 @@ every few seconds while it goes on. What it rests on is read again each time, so
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -20,30 +19,37 @@ from policies.evaluation import evaluate
 from policies.findings import Decision, reasons
 from policies.packs import Policy
 from policies.study_facts import document_facts
+from protocol.canonical import digest
 from protocol.errors import CloisterError
+from protocol.serving import MOST_RULES, Moment
 from protocol.timestamp import timestamp
 from site_agent.clock import Clock
-from site_agent.consent.governance import PACKS, Governance, load_governance, local_policy
+from site_agent.consent.governance import Governance, load_governance, local_policy, rules_digest
 from site_agent.database import transaction
 from site_agent.evidence.facts import records_facts
 from site_agent.incidents.facts import LogReader, open_reviews
 from site_agent.releases.sealed import Sealed
 from site_agent.serving.deployment import DeploymentRecord, said
 from site_agent.serving.log import ServingLog
+from site_agent.serving.reports import Served, tell_refusal
 from site_agent.serving.standing import RECHECK_SECONDS
 from site_agent.serving.tables import ServingDecision
-from site_agent.settings import SiteHome, SiteSettings
+from site_agent.settings import SiteSettings
 from site_agent.witness.repository import standing_alarms
 
 COMPILE_SECONDS = 60.0
 Records = list[dict[str, Any]]
-Moment = Literal["install", "switch", "start", "running"]
 
 
 class ServingRefused(CloisterError):
     """This hospital's own rules do not let the release be served."""
 
     code = "serving-refused"
+
+    def __init__(self, message: str, remedy: str, rules: tuple[str, ...] = ()) -> None:
+        """rules: those that shut the gate, as pack:rule."""
+        super().__init__(message, remedy)
+        self.rules = rules
 
 
 def serving_facts(
@@ -104,7 +110,8 @@ def refusal(release: str, decision: Decision) -> ServingRefused:
     found = reasons(decision)
     told = " ".join(f"{finding.message} ({finding.pack} {finding.rule}, {finding.citation})" for finding in found)
     remedies = " ".join(dict.fromkeys(finding.remedy for finding in found))
-    return ServingRefused(f"This hospital's own rules do not let {release} be served: {told}", remedies)
+    rules = tuple(dict.fromkeys(f"{finding.pack}:{finding.rule}" for finding in found))[:MOST_RULES]
+    return ServingRefused(f"This hospital's own rules do not let {release} be served: {told}", remedies, rules)
 
 
 def gate_of(settings: SiteSettings, engine: Engine, release: Sealed, clock: Clock) -> ServingGate:
@@ -193,6 +200,9 @@ class ServingGate:
         )
         with transaction(self._engine) as session:
             session.add(row)
+            if moment != "running" and not decision.allowed:  # a running server tells of itself
+                served = Served.of(self._settings.site, self._release.subject)
+                tell_refusal(session, served, moment, decision, digest(decision.to_dict()), self._clock)
 
     def _facts(self, session: Session, governance: Governance) -> dict[str, Any]:
         site, today = self._settings.site, self._clock().date()
@@ -211,19 +221,10 @@ class ServingGate:
         )
 
     def _compiled(self, governance: Governance) -> Policy:
-        """The site's packs, compiled again where a document or a parameter changed, and every COMPILE_SECONDS."""
-        source = _source(self._settings.home, governance)
+        """The site's packs and the federation's that it adopted, compiled again where a document or a parameter changed
+        or a set was adopted, and every COMPILE_SECONDS."""
+        source = rules_digest(self._settings.home)
         known, now = self._policy, self._now()
         if known is None or known.source != source or now - known.compiled >= COMPILE_SECONDS:
             known = self._policy = _Compiled(source, now, local_policy(self._settings.home, governance))
         return known.policy
-
-
-def _source(home: SiteHome, governance: Governance) -> str:
-    """A digest of what a site's own policy is made of, beside the packs that its program ships with."""
-    hashed = hashlib.sha256(governance.model_dump_json().encode())
-    folder = home.path / PACKS
-    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-        if (folder / name).is_file():
-            hashed.update(f"\0{name}\0".encode() + hashlib.sha256((folder / name).read_bytes()).digest())
-    return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""What a clinic says of a model that it serves, and what its serving gate decided."""
+"""What a clinic says of a model that it serves, what its serving gate decided, and what it tells of both."""
 
 from __future__ import annotations
 
@@ -34,3 +34,16 @@ class ServingDecision(SQLModel, table=True):
     outcome: str
     decision: str
     decided_at: str
+
+
+class QueuedServingReport(SQLModel, table=True):
+    """One `protocol.serving.ServingReport` as JSON, told in the order of `number`. answer: None while the coordinator
+    has not answered, "accepted", or the code with which it refused the report for good."""
+
+    __tablename__ = "serving_report"
+
+    number: int | None = Field(default=None, primary_key=True)
+    change: str
+    server: str | None = Field(default=None, index=True)
+    document: str
+    answer: str | None = Field(default=None, index=True)

@@ -295,7 +295,7 @@ def test_the_leaves_hold_no_value_of_a_patient_no_persons_name_and_no_file(ran: 
     named = {name for leaf in ran.leaves for name in leaf["numbers"]}
     assert named <= {
         "round", "rounds", "attempt", "attempts", "retries", "epsilon", "delta", "norm", "patients", "sites",
-        "witnesses", "quorum", "number", "sessions_ended",
+        "witnesses", "quorum", "number", "sessions_ended", "answered",
     }  # fmt: skip
 
 

@@ -31,6 +31,8 @@ from site_agent.incidents.facts import LogReader, incident_facts
 from site_agent.incidents.report import deliver_reports, end, report
 from site_agent.keystore import load_keys
 from site_agent.renewal import current, renew_if_due
+from site_agent.serving.reports import Served as ServedModel
+from site_agent.serving.reports import deliver_serving, tell, told
 from site_agent.settings import SiteHome, load_settings
 from site_agent.witness import repository
 from site_agent.witness.cycle import Witness
@@ -215,6 +217,15 @@ def test_a_notice_of_a_withdrawal_is_refused_for_a_study_that_is_not_and_stays_t
         deliver_notices(site.engine, site.client)
     with transaction(site.engine) as session:
         assert [row.delivered for row in waiting_notices(session)] == [False]
+
+
+def test_a_report_of_serving_a_release_that_is_not_is_set_aside_by_the_route(served, sites):
+    site = sites[0]
+    with transaction(site.engine) as session:
+        tell(session, ServedModel("clinic-a", "no-release", "sha256:" + "a" * 64), "rolled-back", system_clock)
+    assert list(deliver_serving(site.settings, site.engine, site.client, site.keys, system_clock)) == []
+    with transaction(site.engine) as session:
+        assert [answer for _, answer in told(session)] == ["not-found"]
 
 
 ROLES = (("carl", "compliance_officer"), ("lena", "clinical_lead"))

@@ -346,6 +346,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("release", "site", name=op.f("pk_release_installation")),
     )
     op.create_table(
+        "serving_change",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("release", sa.String(), nullable=False),
+        sa.Column("site", sa.String(), nullable=False),
+        sa.Column("change", sa.String(), nullable=False),
+        sa.Column("server", sa.String(), nullable=True),
+        sa.Column("told_at", sa.String(), nullable=False),
+        sa.Column("entry", sa.Integer(), nullable=False),
+        sa.Column("envelope", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["release"], ["release.id"], name=op.f("fk_serving_change_release_release")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_serving_change")),
+    )
+    op.create_index(op.f("ix_serving_change_release"), "serving_change", ["release"], unique=False)
+    op.create_table(
         "release_vote",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("release", sa.String(), nullable=False),
@@ -684,6 +698,8 @@ def downgrade() -> None:
     op.drop_table("broken_glass")
     op.drop_table("release_veto")
     op.drop_table("release_waiver")
+    op.drop_index(op.f("ix_serving_change_release"), table_name="serving_change")
+    op.drop_table("serving_change")
     op.drop_index(op.f("ix_release_vote_release"), table_name="release_vote")
     op.drop_table("release_vote")
     op.drop_table("release_installation")
