@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from protocol.canonical import digest
 from protocol.identifiers import Digest, Frozen, Label, PersonName, SiteName
@@ -46,6 +46,17 @@ class Classification(Frozen):
     ai_act_class: Literal["prohibited", "high", "limited", "minimal"]
 
 
+class AttackEvaluation(Frozen):
+    """What attacks on a model came to, for a claim that it is anonymous (EDPB Opinion 28/2024): the largest advantage
+    of membership inference, and the largest share of training records that extraction and inversion found, each in
+    [0, 1]; the epsilon that it rests on."""
+
+    membership: Annotated[float, Field(ge=0, le=1)]
+    extraction: Annotated[float, Field(ge=0, le=1)]
+    inversion: Annotated[float, Field(ge=0, le=1)]
+    epsilon: Annotated[float, Field(gt=0)]
+
+
 class EvidenceRecord(Frozen):
     """One document. subject: the site, the study, the digest of the release, or the site that serves. expires: the last
     day on which it counts. missing: sections of a technical documentation that are empty."""
@@ -61,6 +72,7 @@ class EvidenceRecord(Frozen):
     classification: Classification | None = None
     change_class: Literal["first", "within-plan", "outside-plan"] | None = None
     missing: tuple[Label, ...] | None = None
+    attacks: AttackEvaluation | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> EvidenceRecord:
@@ -71,10 +83,13 @@ class EvidenceRecord(Frozen):
             "regulatory_classification": self.classification is not None,
             "change_control": self.change_class is not None,
             "technical_documentation": self.missing is not None,
+            "attack_evaluation": self.attacks is not None,
         }
         for kind, given in told.items():
             if given != (self.kind == kind):
                 raise ValueError(f"a {kind} has its own field, and no other kind has it")
+        if self.attacks is not None and (self.scope != "release" or self.expires is None):
+            raise ValueError("an attack_evaluation is about one release, and expires")
         if (self.scope == "release") != self.subject.startswith("sha256:"):
             raise ValueError("evidence about a release names its digest; other evidence names a site or a study")
         return self

@@ -90,7 +90,8 @@ class EpsilonStatement(Frozen):
 class ReleaseSubject(Frozen):
     """What approvers sign over: its digest is the release digest. Any change voids every approval.
 
-    membership: None where the plan has no membership audit; one that could not be carried out says so.
+    membership: None where the plan has no membership audit; one that could not be carried out says so. claim_anonymous:
+    the submitter claims that the model is anonymous (GDPR Rec. 26), which the gate lets pass on evidence alone.
     """
 
     release: ReleaseId
@@ -107,6 +108,7 @@ class ReleaseSubject(Frozen):
     submitter: PersonName
     recipients: tuple[SiteName, ...]
     packs: dict[Label, Digest]
+    claim_anonymous: bool = False
 
     @property
     def digest(self) -> str:

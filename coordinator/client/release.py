@@ -33,13 +33,18 @@ def draft(
     study: Annotated[str, typer.Argument(help="The study whose candidate is released.")],
     intended_use: Annotated[str, typer.Option("--intended-use", help="A purpose code that the study declared.")],
     use_mode: Annotated[str, typer.Option("--use-mode", help="research or decision-support.")] = "research",
+    claim_anonymous: Annotated[
+        bool, typer.Option("--claim-anonymous", help="Claim that it is anonymous; needs an evaluation of attacks.")
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Draft a release from a study's candidate."""
     from coordinator.client.account import open_account
 
-    body = {"study": study, "intended_use": intended_use, "use_mode": use_mode}
+    body: dict[str, Any] = {"study": study, "intended_use": intended_use, "use_mode": use_mode}
+    if claim_anonymous:
+        body["claim_anonymous"] = True
     with open_account(home).connect() as connection:
         made = connection.post("/v1/releases", body)
     _tell(made, as_json, next_step=f"cloister release submit {made['release']}")

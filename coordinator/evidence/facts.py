@@ -58,6 +58,7 @@ def release_papers(
         **_classes(records, today),
         "technical_documentation_missing": _undocumented(records, today),
         "change_class": _change(records, today, first=first),
+        **_attacks(records, today),
     }
 
 
@@ -88,3 +89,9 @@ def _change(records: Sequence[EvidenceRecord], today: date, *, first: bool) -> s
         return "first"
     found = latest(records, "change_control", on=today)
     return "outside-plan" if found is None or found.change_class is None else found.change_class
+
+
+def _attacks(records: Sequence[EvidenceRecord], today: date) -> dict[str, Any]:
+    """Nothing where no evaluation counts: a claim of anonymity then lacks its facts."""
+    found = latest(records, "attack_evaluation", on=today)
+    return {} if found is None or found.attacks is None else {"attacks": found.attacks.model_dump()}

@@ -6,7 +6,7 @@ safetensors, ONNX and the model card are deterministic in the candidate, so that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from safetensors.numpy import save
@@ -32,6 +32,14 @@ from protocol.study import StudyPlan
 UseMode = Literal["research", "decision-support"]
 
 
+class Use(TypedDict):
+    """What a release is for, and what its submitter claims of it."""
+
+    intended_use: str
+    use_mode: UseMode
+    claim_anonymous: bool
+
+
 def model_files(
     plan: StudyPlan,
     weights: bytes,
@@ -41,12 +49,14 @@ def model_files(
     *,
     intended_use: str,
     use_mode: UseMode,
+    claim_anonymous: bool = False,
 ) -> dict[str, bytes]:
     """The files of MODEL_FILES. weights: float64 little-endian, the candidate's vector. ValueError if it misfits."""
     vector = np.frombuffer(weights, dtype="<f8").astype(np.float64)
     schema, model = plan.spec.dataset, plan.spec.model
     named = tensors(model, schema.shape, vector)
-    card = write(plan, epsilon, evaluation, membership, intended_use=intended_use, use_mode=use_mode)
+    use = Use(intended_use=intended_use, use_mode=use_mode, claim_anonymous=claim_anonymous)
+    card = write(plan, epsilon, evaluation, membership, **use)
     contents = (save(named), build(model, schema, vector), card.encode())
     return dict(zip(MODEL_FILES, contents, strict=True))
 
@@ -62,6 +72,7 @@ def subject_of(
     *,
     intended_use: str,
     use_mode: UseMode,
+    claim_anonymous: bool = False,
 ) -> ReleaseSubject:
     """The document whose digest is the release digest."""
     return ReleaseSubject(
@@ -81,6 +92,7 @@ def subject_of(
         submitter=plan.submitter,
         recipients=plan.spec.recipients,
         packs=plan.packs,
+        claim_anonymous=claim_anonymous,
     )
 
 

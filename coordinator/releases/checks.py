@@ -37,6 +37,7 @@ def faults(
             None if candidate.membership is None else MembershipReport.model_validate_json(candidate.membership),
             intended_use=subject.intended_use,
             use_mode=subject.use_mode,
+            claim_anonymous=subject.claim_anonymous,
         )
         found += [f"candidate:{name}" for name, content in built.items() if sha256_hex(content) != named[name][1]]
     return tuple(found)

@@ -47,8 +47,8 @@ def release_facts(
             "digest": subject.digest,
             "intended_use": subject.intended_use,
             "decision_mode": subject.use_mode,
-            # The product never makes this claim: DP alone is not anonymity.
-            "claim_anonymous": False,
+            # A submitter's claim, never the product's: DP alone is not anonymity.
+            "claim_anonymous": subject.claim_anonymous,
             "epsilon": subject.epsilon.epsilon,
             "delta": subject.epsilon.delta,
             "epsilon_worst_site": subject.epsilon.epsilon_worst_site,

@@ -31,6 +31,7 @@ def write(
     *,
     intended_use: str,
     use_mode: str,
+    claim_anonymous: bool = False,
 ) -> str:
     """Markdown. Deterministic: the same candidate gives the same bytes, so the card can be signed."""
     spec = plan.spec
@@ -70,6 +71,7 @@ def write(
         _privacy(epsilon),
         "## Can it be told who trained it?",
         _membership(membership),
+        *([_CLAIM] if claim_anonymous else []),
         "## Limits",
         "The model was not tested on hospitals outside the study, nor per subgroup. Differential privacy alone is "
         "neither anonymity nor HIPAA "
@@ -163,6 +165,12 @@ def _allowed(feature: Feature) -> str:
         return ", ".join(_words(str(level)) for level in feature.levels)
     return f"{feature.minimum:g} to {feature.maximum:g}"
 
+
+_CLAIM = (
+    "The submitter claims that this model is **anonymous** (GDPR Rec. 26; EDPB Opinion 28/2024), by an evaluation of "
+    "attacks on it that the release gate asked for. The claim stands for as long as that evaluation does; from then "
+    "on, and wherever it is not shared, the model is handled as personal data."
+)
 
 _CAUTIONS = {
     "classification": "",

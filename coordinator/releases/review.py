@@ -14,7 +14,7 @@ from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.errors import Conflict
 from coordinator.passkeys.register import count_use
 from coordinator.people.tables import Person
-from coordinator.releases.build import UseMode, model_files, subject_of
+from coordinator.releases.build import Use, UseMode, model_files, subject_of
 from coordinator.releases.checks import faults
 from coordinator.releases.repository import ModelPurged, ReleaseRepository, votes_of
 from coordinator.releases.states import OPEN, OVER, ReleaseState, Vote, admit, move, outcome, overdue
@@ -40,9 +40,17 @@ MAX_REASON = 2000
 
 
 def draft(
-    session: Session, appliance: Appliance, person: Person, *, study: str, intended_use: str, use_mode: UseMode
+    session: Session,
+    appliance: Appliance,
+    person: Person,
+    *,
+    study: str,
+    intended_use: str,
+    use_mode: UseMode,
+    claim_anonymous: bool = False,
 ) -> Release:
-    """A release of the study's candidate. Only the study's submitter drafts it. Raises Refused, NotFound, Conflict."""
+    """A release of the study's candidate. Only the study's submitter drafts it. claim_anonymous: the submitter's claim,
+    which the release gate lets pass on evidence and an officer's approval alone. Raises Refused, NotFound, Conflict."""
     releases = ReleaseRepository(session)
     row = StudyRepository(session).get(study)
     if row.submitter != person.name:
@@ -65,10 +73,11 @@ def draft(
     evaluation = read_report(candidate.evaluation)
     membership = None if candidate.membership is None else MembershipReport.model_validate_json(candidate.membership)
     told = (epsilon, evaluation, membership)
-    files = model_files(plan, candidate.weights, *told, intended_use=intended_use, use_mode=use_mode)
+    use = Use(intended_use=intended_use, use_mode=use_mode, claim_anonymous=claim_anonymous)
+    files = model_files(plan, candidate.weights, *told, **use)
     name = f"{study}-r{len(earlier) + 1}"
     plan_digest = sha256_hex(Envelope.from_bytes(row.plan).payload)
-    subject = subject_of(name, plan, plan_digest, files, *told, intended_use=intended_use, use_mode=use_mode)
+    subject = subject_of(name, plan, plan_digest, files, *told, **use)
     release = Release(
         id=name,
         study=study,

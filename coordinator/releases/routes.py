@@ -35,11 +35,12 @@ Reader = Annotated[Person, Depends(may(Permission.READ_STUDIES))]
 
 
 class Draft(Frozen):
-    """Which study's candidate, and what for."""
+    """Which study's candidate, what for, and whether its submitter claims that it is anonymous."""
 
     study: StudyId
     intended_use: Label
     use_mode: Literal["research", "decision-support"]
+    claim_anonymous: bool = False
 
 
 class Asked(Frozen):
@@ -73,9 +74,7 @@ class Installation(Frozen):
 @router.post("", status_code=201)
 def draft(body: Draft, person: Researcher, appliance: ApplianceOf) -> dict[str, Any]:
     with transaction(appliance.engine) as session:
-        release = review.draft(
-            session, appliance, person, study=body.study, intended_use=body.intended_use, use_mode=body.use_mode
-        )
+        release = review.draft(session, appliance, person, **body.model_dump())
         return describe(release, ReleaseRepository(session))
 
 
