@@ -35,7 +35,7 @@ _KINDS: Mapping[str, str] = {"t": "tensor", "T": "tensors", "i": "int", "I": "in
 _OPERATORS = """
 linear.default input:t weight:t bias:tn | addmm.default self:t mat1:t mat2:t | mm.default self:t mat2:t
 matmul.default self:t other:t | bmm.default self:t mat2:t | t.default self:t
-permute.default self:t dims:I | transpose.int self:t dim0:i dim1:i | contiguous.default self:t
+permute.default self:t dims:I | transpose.int self:t dim0:i dim1:i | contiguous.default self:t | alias.default self:t
 view.default self:t size:I | reshape.default self:t shape:I | flatten.using_ints self:t start_dim:i end_dim:i
 unflatten.int self:t dim:i sizes:I | unsqueeze.default self:t dim:i | squeeze.dim self:t dim:i
 select.int self:t dim:i index:i | slice.Tensor self:t dim:i start:in end:in step:i | cat.default tensors:T dim:i

@@ -88,7 +88,7 @@ def _text(told: dict[str, Any]) -> str:
             f"parameters  {told['parameters']}; first weights {begins}",
             f"one record  {told['multiplications']} multiplications, {told['numbers_held']} numbers held",
             f"operators   {operators}",
-            "private     yes: a site runs it on one record at a time, so no layer can reach another patient",
+            "private     yes: a site keeps its records apart, so no layer can reach another patient",
             f"digest      {told['digest']}",
         ]
     )

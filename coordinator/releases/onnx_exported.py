@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 
 from coordinator.releases.onnx_graph import Graph
 from protocol.graph import ExportedGraph, GraphNode
-from protocol.graph_shapes import Call, Shape, axis, cut, measure, pooling, spread
+from protocol.graph_shapes import measure
+from protocol.operator_shapes import Call, Shape, axis, cut, pooling, spread
 
 Tensors = Mapping[str, NDArray[np.float64]]
 
@@ -274,7 +275,7 @@ TABLE: Mapping[str, Callable[[_Translated], str]] = {
     "t.default": _transposed,
     "permute.default": _permuted,
     "transpose.int": _exchanged,
-    "contiguous.default": _one("Identity"),
+    **dict.fromkeys(("contiguous.default", "alias.default"), _one("Identity")),
     **dict.fromkeys(
         ("view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "unsqueeze.default", "squeeze.dim"),
         _reshaped,

@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 import accountant  # noqa: E402 - the folders above are where it lies
 import dp_step  # noqa: E402
+import exported_graph  # noqa: E402
 import federation_bench  # noqa: E402
 import idle_agent  # noqa: E402
 import log  # noqa: E402
@@ -31,6 +32,7 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "idle agent memory": idle_agent.rows,
     "secagg": secagg.rows,
     "dp step": dp_step.rows,
+    "exported graph": exported_graph.rows,
     "accountant": accountant.rows,
     "log": log.rows,
     "policy decision": policy_decision.rows,

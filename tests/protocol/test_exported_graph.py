@@ -18,12 +18,13 @@ from torch import nn
 from coordinator.releases.onnx_exported import TABLE
 from privacy.dpsgd.step import clipped_sum
 from privacy.errors import ParameterError
-from privacy.local.graph_network import OPERATORS as INTERPRETED
 from privacy.local.graph_network import GraphNetwork, graph_model, graph_outputs
+from privacy.local.graph_operators import OPERATORS as INTERPRETED
 from privacy.local.patients import Group
 from protocol.exported import read_exported
 from protocol.graph import OPERATORS, ExportedGraph, ExportRefused, GraphNode
-from protocol.graph_shapes import _RULES, MAX_ELEMENTS, measure
+from protocol.graph_shapes import MAX_ELEMENTS, measure
+from protocol.operator_shapes import RULES
 
 torch.set_num_threads(1)
 WIDTH = 8
@@ -390,7 +391,8 @@ def test_no_graph_can_reach_another_patient_s_record() -> None:
     everybody = Group(x, y, np.arange(6), 6)
     alone = [Group(x[[place]], y[[place]], np.arange(1), 1) for place in range(6)]
     summed = sum(local.gradient_sum(parameters, one, 0.1) for one in alone)
-    np.testing.assert_allclose(local.gradient_sum(parameters, everybody, 0.1), summed, atol=1e-7)
+    # Two records or more go through book-keeping, which lowers the clip by 1e-5; one goes through vmap.
+    np.testing.assert_allclose(local.gradient_sum(parameters, everybody, 0.1), summed, rtol=2e-5, atol=1e-7)
     scores = [local.scores(parameters, one).scores[0] for one in alone]
     np.testing.assert_allclose(local.scores(parameters, everybody).scores, scores, atol=1e-7)
     # Whatever the others hold, infinity included, one patient's part of the sum is the same.
@@ -431,4 +433,4 @@ def test_every_listed_operator_exists_in_torch_and_takes_the_listed_arguments() 
 
 
 def test_the_list_the_interpreter_the_shapes_and_the_release_know_the_same_operators() -> None:
-    assert set(OPERATORS) == set(INTERPRETED) == set(_RULES) == set(TABLE)
+    assert set(OPERATORS) == set(INTERPRETED) == set(RULES) == set(TABLE)
