@@ -39,13 +39,24 @@ class Interval(Frozen):
         return f"{self.value:.3f} (95 % interval {self.low:.3f} to {self.high:.3f})"
 
 
+class SubgroupFigure(Frozen):
+    """How well the model does for one declared subgroup, by what `measured` tells of all. patients: of it
+    among the held out, as the noised counts have it; None where they are too few to tell anything of."""
+
+    group: Annotated[str, Field(max_length=160)]
+    patients: int | None
+    value: Interval
+
+
 class _Measured(Frozen):
-    """mode exact is outside the guarantee, and says so. bins: equal parts of the measured range (see `cells`)."""
+    """mode exact is outside the guarantee, and says so. bins: equal parts of the measured range (see `cells`).
+    subgroups: one for each subgroup of each declared column."""
 
     mode: Literal["noised", "exact"]
     outside_guarantee: bool
     held_out: int
     bins: int
+    subgroups: tuple[SubgroupFigure, ...] = ()
 
 
 class ClassificationReport(_Measured):
@@ -141,8 +152,28 @@ def residual_limit(label: NumberLabel) -> float:
     return CLIP_DEVIATIONS * label.scale
 
 
+def measured(report: EvaluationReport) -> tuple[Literal["auc", "skill", "dice"], Interval]:
+    """The measure by which models are compared and a release is judged, the larger the better, and its value."""
+    match report:
+        case RegressionReport():
+            return "skill", report.skill
+        case SegmentationReport():
+            return "dice", report.dice
+        case ClassificationReport() | SurvivalReport():
+            return "auc", report.auc
+
+
 def figures(report: EvaluationReport) -> tuple[tuple[str, Interval], ...]:
-    """(name, value) of everything the report holds, the most telling one first."""
+    """(name, value) of everything the report holds, the most telling one first, those of subgroups last."""
+    name = {"auc": "AUC", "skill": "skill", "dice": "Dice"}[measured(report)[0]]
+    return *_of_all(report), *((f"{name}, {one.group}{_counted(one)}", one.value) for one in report.subgroups)
+
+
+def _counted(one: SubgroupFigure) -> str:
+    return "" if one.patients is None else f" (about {one.patients} patients)"
+
+
+def _of_all(report: EvaluationReport) -> tuple[tuple[str, Interval], ...]:
     match report:
         case ClassificationReport():
             return (

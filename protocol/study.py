@@ -18,6 +18,7 @@ from protocol.plan import Plan, SecureSum, Stage
 from protocol.proposal import MAX_SITES, MINIMUM_CELL, Proposal
 from protocol.review import ReviewPolicy
 from protocol.round import Phase
+from protocol.subgroups import MOST_COLUMNS, Subgroup, histograms, sensitivity, subgroup_misfit
 from protocol.training import Training
 from protocol.tuning import Tuning
 
@@ -27,6 +28,7 @@ MOST_ROUNDS = 100_000
 
 class Evaluation(Frozen):
     """noised: one score histogram with its own epsilon, charged to the held-out patients (delta as in `privacy`).
+    subgroups: columns by which it is told apart as well, at the same epsilon and with more noise on every count.
 
     exact: the declared exception of the design: no noise, once per candidate, shown on the release as outside
     the guarantee.
@@ -36,6 +38,7 @@ class Evaluation(Frozen):
     epsilon: Annotated[float, Field(gt=0, le=100)] = 1.0
     bins: Annotated[int, Field(ge=4, le=200)] = 10
     attempts: Annotated[int, Field(ge=1, le=20)] = 2
+    subgroups: Annotated[tuple[Subgroup, ...], Field(max_length=MOST_COLUMNS)] = ()
 
 
 class StudySpec(Proposal):
@@ -67,6 +70,10 @@ class StudySpec(Proposal):
             raise ValueError("training.checks.every leaves no check before the last round: choose a smaller number")
         if self.training.checks is not None and self.tuning is not None:
             raise ValueError("a study with tuning scores its runs instead of checking between rounds: leave one out")
+        if self.evaluation.subgroups and self.evaluation.mode == "exact":
+            raise ValueError("an exact evaluation would show small subgroups: evaluation.subgroups needs a noised one")
+        if (untold := subgroup_misfit(self.evaluation.subgroups, self.dataset)) is not None:
+            raise ValueError(untold)
         if len(set(self.recipients)) != len(self.recipients):
             raise ValueError("recipients names a site twice")
         return self
@@ -218,7 +225,8 @@ class StudyPlan(Plan):
     def secure_sum(self, phase: Phase, cohort: Iterable[str]) -> SecureSum:
         """The secure sum of one attempt with `cohort`. train: the sum of clipped gradients, or in local mode of the
         changes of the model, each times its site's `patients_share`. evaluate and check: one count per
-        held-out patient, in cells as `protocol.evaluation` lays them out. membership: one count per patient that is
+        held-out patient, in cells as `protocol.evaluation` lays them out; evaluate: one more in each declared column's,
+        the histograms of its subgroups following that of all. membership: one count per patient that is
         scored, in `bins` cells for non-members, then as many for members. KeyError for a site outside the plan."""
         sites = [self.site(name) for name in cohort]
         tolerated = self.spec.privacy.colluders + self.spec.privacy.dropouts
@@ -254,15 +262,16 @@ class StudyPlan(Plan):
                 length=2 * self.spec.audit.membership.bins,
             )
         exact, multiplier = self.spec.evaluation.mode == "exact", self.evaluation_multiplier
+        subgroups = self.spec.evaluation.subgroups if phase == "evaluate" else ()
         if phase == "check":
             if self.checks is None:
                 raise KeyError(phase)
             exact, multiplier = False, self.checks.noise_multiplier
         return SecureSum(
-            clip=1.0,
+            clip=sensitivity(subgroups),
             sites=len(sites),
             tolerated=tolerated,
             largest_batch=sum(max(site.held_out, MINIMUM_CELL) for site in sites),  # 0 stands for 10 or fewer
             noise_multiplier=None if exact else multiplier,
-            length=cells(self.kind, self.spec.evaluation.bins),
+            length=cells(self.kind, self.spec.evaluation.bins) * histograms(subgroups, self.spec.dataset),
         )

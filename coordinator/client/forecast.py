@@ -15,6 +15,7 @@ from privacy.errors import PrivacyError
 from privacy.evaluation.histogram import check_bins
 from protocol.proposal import MINIMUM_TRAINS_ALONE
 from protocol.study import StudySpec
+from protocol.subgroups import MINIMUM_SUBGROUP, group_names, sensitivity
 
 SECONDS_A_ROUND = 0.8
 SECONDS_FOR_KEYS = 5.0
@@ -47,6 +48,11 @@ class Forecast:
                 "evaluation": spec.evaluation.epsilon if spec.evaluation.mode == "noised" else None,
                 "evaluation_worst_site": calibration.epsilon_evaluation_worst_site,
                 "per_round": [{"steps": steps, "epsilon": value} for steps, value in self.curve],
+            },
+            "subgroups": {
+                "groups": list(groups_of(spec)),
+                "noise_factor": sensitivity(spec.evaluation.subgroups),
+                "least_patients": MINIMUM_SUBGROUP,
             },
             "delta": spec.privacy.delta,
             "mode": spec.privacy.mode,
@@ -106,6 +112,7 @@ class Forecast:
                 table(("site", "patients", "worst case if all others collude"), rows=people),
                 "",
                 f"evaluation: {evaluation}",
+                *subgroup_lines(spec),
                 f"expected time: about {self.seconds:.0f} s, when every site is quick to answer",
             ]
         )
@@ -121,6 +128,23 @@ class Forecast:
             "the best run is chosen by noised scores on the same held-out patients that its evaluation asks: what is "
             "reported of it leans upwards, the more so the more runs there are",
         ]
+
+
+def groups_of(spec: StudySpec) -> tuple[str, ...]:
+    """Every declared subgroup in words."""
+    return tuple(name for one in spec.evaluation.subgroups for name in group_names(one, spec.dataset))
+
+
+def subgroup_lines(spec: StudySpec) -> list[str]:
+    """What telling subgroups apart costs, for a person; nothing where none is declared."""
+    declared = spec.evaluation.subgroups
+    if not declared:
+        return []
+    return [
+        f"subgroups: {', '.join(groups_of(spec))}; no epsilon of their own: every count of the evaluation, that of all "
+        f"patients too, carries {sensitivity(declared):.2f} times the noise; nothing is told of one with fewer than "
+        f"{MINIMUM_SUBGROUP} held-out patients"
+    ]
 
 
 def selected(curve: tuple[tuple[int, float], ...], rounds: int) -> list[tuple[int, float]]:

@@ -36,6 +36,7 @@ from privacy.local.contribution import clipped_gradient_sum, private_gradient_su
 from privacy.local.model import LocalModel
 from privacy.local.network import Network
 from privacy.local.patients import Cohort
+from privacy.local.subgroups import Banding
 from privacy.parameters import plan_grid
 from privacy.secagg.field import WIRE
 from privacy.secagg.quantization import quantize
@@ -43,7 +44,7 @@ from protocol.architectures import NETWORKS
 from protocol.canonical import sha256_hex
 from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
-from protocol.evaluation import EvaluationReport, residual_limit
+from protocol.evaluation import EvaluationReport, cells, residual_limit
 from protocol.graph import ExportedGraph
 from protocol.graph_shapes import measure
 from protocol.media import Shape
@@ -54,6 +55,7 @@ from protocol.release import Selection
 from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
+from protocol.subgroups import bandings
 
 _NO_TIME = "1970-01-01T00:00:00Z"
 
@@ -172,8 +174,16 @@ def site_vector(
             planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
         ).site_std
     if phase != TRAIN:
-        cells = planned.length
-        return score_histogram(patients.held_out, network, parameters, cells=cells, noise_std=std, entropy=entropy)
+        declared = spec.evaluation.subgroups if phase == "evaluate" else ()
+        return score_histogram(
+            patients.held_out,
+            network,
+            parameters,
+            cells=cells(plan.kind, spec.evaluation.bins),
+            noise_std=std,
+            entropy=entropy,
+            subgroups=[Banding(one.at, one.width, one.edges) for one in bandings(declared, spec.dataset)],
+        )
     if spec.privacy.mode == "local":
         delta = local_delta if noise else delta_without_noise
         change = delta(patients.training, network, parameters, _local_training(plan, site), entropy=entropy)

@@ -8,13 +8,7 @@ from typing import Any
 from coordinator.releases.model_card import missing_fields
 from coordinator.studies.policy import with_papers
 from policies.study_facts import document_facts
-from protocol.evaluation import (
-    ClassificationReport,
-    EvaluationReport,
-    RegressionReport,
-    SegmentationReport,
-    SurvivalReport,
-)
+from protocol.evaluation import EvaluationReport, Interval, measured
 from protocol.membership import MembershipReport
 from protocol.release import Approval, ReleaseSubject
 from protocol.study import StudyPlan
@@ -93,14 +87,18 @@ def release_facts(
 def _measured(report: EvaluationReport) -> dict[str, Any]:
     """The measure that tells most of a release of its kind. -1 where its interval has no lower end: not knowing how
     well a model does meets no floor."""
-    match report:
-        case RegressionReport():
-            name, measured = "skill", report.skill
-        case SegmentationReport():
-            name, measured = "dice", report.dice
-        case ClassificationReport() | SurvivalReport():
-            name, measured = "auc", report.auc
-    return {"measure": name, "measured_low": measured.low if measured.low is not None else -1.0}
+    name, found = measured(report)
+    told = [one for one in report.subgroups if one.patients is not None]
+    return {
+        "measure": name,
+        "measured_low": _low(found),
+        "subgroups": [{"group": one.group, "measured_low": _low(one.value)} for one in told],
+        "subgroups_unmeasured": [one.group for one in report.subgroups if one.patients is None],
+    }
+
+
+def _low(found: Interval) -> float:
+    return found.low if found.low is not None else -1.0
 
 
 def _advantage_high(audit: MembershipReport | None) -> float:

@@ -73,8 +73,8 @@ def write(
         _membership(membership),
         *([_CLAIM] if claim_anonymous else []),
         "## Limits",
-        "The model was not tested on hospitals outside the study, nor per subgroup. Differential privacy alone is "
-        "neither anonymity nor HIPAA "
+        f"The model was not tested on hospitals outside the study{_untested(evaluation)}. Differential privacy alone "
+        "is neither anonymity nor HIPAA "
         "de-identification. A site that takes part can still poison the model within its clipping bound; secure "
         "aggregation hides a single contribution by design.",
         "## Oversight",
@@ -197,6 +197,14 @@ def _evaluation(report: EvaluationReport) -> str:
             *(f"- {_words(name)}: {figure.told}" for name, figure in figures(report)),
         ]
     )
+
+
+def _untested(report: EvaluationReport) -> str:
+    """Of subgroups."""
+    if not report.subgroups:
+        return ", nor per subgroup"
+    few = [_words(one.group) for one in report.subgroups if one.patients is None]
+    return f", nor for these subgroups, which had too few patients: {', '.join(few)}" if few else ""
 
 
 def _membership(report: MembershipReport | None) -> str:

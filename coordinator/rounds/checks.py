@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.evaluation import ClassificationReport, EvaluationReport, Interval, RegressionReport, SegmentationReport
+from protocol.evaluation import EvaluationReport, Interval, RegressionReport, SegmentationReport, measured
 
 COIN = 0.5
 
 
 def headline(report: EvaluationReport) -> Interval:
     """The score by which models are compared: the larger, the better."""
-    match report:
-        case RegressionReport():
-            return report.skill
-        case SegmentationReport():
-            return report.dice
-        case ClassificationReport():
-            return report.auc
-    return report.auc
+    return measured(report)[1]
 
 
 def floor_of(report: EvaluationReport) -> float:

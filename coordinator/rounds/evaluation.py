@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,13 +30,17 @@ from protocol.evaluation import (
     Interval,
     RegressionReport,
     SegmentationReport,
+    SubgroupFigure,
     SurvivalReport,
+    cells,
     kind_of,
+    measured,
     residual_limit,
 )
 from protocol.plan import Plan, SecureSum
 from protocol.release import EpsilonStatement, Selection
 from protocol.study import StudyPlan
+from protocol.subgroups import MINIMUM_SUBGROUP, group_names
 
 GROUPS = 5
 """Reliability groups of the calibration error."""
@@ -77,6 +81,31 @@ def evaluate_histogram(
         "held_out": sum(plan.site(site).held_out for site in cohort),
         "bins": plan.spec.evaluation.bins,
     }
+    length = cells(plan.kind, plan.spec.evaluation.bins)
+    report = _report(plan, common, counts[:length], noise_std, rng)
+    if phase == "check" or not plan.spec.evaluation.subgroups:
+        return report
+    parts = counts[length:].reshape(-1, length)
+    names = [name for one in plan.spec.evaluation.subgroups for name in group_names(one, plan.spec.dataset)]
+    found = [_of_group(plan, common, name, part, noise_std, rng) for name, part in zip(names, parts, strict=True)]
+    return report.model_copy(update={"subgroups": tuple(found)})
+
+
+def _of_group(
+    plan: StudyPlan, common: dict[str, Any], name: str, counts: Float64, noise_std: float, rng: np.random.Generator
+) -> SubgroupFigure:
+    """Nothing but its name for a subgroup of too few patients, by the noised counts."""
+    patients = round(float(counts.sum()))
+    if patients < MINIMUM_SUBGROUP:
+        few = Interval(value=None, reason=f"fewer than {MINIMUM_SUBGROUP} held-out patients by the noised counts")
+        return SubgroupFigure(group=name, patients=None, value=few)
+    _, value = measured(_report(plan, common, counts, noise_std, rng))
+    return SubgroupFigure(group=name, patients=patients, value=value)
+
+
+def _report(
+    plan: StudyPlan, common: dict[str, Any], counts: Float64, noise_std: float, rng: np.random.Generator
+) -> EvaluationReport:
     label = plan.spec.dataset.label
     match kind_of(plan.spec.dataset):
         case "classification":

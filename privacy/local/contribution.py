@@ -5,6 +5,7 @@ Only the noised vector may leave the site: no batch size, no loss, no count of r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from privacy.entropy import Entropy, Float64, KeyStream
 from privacy.errors import ParameterError
 from privacy.local.model import CPU, Hardware, LocalModel
 from privacy.local.patients import Group
+from privacy.local.subgroups import Banding, subgroup_of
 
 if TYPE_CHECKING:
     from privacy.local.ranks import Ranks
@@ -91,17 +93,26 @@ def score_histogram(
     noise_std: float | None,
     entropy: Entropy,
     hardware: Hardware = CPU,
+    subgroups: Sequence[Banding] = (),
 ) -> Float64:
-    """(cells,) float64: how many held-out patients score in each of cells / groups equal parts of [0, 1], one group of
-    them after another; at most one count per patient, so the L2 sensitivity is 1. noise_std: this site's share; None:
-    exact. Raises ParameterError for cells that the model's groups do not divide.
+    """(cells (1 + subgroups),) float64: how many held-out patients score in each of cells / groups equal parts of
+    [0, 1], one group of them after another; then the same for each subgroup of each banding. At most one count per
+    patient in the first, and in each banding's, so the L2 sensitivity is sqrt(1 + bandings). noise_std: this site's
+    share; None: exact. Raises ParameterError for cells that the model's groups do not divide, and for records in which
+    a banding lies nowhere.
     """
     found = model.scores(parameters, group, hardware)
     bins, rest = divmod(cells, found.groups)
     if rest or bins < 1:
         raise ParameterError(f"{cells} cells hold no {found.groups} groups.", "Take the cells from the plan.")
     place = np.minimum((found.scores * bins).astype(np.int64), bins - 1) + bins * found.labels.astype(np.int64)
-    histogram = np.bincount(place, minlength=cells).astype(np.float64)
+    parts = [np.bincount(place, minlength=cells)]
+    for banding in subgroups:
+        level = subgroup_of(group, banding)
+        if level.shape != place.shape:
+            raise ParameterError("Some patients are not scored.", "Ask for subgroups of patients who all have a score.")
+        parts.append(np.bincount(place + cells * level, minlength=cells * banding.groups))
+    histogram = np.concatenate(parts).astype(np.float64)
     if noise_std is not None:
         add_gaussian(histogram, noise_std, KeyStream.fresh(entropy))
     return histogram

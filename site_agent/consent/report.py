@@ -11,6 +11,7 @@ from protocol.exploration import ExplorationPlan
 from protocol.plan import Plan
 from protocol.signing import VerifyingKey
 from protocol.study import StudyPlan
+from protocol.subgroups import group_names, sensitivity
 from protocol.witness_policy import WitnessPolicy
 from site_agent.consent.review import Cost, Review
 
@@ -142,7 +143,7 @@ def _training_lines(plan: StudyPlan) -> list[str]:
         f"of {spec.dataset.name}",
         f"  training      {training.rounds} rounds (+ {spec.privacy.retries} retries), sampling rate "
         f"{training.sampling_rate:g}, clip {training.clip:g}",
-        *_mode_lines(plan),
+        *_mode_lines(plan), *_subgroup_lines(plan),
         *_tuning_lines(plan),
         f"  released to   {', '.join(spec.recipients)}",
     ]
@@ -183,6 +184,18 @@ def _mode_lines(plan: StudyPlan) -> list[str]:
     return [
         f"  noise         local: this site adds all of it itself to each of {steps} private steps a round; it charges "
         f"{plan.spec.steps} steps, and the model's epsilon rests on no other site"
+    ]
+
+
+def _subgroup_lines(plan: StudyPlan) -> list[str]:
+    """By which columns held-out patients are told apart in the evaluation."""
+    declared, dataset = plan.spec.evaluation.subgroups, plan.spec.dataset
+    if not declared:
+        return []
+    names = ", ".join(name for one in declared for name in group_names(one, dataset))
+    return [
+        f"  subgroups     {one_line(names)}: each held-out patient is counted in these too, within the same epsilon "
+        f"and with {sensitivity(declared):.2f} times the noise"
     ]
 
 

@@ -177,6 +177,7 @@ class WorkerState:
 
     def _evaluate(self, header: dict[str, Any], body: bytearray) -> bytes:
         from privacy.local.contribution import score_histogram
+        from privacy.local.subgroups import Banding
 
         std = header["noise_std"]
         result = score_histogram(
@@ -187,6 +188,10 @@ class WorkerState:
             noise_std=None if std is None else float(std),
             entropy=os.urandom,
             hardware=self._hardware(),
+            subgroups=[
+                Banding(int(one["at"]), int(one["width"]), tuple(map(float, one["edges"])))
+                for one in header["subgroups"]
+            ],
         )
         return result.astype("<f8", copy=False).tobytes()
 

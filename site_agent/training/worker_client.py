@@ -14,12 +14,13 @@ from typing import Any
 
 from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
-from protocol.evaluation import Kind, kind_of
+from protocol.evaluation import Kind, cells, kind_of
 from protocol.exploration import ExplorationPlan
 from protocol.membership import MOST_SCORED
 from protocol.round import Phase
 from protocol.study import StudyPlan
 from protocol.study_kind import AnyPlan
+from protocol.subgroups import bandings
 from site_agent.settings import SiteHome
 from site_agent.training.exploration import asked_of_worker
 from site_agent.training.frames import FrameError, read_frame, write_frame
@@ -203,7 +204,10 @@ def _step(plan: AnyPlan, phase: Phase, site: str) -> dict[str, Any]:
                 }
             return step
         case "evaluate" | "check":
-            return {"cells": plan.secure_sum(phase, plan.names).length}
+            declared = plan.spec.evaluation.subgroups if phase == "evaluate" else ()
+            found = bandings(declared, plan.spec.dataset)
+            told = [one.model_dump(mode="json") for one in found]
+            return {"cells": cells(plan.kind, plan.spec.evaluation.bins), "subgroups": told}
         case "membership":
             prediction = PREDICTIONS[kind_of(plan.spec.dataset)]
             return {"prediction": prediction, "bins": plan.spec.audit.membership.bins, "most": MOST_SCORED}

@@ -9,8 +9,11 @@ from privacy.entropy import Entropy
 from privacy.local.contribution import private_gradient_sum, score_histogram
 from privacy.local.model import LocalModel
 from privacy.local.patients import Cohort
+from privacy.local.subgroups import Banding
+from protocol.evaluation import cells
 from protocol.round import Phase
 from protocol.study import StudyPlan
+from protocol.subgroups import bandings
 from site_agent.training.architectures.catalogue import local_model
 
 
@@ -53,7 +56,11 @@ class ComputingWorker:
     def _evaluate(self, plan: StudyPlan, parameters: bytes, noise_std: float | None) -> bytes:
         counts = score_histogram(
             self._cohort.held_out, planned_model(plan), from_bytes(parameters),
-            cells=plan.secure_sum("evaluate", plan.names).length, noise_std=noise_std, entropy=self._entropy,
+            cells=cells(plan.kind, plan.spec.evaluation.bins), noise_std=noise_std, entropy=self._entropy,
+            subgroups=[
+                Banding(one.at, one.width, one.edges)
+                for one in bandings(plan.spec.evaluation.subgroups, plan.spec.dataset)
+            ],
         )  # fmt: skip
         return self._give(counts)
 

@@ -14,6 +14,8 @@ import pytest
 from protocol.dataset import NumberLabel
 from protocol.graph import ExportedGraph, ExportRefused
 from protocol.model import LinearRegression
+from protocol.study import Evaluation
+from protocol.subgroups import Subgroup
 from site_agent.settings import SiteHome
 from site_agent.training.followers import NoClosedNetwork
 from site_agent.training.frames import FrameError, read_frame, write_frame
@@ -62,6 +64,24 @@ def test_a_step_comes_from_a_warm_child(world: Federation, site: Hospital) -> No
     finally:
         client.close()
     assert not client.running
+
+
+def test_a_histogram_of_each_subgroup_follows_that_of_all(world: Federation, site: Hospital) -> None:
+    (number,) = [feature for feature in world.spec.dataset.features if feature.kind != "category"][:1]
+    edge = number.center
+    asked = Evaluation(bins=4, subgroups=(Subgroup(column=number.name, edges=(edge,)),))
+    plan = world.plan().model_copy(update={"spec": world.spec.model_copy(update={"evaluation": asked})})
+    client = WorkerClient(site.settings.home, gpu=False, command=HERE)
+    try:
+        client.open(plan, site.snapshot)
+        counts = np.frombuffer(client.compute(plan, "evaluate", 1, bytes(8 * plan.parameters), noise_std=None))
+    finally:
+        client.close()
+    everybody, below, above = counts.reshape(3, 8)
+    assert everybody.sum() == 20
+    np.testing.assert_array_equal(below + above, everybody)
+    assert below.sum() > 0
+    assert above.sum() > 0
 
 
 def test_a_network_trains_through_torch(world: Federation, site: Hospital) -> None:
