@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from coordinator.audit.commands import witness
+from coordinator.operator_options import Home, Json, home_of, opened
 from coordinator.terminal import emit, run, table
 from protocol.identifiers import Role
 
 if TYPE_CHECKING:
-    from sqlmodel import Session
-
-    from coordinator.appliance import Appliance
     from protocol.enrolment import Token
-    from protocol.witness_policy import WitnessPolicy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 people = typer.Typer(no_args_is_help=True, help="People: invite, list, confirm, change, disable.")
 sites = typer.Typer(no_args_is_help=True, help="Sites: invite, list, revoke.")
-witness = typer.Typer(no_args_is_help=True, help="An auditor as a witness of the log, where sites are few.")
 retention = typer.Typer(no_args_is_help=True, help="What is kept until when, and the erasure of what must go.")
 governance = typer.Typer(no_args_is_help=True, help="What the organisation that runs the coordinator says of itself.")
 app.add_typer(people, name="people")
@@ -29,11 +26,6 @@ app.add_typer(sites, name="sites")
 app.add_typer(witness, name="witness")
 app.add_typer(governance, name="governance")
 app.add_typer(retention, name="retention")
-
-Home = Annotated[
-    Path | None, typer.Option("--home", help="The coordinator's folder.", envvar="CLOISTER_COORDINATOR_HOME")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
@@ -55,7 +47,7 @@ def init(
     from coordinator.initialise import initialise
 
     made = initialise(
-        _home(home), address=address, listen=listen, database=database, name=name, administrator=administrator
+        home_of(home), address=address, listen=listen, database=database, name=name, administrator=administrator
     )
     emit(
         {
@@ -82,7 +74,7 @@ def serve(home: Home = None) -> None:
     from coordinator.server import serve as run_server
 
     configure_logs()
-    appliance = open_appliance(_home(home), migrate=True)
+    appliance = open_appliance(home_of(home), migrate=True)
     run_server(appliance, ready=lambda: typer.echo(f"ready at https://{appliance.settings.address}"))
 
 
@@ -91,7 +83,7 @@ def migrate(home: Home = None) -> None:
     """Bring the database to this program's version."""
     from coordinator.appliance import open_appliance
 
-    open_appliance(_home(home), migrate=True)
+    open_appliance(home_of(home), migrate=True)
     typer.echo("The database is up to date.")
 
 
@@ -100,7 +92,7 @@ def status(home: Home = None, as_json: Json = False) -> None:
     """Show whether it is being served, how large the log is, and who is enrolled."""
     from coordinator.status import describe
 
-    document = describe(_open(home))
+    document = describe(opened(home))
     emit(document, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in document.items()))
 
 
@@ -123,7 +115,7 @@ def governance_set(
     from coordinator.settings import load_settings
     from protocol.errors import Malformed
 
-    settings = load_settings(_home(home))
+    settings = load_settings(home_of(home))
     flags = {"notified", "objected", "baa"}
     engaged = []
     for text in subprocessor or []:
@@ -156,7 +148,7 @@ def governance_show(home: Home = None) -> None:
     from coordinator.settings import load_settings
     from protocol.errors import Malformed
 
-    said = load_governance(load_settings(_home(home)).home)
+    said = load_governance(load_settings(home_of(home)).home)
     if said is None:
         raise Malformed("Nothing was said yet.", "Run `cloister-coordinator governance set`.")
     typer.echo(said.to_toml())
@@ -167,7 +159,7 @@ def retention_plan(home: Home = None, as_json: Json = False) -> None:
     """Show what is held, what must go, and why the rest stays. Exit code 1: something is due, or stuck."""
     from coordinator.retention.report import lines, planned
 
-    document = planned(_open(home))
+    document = planned(opened(home))
     emit(document, as_json=as_json, text="\n".join(lines(document)))
     if any(row["standing"] in ("due", "stuck") for row in document["holdings"]):
         raise typer.Exit(1)
@@ -184,7 +176,7 @@ def retention_run(
     from coordinator.retention.purge import run as erase
     from coordinator.retention.report import planned, ran, run_lines, would_run
 
-    appliance = _open(home)
+    appliance = opened(home)
     document = would_run(planned(appliance)) if dry_run else ran(erase(appliance, policy_in_force(appliance)))
     emit(document, as_json=as_json, text="\n".join(run_lines(document)))
 
@@ -208,7 +200,7 @@ def people_add(
     from coordinator.people.accounts import invite
     from coordinator.people.federated_sign_in import bind
 
-    appliance = _open(home)
+    appliance = opened(home)
     with transaction(appliance.engine) as session:
         token = invite(session, appliance, name, role, organisation=organisation, site=site)
         if subject is not None:
@@ -222,7 +214,7 @@ def people_list(home: Home = None, as_json: Json = False) -> None:
     from coordinator.database import reading
     from coordinator.people.repository import PersonRepository
 
-    appliance, fields = _open(home), ("name", "role", "site", "status", "registered_at", "certified_at")
+    appliance, fields = opened(home), ("name", "role", "site", "status", "registered_at", "certified_at")
     with reading(appliance.engine) as session:
         rows = [{field: getattr(row, field) for field in fields} for row in PersonRepository(session).all()]
     emit(
@@ -247,7 +239,7 @@ def people_provider(
     from coordinator.people.identity_provider import save_identity_provider
     from coordinator.settings import load_settings
 
-    settings = load_settings(_home(home))
+    settings = load_settings(home_of(home))
     secret = secret_file.read_text(encoding="utf-8").strip()
     save_identity_provider(
         settings.home, issuer=issuer, client_id=client_id, secret=secret, ca=ca, multi_factor=tuple(method or ())
@@ -266,7 +258,7 @@ def people_confirm(
     from coordinator.database import transaction
     from coordinator.people.reviews import certify
 
-    appliance = _open(home)
+    appliance = opened(home)
     with transaction(appliance.engine) as session:
         person = certify(session, appliance, name, by=None, shared=shared)
     typer.echo(f"{name} is confirmed as {person.role}{', on a shared account' if shared else ''}.")
@@ -283,7 +275,7 @@ def people_role(
     from coordinator.database import transaction
     from coordinator.people.reviews import change_role
 
-    appliance = _open(home)
+    appliance = opened(home)
     with transaction(appliance.engine) as session:
         change_role(session, appliance, name, role, site=site)
     typer.echo(f"{name} is a {role.value} now.")
@@ -295,7 +287,7 @@ def people_disable(name: str, home: Home = None) -> None:
     from coordinator.database import transaction
     from coordinator.people.accounts import disable
 
-    appliance = _open(home)
+    appliance = opened(home)
     with transaction(appliance.engine) as session:
         disable(session, appliance, name)
     typer.echo(f"{name} is disabled.")
@@ -307,7 +299,7 @@ def sites_invite(name: str, home: Home = None, as_json: Json = False) -> None:
     from coordinator.database import transaction
     from coordinator.sites.enrolment import invite
 
-    appliance = _open(home)
+    appliance = opened(home)
     with transaction(appliance.engine) as session:
         token = invite(session, appliance, name)
     _print_token(token, as_json)
@@ -319,7 +311,7 @@ def sites_list(home: Home = None, as_json: Json = False) -> None:
     from coordinator.database import reading
     from coordinator.sites.repository import SiteRepository
 
-    with reading(_open(home).engine) as session:
+    with reading(opened(home).engine) as session:
         rows = [
             {"name": row.name, "status": row.status, "enrolled_at": row.enrolled_at, "not_after": row.not_after}
             for row in SiteRepository(session).all()
@@ -336,70 +328,10 @@ def sites_revoke(name: str, home: Home = None) -> None:
     from coordinator.database import transaction
     from coordinator.sites.enrolment import revoke
 
-    appliance = _open(home)
+    appliance = opened(home)
     with transaction(appliance.engine) as session:
         revoke(session, appliance, name)
     typer.echo(f"{name} is revoked.")
-
-
-@witness.command("join")
-def witness_join(
-    name: Annotated[str, typer.Argument(help="The auditor's name, as they gave it to their key.")],
-    key: Annotated[
-        str | None, typer.Option(help="The verifier key that `cloister audit witness init` printed.")
-    ] = None,
-    key_file: Annotated[Path | None, typer.Option(help="Or a file that holds it.")] = None,
-    home: Home = None,
-) -> None:
-    """Take an auditor into the witness policy, while fewer than four sites are enrolled."""
-    from coordinator.audit.auditors import join
-    from coordinator.database import transaction
-    from protocol.errors import Malformed
-
-    if (key is None) == (key_file is None):
-        raise Malformed("An auditor joins by one verifier key.", "Give --key or --key-file.")
-    text = key if key_file is None else key_file.read_text(encoding="utf-8")
-    appliance = _open(home)
-    with transaction(appliance.engine) as session:
-        policy = join(session, appliance, name, text or "", site_witnesses=_site_witnesses(session))
-    typer.echo(_policy_in_words(policy))
-
-
-@witness.command("remove")
-def witness_remove(name: str, home: Home = None) -> None:
-    """Take an auditor out of the witness policy."""
-    from coordinator.audit.auditors import remove
-    from coordinator.database import transaction
-
-    appliance = _open(home)
-    with transaction(appliance.engine) as session:
-        policy = remove(session, appliance, name, site_witnesses=_site_witnesses(session))
-    typer.echo(_policy_in_words(policy))
-
-
-@witness.command("list")
-def witness_list(home: Home = None, as_json: Json = False) -> None:
-    """List the auditors who are witnesses."""
-    from coordinator.audit.repository import LogRepository
-    from coordinator.database import reading
-
-    appliance = _open(home)
-    with reading(appliance.engine) as session:
-        auditors = LogRepository(session, appliance.settings.origin).auditors()
-        rows = [{"name": row.name, "joined_at": row.joined_at, "key": row.key} for row in auditors]
-    emit(rows, as_json=as_json, text=table(("name", "joined"), [(row["name"], row["joined_at"]) for row in rows]))
-
-
-def _site_witnesses(session: Session) -> list[str]:
-    from coordinator.sites.repository import SiteRepository
-
-    return [row.witness for row in SiteRepository(session).active() if row.witness]
-
-
-def _policy_in_words(policy: WitnessPolicy | None) -> str:
-    if policy is None:
-        return "No site is enrolled: the policy begins with the first."
-    return f"{len(policy.witnesses)} witnesses, of whom {policy.quorum} must cosign."
 
 
 def _print_token(token: Token, as_json: bool) -> None:
@@ -409,18 +341,6 @@ def _print_token(token: Token, as_json: bool) -> None:
         as_json=as_json,
         text=f"One-time token for {token.name} (24 hours, for `{command} TOKEN`):\n{token.to_text()}",
     )
-
-
-def _open(home: Path | None) -> Appliance:
-    from coordinator.appliance import open_appliance
-
-    return open_appliance(_home(home))
-
-
-def _home(home: Path | None) -> Path:
-    from coordinator.settings import default_home
-
-    return home if home is not None else default_home()
 
 
 def main() -> NoReturn:

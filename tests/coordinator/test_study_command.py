@@ -13,7 +13,7 @@ import yaml
 
 from coordinator.client.forecast import make_forecast
 from coordinator.client.spec_file import Problem, SpecInvalid, load_spec
-from coordinator.client.study import findings_text, status_text
+from coordinator.client.study_text import findings_text, status_text
 from protocol.errors import Malformed
 from tests.simulator.federation import NAMES, study_spec
 
