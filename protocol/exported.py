@@ -175,6 +175,9 @@ def _operator(node: Any) -> str:
 def _node(node: Any, names: Mapping[str, str]) -> GraphNode:
     operator, arguments = _operator(node), []
     for given in node["inputs"]:
+        if given["name"] == "memory_format":
+            # How numbers lie in memory; they are the same.
+            continue
         ((tag, content),) = given["arg"].items()
         kind: str
         value: Any

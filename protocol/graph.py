@@ -28,14 +28,18 @@ MAX_DOCUMENT = 400_000
 """Bytes of a graph's canonical JSON, initial weights included: it travels in the plan that every site signs."""
 LARGEST_WEIGHT = 1e4
 _PACK = "Make it with `cloister model pack`."
-DEFAULT_REMEDY = "Export the model with torch.export.export(model.eval(), (one_record,)) and torch.export.save."
+DEFAULT_REMEDY = (
+    "Export the model with torch.export.export(model.eval(), (one_record,)).run_decompositions({}), then call"
+    " torch.export.save."
+)
 
 _KINDS: Mapping[str, str] = {"t": "tensor", "T": "tensors", "i": "int", "I": "ints", "f": "float", "b": "bool",
                              "n": "none", "s": "text"}  # fmt: skip
 _OPERATORS = """
 linear.default input:t weight:t bias:tn | addmm.default self:t mat1:t mat2:t | mm.default self:t mat2:t
 matmul.default self:t other:t | bmm.default self:t mat2:t | t.default self:t
-permute.default self:t dims:I | transpose.int self:t dim0:i dim1:i | contiguous.default self:t | alias.default self:t
+permute.default self:t dims:I | transpose.int self:t dim0:i dim1:i | contiguous.default self:t
+alias.default self:t | clone.default self:t | prelu.default self:t weight:t
 view.default self:t size:I | reshape.default self:t shape:I | flatten.using_ints self:t start_dim:i end_dim:i
 unflatten.int self:t dim:i sizes:I | unsqueeze.default self:t dim:i | squeeze.dim self:t dim:i
 select.int self:t dim:i index:i | slice.Tensor self:t dim:i start:in end:in step:i | cat.default tensors:T dim:i
@@ -46,14 +50,19 @@ gelu.default self:t approximate:s | elu.default self:t alpha:if | leaky_relu.def
 softmax.int self:t dim:i | log_softmax.int self:t dim:i
 layer_norm.default input:t normalized_shape:I weight:tn bias:tn eps:f cudnn_enable:b
 group_norm.default input:t num_groups:i weight:tn bias:tn eps:f cudnn_enabled:b
+instance_norm.default input:t weight:tn bias:tn running_mean:n running_var:n use_input_stats:b momentum:f eps:f \
+cudnn_enabled:b
 conv1d.default input:t weight:t bias:tn stride:I padding:I dilation:I groups:i
 conv2d.default input:t weight:t bias:tn stride:I padding:I dilation:I groups:i
 conv3d.default input:t weight:t bias:tn stride:I padding:I dilation:I groups:i
 max_pool1d.default self:t kernel_size:I stride:I padding:I dilation:I ceil_mode:b
 max_pool2d.default self:t kernel_size:I stride:I padding:I dilation:I ceil_mode:b
+max_pool3d.default self:t kernel_size:I stride:I padding:I dilation:I ceil_mode:b
 avg_pool1d.default self:t kernel_size:I stride:I padding:I ceil_mode:b count_include_pad:b
 avg_pool2d.default self:t kernel_size:I stride:I padding:I ceil_mode:b count_include_pad:b
+avg_pool3d.default self:t kernel_size:I stride:I padding:I ceil_mode:b count_include_pad:b
 adaptive_avg_pool1d.default self:t output_size:I | adaptive_avg_pool2d.default self:t output_size:I
+adaptive_avg_pool3d.default self:t output_size:I
 scaled_dot_product_attention.default query:t key:t value:t attn_mask:n dropout_p:f is_causal:b scale:fn
 """
 
@@ -72,9 +81,8 @@ OPERATORS: Mapping[str, Mapping[str, frozenset[str]]] = _listed(_OPERATORS)
 TEXTS = frozenset({"none", "tanh"})
 REMEDIES = {
     "batch_norm": "It normalises over patients, which couples them: use GroupNorm or LayerNorm.",
-    "instance_norm": "Use GroupNorm.",
-    "dropout": "It draws random numbers: leave dropout out, or export after model.eval() without it.",
-    "relu_": "Give the layer inplace=False and export again.",
+    "dropout": "It draws random numbers: leave it out, or export model.eval() and call .run_decompositions({}).",
+    "_.": "It writes in place: give the layer inplace=False, or call .run_decompositions({}) before it is saved.",
 }
 _Size = Annotated[int, Field(ge=1, le=MAX_PARAMETERS)]
 _Value = Annotated[str, Field(pattern=r"^[pn][0-9]{1,5}$|^x$")]
@@ -131,7 +139,7 @@ class ExportedGraph(Frozen):
         scales = {
             argument.value
             for node in self.nodes
-            if node.operator in ("layer_norm.default", "group_norm.default")
+            if node.operator in ("layer_norm.default", "group_norm.default", "instance_norm.default")
             for argument in node.arguments
             if argument.name == "weight"
         }

@@ -1,6 +1,5 @@
-"""What each operator of a graph makes of its arguments: the shape of its value and its multiplications. Pure.
-
-The rules are those of torch's operators, whose shapes a test compares with these.
+"""What each operator of a graph makes of its arguments, by torch's own rules (a test compares them): the shape of its
+value and its multiplications. Pure.
 """
 
 from __future__ import annotations
@@ -238,9 +237,8 @@ def _reduced(call: Call) -> _Result:
 
 
 def _softmax(call: Call) -> _Result:
-    shape = call.shape("self")
-    axis(call.whole("dim"), len(shape))
-    return shape, math.prod(shape)
+    axis(call.whole("dim"), len(call.shape("self")))
+    return _same(call)
 
 
 def _layer_norm(call: Call) -> _Result:
@@ -256,6 +254,23 @@ def _group_norm(call: Call) -> _Result:
     given = {call.optional("weight"), call.optional("bias")}
     if len(shape) < 2 or groups < 1 or shape[1] % groups or not given <= {None, shape[1:2]}:
         raise Unfit("the groups do not fit the channels")
+    return shape, math.prod(shape)
+
+
+def _instance_norm(call: Call) -> _Result:
+    shape = call.shape("input")
+    given = {call.optional("weight"), call.optional("bias")}
+    if len(shape) < 3 or math.prod(shape[2:]) < 2 or not given <= {None, shape[1:2]}:
+        raise Unfit("there is nothing to normalise over, or weight or bias do not fit the channels")
+    if not call.flag("use_input_stats", default=False):
+        raise Unfit("it must normalise each record by its own values")
+    return shape, math.prod(shape)
+
+
+def _slopes(call: Call) -> _Result:
+    shape, weight = call.shape("self"), call.shape("weight")
+    if weight != (1,) and (len(shape) < 2 or weight != shape[1:2]):
+        raise Unfit("the slopes do not fit the channels")
     return shape, math.prod(shape)
 
 
@@ -369,15 +384,17 @@ RULES: Mapping[str, Callable[[Call], _Result]] = {
     **dict.fromkeys(("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor"), _combined),
     **dict.fromkeys(("mean.dim", "sum.dim_IntList"), _reduced),
     **dict.fromkeys(
-        ("contiguous.default", "alias.default", "relu.default", "tanh.default", "sigmoid.default", "silu.default",
-         "exp.default", "gelu.default", "elu.default", "leaky_relu.default"),
+        ("contiguous.default", "alias.default", "clone.default", "relu.default", "tanh.default", "sigmoid.default",
+         "silu.default", "exp.default", "gelu.default", "elu.default", "leaky_relu.default"),
         _same,
     ),
     **dict.fromkeys(("softmax.int", "log_softmax.int"), _softmax),
     "layer_norm.default": _layer_norm,
     "group_norm.default": _group_norm,
+    "instance_norm.default": _instance_norm,
+    "prelu.default": _slopes,
     **{f"conv{axes}d.default": _convolution(axes) for axes in (1, 2, 3)},
-    **{f"{kind}_pool{axes}d.default": _pooled(axes) for kind in ("max", "avg") for axes in (1, 2)},
-    **{f"adaptive_avg_pool{axes}d.default": _adaptive(axes) for axes in (1, 2)},
+    **{f"{kind}_pool{axes}d.default": _pooled(axes) for kind in ("max", "avg") for axes in (1, 2, 3)},
+    **{f"adaptive_avg_pool{axes}d.default": _adaptive(axes) for axes in (1, 2, 3)},
     "scaled_dot_product_attention.default": _attention,
 }  # fmt: skip

@@ -209,18 +209,35 @@ def _layer_norm(node: _Translated) -> str:
 
 
 def _group_norm(node: _Translated) -> str:
-    groups, channels = node.call.whole("num_groups"), node.shape[1]
+    groups = node.call.whole("num_groups")
     parts = node.body.reshaped(node.given("input"), (node.shape[0], groups, math.prod(node.shape[1:]) // groups))
     outer = node.body.outer
     scale, bias = outer.float32(np.ones(groups)), outer.float32(np.zeros(groups))
     value = node.add("InstanceNormalization", [parts, scale, bias], epsilon=node.real("eps", 1e-5))
-    value = node.body.reshaped(value, node.shape)
-    each = (1, channels, *(1 for _ in node.shape[2:]))
+    return _scaled(node, node.body.reshaped(value, node.shape))
+
+
+def _instance_norm(node: _Translated) -> str:
+    outer, channels = node.body.outer, node.shape[1]
+    scale, bias = outer.float32(np.ones(channels)), outer.float32(np.zeros(channels))
+    value = node.add("InstanceNormalization", [node.given("input"), scale, bias], epsilon=node.real("eps", 1e-5))
+    return _scaled(node, value)
+
+
+def _scaled(node: _Translated, value: str) -> str:
+    """Times weight, plus bias, one number for each channel."""
+    each = (1, node.shape[1], *(1 for _ in node.shape[2:]))
     for name, operator in (("weight", "Mul"), ("bias", "Add")):
         given = node.optional(name)
         if given is not None:
             value = node.add(operator, [value, node.body.reshaped(given, each)])
     return value
+
+
+def _prelu(node: _Translated) -> str:
+    slopes = node.call.shape("weight")
+    each = (*slopes, *(1 for _ in node.shape[2:]))
+    return node.add("PRelu", [node.given("self"), node.body.reshaped(node.given("weight"), each)])
 
 
 def _convolution(axes: int) -> Callable[[_Translated], str]:
@@ -275,7 +292,9 @@ TABLE: Mapping[str, Callable[[_Translated], str]] = {
     "t.default": _transposed,
     "permute.default": _permuted,
     "transpose.int": _exchanged,
-    **dict.fromkeys(("contiguous.default", "alias.default"), _one("Identity")),
+    **dict.fromkeys(("contiguous.default", "alias.default", "clone.default"), _one("Identity")),
+    "prelu.default": _prelu,
+    "instance_norm.default": _instance_norm,
     **dict.fromkeys(
         ("view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "unsqueeze.default", "squeeze.dim"),
         _reshaped,
@@ -304,9 +323,9 @@ TABLE: Mapping[str, Callable[[_Translated], str]] = {
     "layer_norm.default": _layer_norm,
     "group_norm.default": _group_norm,
     **{f"conv{axes}d.default": _convolution(axes) for axes in (1, 2, 3)},
-    **{f"max_pool{axes}d.default": _pooled("MaxPool", axes) for axes in (1, 2)},
-    **{f"avg_pool{axes}d.default": _pooled("AveragePool", axes) for axes in (1, 2)},
-    **dict.fromkeys(("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default"), _adaptive),
+    **{f"max_pool{axes}d.default": _pooled("MaxPool", axes) for axes in (1, 2, 3)},
+    **{f"avg_pool{axes}d.default": _pooled("AveragePool", axes) for axes in (1, 2, 3)},
+    **{f"adaptive_avg_pool{axes}d.default": _adaptive for axes in (1, 2, 3)},
     "scaled_dot_product_attention.default": _attention,
 }
 """Each listed operator -> its ONNX nodes."""

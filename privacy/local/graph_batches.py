@@ -167,7 +167,7 @@ _RULES: Mapping[str, _Rule] = {
     **{
         f"{name}.default": _elementwise
         for name in (
-            "contiguous", "alias", "relu", "tanh", "sigmoid", "silu", "exp", "gelu", "elu", "leaky_relu",
+            "contiguous", "alias", "clone", "relu", "tanh", "sigmoid", "silu", "exp", "gelu", "elu", "leaky_relu",
         )
     },
     **dict.fromkeys(
@@ -187,6 +187,7 @@ _RULES: Mapping[str, _Rule] = {
     "scaled_dot_product_attention.default": _attention,
     "layer_norm.default": _layer_norm,
     "group_norm.default": _merged("input", 2),
+    "instance_norm.default": _merged("input", 3),
     **{f"{kind}_pool{axes}d.default": _merged("self", axes + 2)
-       for kind in ("max", "avg", "adaptive_avg") for axes in (1, 2)},
+       for kind in ("max", "avg", "adaptive_avg") for axes in (1, 2, 3)},
 }  # fmt: skip

@@ -241,6 +241,9 @@ class _Layering:
         if node.operator == "group_norm.default" and bias is not None:
             groups = nn.GroupNorm(plain["num_groups"], shape[1], plain.get("eps", 1e-5), device="meta")
             return self._filled(groups, weight, bias, x, apart=True)
+        if node.operator == "instance_norm.default" and bias is not None and len(shape) in _INSTANCES:
+            instances = _INSTANCES[len(shape)](shape[1], plain.get("eps", 1e-5), affine=True, device="meta")
+            return self._filled(instances, weight, bias, x, apart=True)
         kind = _CONVOLUTIONS.get(node.operator)
         if kind is None:
             return None
@@ -297,6 +300,7 @@ _CONVOLUTIONS: Mapping[str, Callable[..., nn.Module]] = {
     "conv2d.default": nn.Conv2d,
     "conv3d.default": nn.Conv3d,
 }
+_INSTANCES: Mapping[int, Callable[..., nn.Module]] = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 
 
 def _names(node: Node) -> dict[str, str]:

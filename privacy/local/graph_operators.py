@@ -82,6 +82,24 @@ def _attention(
     return torch.softmax(scores, dim=-1) @ value
 
 
+def _instance_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: None = None,
+    running_var: None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = False,
+) -> Tensor:
+    """torch's own, with the arguments that torch has no defaults for."""
+    if running_mean is not None or running_var is not None or not use_input_stats:
+        raise ValueError("a record is normalised by its own values")
+    found: Tensor = torch.ops.aten.instance_norm.default(input, weight, bias, None, None, True, 0.0, eps, False)
+    return found
+
+
 _NAMES = """
 linear.default addmm.default mm.default matmul.default bmm.default t.default permute.default transpose.int
 contiguous.default alias.default reshape.default flatten.using_ints unflatten.int unsqueeze.default squeeze.dim
@@ -89,6 +107,7 @@ select.int slice.Tensor cat.default add.Tensor sub.Tensor mul.Tensor div.Tensor 
 tanh.default sigmoid.default silu.default exp.default gelu.default elu.default leaky_relu.default softmax.int
 log_softmax.int layer_norm.default group_norm.default conv1d.default conv2d.default conv3d.default max_pool1d.default
 max_pool2d.default avg_pool1d.default avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
+clone.default prelu.default max_pool3d.default avg_pool3d.default adaptive_avg_pool3d.default
 """
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{
@@ -97,6 +116,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     },
     # A view of what does not lie in order fails in torch; the numbers are the same.
     "view.default": lambda self, size: self.reshape(size),
+    "instance_norm.default": _instance_norm,
     "scaled_dot_product_attention.default": _attention,
 }
 

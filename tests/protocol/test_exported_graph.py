@@ -176,6 +176,58 @@ class Constant(Perceptron):
         return self.layers(x * self.factor)
 
 
+class Ordinary(nn.Module):
+    """As models are written: dropout, in place, an instance norm, slopes; two of them need `run_decompositions`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True)
+        self.slopes, self.attention = nn.PReLU(4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.relu, self.dropout, self.head = nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.slopes(self.norm(self.convolution(x))).flatten(2).transpose(1, 2)
+        h = self.relu(self.attention(h, h, h, need_weights=False)[0])
+        return self.head(self.dropout(h).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own use of its own class
+def test_what_writes_in_place_or_is_switched_off_is_gone_once_decomposed() -> None:
+    torch.manual_seed(3)
+    model = Ordinary().eval()
+    one = torch.randn(1, 1, 6, 6)
+    with pytest.raises(ExportRefused, match="on the list") as refused:
+        read_exported(exported(model, 1, 6, 6))
+    assert "run_decompositions" in refused.value.remedy
+    out = io.BytesIO()
+    torch.export.save(torch.export.export(model, (one,)).run_decompositions({}), out)
+    graph, weights = read_exported(out.getvalue())
+    values = np.frombuffer(weights, dtype="<f8")
+    found = graph_outputs(graph, values, one.numpy().astype(float))
+    np.testing.assert_allclose(found, model(one).detach().numpy(), atol=1e-5)
+    own = torch.cat([p.detach().flatten() for p in model.parameters()])
+    np.testing.assert_array_equal(values, own.double().numpy())
+    scales = [name for name, shape in graph.tensors() if len(shape) == 1 and name.endswith("weight")]
+    assert scales == ["parameters.2.weight"]  # the norm's: it begins at 1
+    # Active dropout stays refused.
+    out = io.BytesIO()
+    torch.export.save(torch.export.export(Dropping(), (torch.zeros(1, WIDTH),)).run_decompositions({}), out)
+    with pytest.raises(ExportRefused, match="on the list"):
+        read_exported(out.getvalue())
+
+
+def test_statistics_that_are_not_the_record_s_own_are_refused() -> None:
+    given = {"input": ("tensor", "x"), "momentum": ("float", 0.1), "eps": ("float", 1e-5),
+             "cudnn_enabled": ("bool", False)}  # fmt: skip
+    for stats in ({}, {"use_input_stats": ("bool", False)}):
+        made = node("instance_norm.default", **given, **stats)
+        graph = ExportedGraph(input=(2, 4), parameters=((1,),), nodes=(made,), output="n0")
+        with pytest.raises(ExportRefused, match="its own values"):
+            measure(graph)
+        with pytest.raises((ValueError, ExportRefused)):
+            graph_outputs(graph, np.ones(1), np.ones((1, 2, 4))) if stats else measure(graph)
+
+
 class TwoLogits(nn.Linear):
     def __init__(self) -> None:
         super().__init__(WIDTH, 2)
