@@ -60,7 +60,7 @@ def open_by_site(session: Session, appliance: Appliance, site: Site, data: bytes
 
     Raises BadSignature, Malformed, Refused for what is another's.
     """
-    happened, incidents = _read(data, site), IncidentRepository(session)
+    happened, incidents = read_report(data, site), IncidentRepository(session)
     present = incidents.find(happened.incident)
     if present is not None:
         if present.report != data:
@@ -181,7 +181,8 @@ def _takes_part(session: Session, study: str, site: str) -> bool:
     return row.plan is not None and site in plan_of(row).names
 
 
-def _read(data: bytes, site: Site) -> Incident:
+def read_report(data: bytes, site: Site) -> Incident:
+    """What the site reports, verified under its key. Raises BadSignature, Malformed, Refused."""
     key = VerifyingKey.from_text(site.identity or "")
     envelope = Envelope.from_bytes(data)
     open_json(envelope, INCIDENT_REPORT_TYPE, {key.key_id: key})

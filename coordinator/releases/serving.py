@@ -37,7 +37,7 @@ def take(session: Session, appliance: Appliance, site: Site, data: bytes) -> Ser
     Raises BadSignature, Malformed, NotFound for a release that is not for this site, Conflict for another report under
     an identifier that is taken.
     """
-    report = _read(data, site)
+    report = read_report(data, site)
     releases = ReleaseRepository(session)
     release = releases.get(report.release)
     if site.name not in subject_of_release(release).recipients:
@@ -101,7 +101,8 @@ def where_served(releases: ReleaseRepository, release: str) -> list[dict[str, An
     return [told[site] for site in sorted(told)]
 
 
-def _read(data: bytes, site: Site) -> ServingReport:
+def read_report(data: bytes, site: Site) -> ServingReport:
+    """What the site tells, verified under its key. Raises BadSignature, Malformed, Refused."""
     if site.identity is None:
         raise Malformed("This site has no key on record.", "Enrol it first.")
     key = VerifyingKey.from_text(site.identity)

@@ -35,7 +35,7 @@ def open_review(session: Session, appliance: Appliance, site: Site, data: bytes)
 
     Raises BadSignature, Malformed, Refused for a study that the site is not in, Conflict for a used identifier.
     """
-    notice, reviews = _read(data, site), ReviewRepository(session)
+    notice, reviews = read_notice(data, site), ReviewRepository(session)
     present = reviews.find(notice.review)
     if present is not None:
         if present.notice != data:
@@ -99,7 +99,8 @@ def close_review(
     return row
 
 
-def _read(data: bytes, site: Site) -> WithdrawalNotice:
+def read_notice(data: bytes, site: Site) -> WithdrawalNotice:
+    """What the site tells, verified under its key. Raises BadSignature, Malformed, Refused."""
     key = VerifyingKey.from_text(site.identity or "")
     envelope = Envelope.from_bytes(data)
     open_json(envelope, WITHDRAWAL_NOTICE_TYPE, {key.key_id: key})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mutation import mutations
-from targets import Target
+from target import Target
 
 from protocol.errors import CloisterError
 

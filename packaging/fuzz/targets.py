@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 
@@ -11,6 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from signed_targets import signed_targets
+from target import Target
 
 from coordinator.client.audit_bundle import AUDIT_FILES, verify_bundle
 from coordinator.sites.certificate_request import request_key
@@ -44,18 +44,6 @@ POLICY = WitnessPolicy(
 SALT = bytes(range(32))
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
-Read = Callable[[bytes], bool]
-"""Whether a changed input passes for a good one; raises CloisterError where it is refused."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A format: good inputs, the words it is made of, its reading."""
-
-    seeds: tuple[bytes, ...]
-    words: tuple[bytes, ...]
-    read: Read
-
 
 @cache
 def targets() -> dict[str, Target]:
@@ -74,6 +62,7 @@ def targets() -> dict[str, Target]:
         "audit bundles": bundles,
         "audit entries": entries,
         "release containers": _containers(),
+        **signed_targets(),
     }
     for name, target in found.items():
         for seed in target.seeds:

@@ -13,11 +13,12 @@ sys.path.append(str(Path(__file__).parents[2] / "packaging" / "fuzz"))
 
 from fuzzing import fuzz
 from mutation import mutations
-from targets import Target, targets
+from target import Target
+from targets import targets
 
 from protocol.errors import Malformed
 
-INPUTS = {"packs": 150, "audit bundles": 250}
+INPUTS = {"packs": 150, "audit bundles": 250, "release statements": 150, "papers": 250}
 
 
 @pytest.mark.parametrize("name", sorted(targets()))
