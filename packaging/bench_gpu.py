@@ -106,6 +106,7 @@ class Contest:
         import torch
         from torch.nn import functional
 
+        from privacy.dpsgd.noise_grid import noise_grid
         from privacy.dpsgd.private_gradients import PrivateGradients
         from privacy.dpsgd.tensor_noise import NoiseAhead
         from privacy.entropy import KeyStream
@@ -116,15 +117,16 @@ class Contest:
         for parameter in module.parameters():
             parameter.data = flat[start : start + parameter.numel()].view(parameter.shape)
             start += parameter.numel()
+        grid = noise_grid(flat.numel(), 1.0, 1.0)
         gradients = PrivateGradients(
             module,
             lambda output, target: functional.cross_entropy(output, target, reduction="none"),
-            clip=1.0,
+            clip=1.0 if grid is None else grid.clip,
             engine="bookkeeping",
             micro_batch=self._micro_batch,
             autocast=torch.bfloat16,
         )
-        noise = threads.enter_context(NoiseAhead(flat.numel(), 1.0, KeyStream.fresh(os.urandom)))
+        noise = threads.enter_context(NoiseAhead(flat.numel(), 1.0, KeyStream.fresh(os.urandom), grid))
 
         def step() -> None:
             total = gradients.clipped_sum(self._inputs, self._targets).total

@@ -30,6 +30,8 @@ sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
 
 Row = dict[str, Any]
 Step = Callable[[], None]
+Noise = Callable[[int, Any], Callable[[Any], None]]
+"""(length, grid) -> what adds noise to a vector."""
 SECONDS = 6.0
 LEAST_TURNS = 4
 OPACUS_MODES = ("hooks", "functorch", "ew", "fastclip", "ghost")
@@ -39,6 +41,7 @@ MEMORY_GOAL = 1.6
 MEMORY_TURNS = 3
 KEPT = 1 << 20
 LEARNING_RATE = 0.05
+CLIP = STD = 1.0
 THREADS = contextlib.ExitStack()
 
 
@@ -78,12 +81,13 @@ def plain_step(name: str) -> Step:
     return step
 
 
-def private_step(name: str, engine: str, noise: Callable[[int], Callable[[Any], None]]) -> Step:
-    """Ours: clipped sum, noise, update. `noise(D)` makes what adds noise to a vector."""
+def private_step(name: str, engine: str, noise: Noise) -> Step:
+    """Ours: clipped sum, noise, update."""
     import torch
     from dp_models import SETTINGS
     from torch.nn import functional
 
+    from privacy.dpsgd.noise_grid import noise_grid
     from privacy.dpsgd.private_gradients import PrivateGradients
 
     torch.manual_seed(0)
@@ -95,14 +99,15 @@ def private_step(name: str, engine: str, noise: Callable[[int], Callable[[Any], 
     for parameter in module.parameters():
         parameter.data = flat[start : start + parameter.numel()].view(parameter.shape)
         start += parameter.numel()
+    grid = noise_grid(flat.numel(), CLIP, STD)
     gradients = PrivateGradients(
         module,
         lambda output, target: functional.cross_entropy(output, target, reduction="none"),
-        clip=1.0,
+        clip=CLIP if grid is None else grid.clip,
         engine=engine,  # type: ignore[arg-type]
         clock=time.thread_time,
     )
-    add = noise(flat.numel())
+    add = noise(flat.numel(), grid)
     # A large model's sum takes the memory that the backward pass has given back; a small one's stays in the cache.
     kept = torch.empty_like(flat) if flat.numel() < KEPT else None
 
@@ -114,20 +119,29 @@ def private_step(name: str, engine: str, noise: Callable[[int], Callable[[Any], 
     return step
 
 
-def noise_in_line(_: int) -> Callable[[Any], None]:
+def noise_in_line(_: int, grid: Any) -> Callable[[Any], None]:
+    """On the grid as at a site: rounded before and after."""
     from privacy.dpsgd.tensor_noise import TensorNoise
     from privacy.entropy import KeyStream
 
     noise = TensorNoise(KeyStream.fresh(os.urandom))
-    return lambda values: noise.add_(values, 1.0)
+
+    def add(values: Any) -> None:
+        if grid is not None:
+            grid.round_(values.numpy())
+        noise.add_(values, STD)
+        if grid is not None:
+            grid.round_(values.numpy())
+
+    return add
 
 
-def noise_ahead(length: int) -> Callable[[Any], None]:
+def noise_ahead(length: int, grid: Any) -> Callable[[Any], None]:
     """Drawn on a thread, which ends with this process' work."""
     from privacy.dpsgd.tensor_noise import NoiseAhead
     from privacy.entropy import KeyStream
 
-    return THREADS.enter_context(NoiseAhead(length, 1.0, KeyStream.fresh(os.urandom))).add_
+    return THREADS.enter_context(NoiseAhead(length, STD, KeyStream.fresh(os.urandom), grid)).add_
 
 
 def opacus_step(name: str, mode: str) -> Step:

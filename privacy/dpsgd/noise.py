@@ -1,9 +1,10 @@
 """Gaussian noise in float64 from a cryptographic stream.
 
-The caveat to state: a float64 sampler is not an ideal Gaussian (Mironov 2012). Values are multiples of
-about 2^-53 of their size and reach at most 8.7 standard deviations. The randomised rounding onto a grid
-that follows (see privacy.secagg.quantization) hides the low-order bits, but no proof covers the sampler
-itself.
+The caveats to state: a float64 sampler is not an ideal Gaussian. Values are multiples of about 2^-53 of their size and
+reach at most 8.7 standard deviations; no proof covers the sampler itself. That the low-order bits of a noised sum show
+those of the sum (Mironov 2012) is closed for gradients by `privacy.dpsgd.noise_grid`: sum and result are multiples of
+one step. What goes into a secure sum, gradients and counts alike, is rounded at random onto that sum's grid besides
+(`privacy.secagg.quantization`).
 """
 
 from __future__ import annotations

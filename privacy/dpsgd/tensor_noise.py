@@ -1,6 +1,8 @@
 """The noise of `privacy.dpsgd.noise` for those who have torch, whose vector functions are several times faster.
 
-The same caveats hold. Values reach 8.6 standard deviations at most, from uniforms of 52 random bits.
+The same caveats hold. Values reach 8.6 standard deviations at most, from uniforms of 52 random bits. On a grid
+(`privacy.dpsgd.noise_grid`) a float32 sum gets noise that is ready in float32, at half the memory and a sixth of the
+time that float64 noise takes, and without a trace of the sum in its low bits.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from privacy.dpsgd.noise_grid import REACH, SIGNIFICANT_BITS, NoiseGrid
 from privacy.entropy import KeyStream
 from privacy.errors import ParameterError
 
@@ -22,8 +25,10 @@ CHUNK = 1 << 14
 CHUNK_AHEAD = 1 << 16
 BLOCK_AHEAD = 1 << 20
 _PIECE = 1 << 16
+_PIECE_ON_GRID = 1 << 17
 _MANTISSA = (1 << 52) - 1
 _ONE = 0x3FF << 52
+_EXACT = 2.0 ** SIGNIFICANT_BITS[np.dtype(np.float32)]
 _ALMOST_ONE = 1.0 - 2.0**-53
 
 
@@ -55,6 +60,17 @@ class TensorNoise:
         for start in range(0, values.numel(), self._size):
             self._fill(values[start : start + self._size], std)
 
+    def fill_on_grid_(self, values: Tensor, std: float, grid: NoiseGrid) -> None:
+        """Overwrite a contiguous float32 or float64 vector with noise drawn in float64 and rounded to the grid. Raises
+        ParameterError as `add_` does.
+        """
+        _require(values, std)
+        for start in range(0, values.numel(), self._size):
+            part = values[start : start + self._size]
+            draw = self._draw[: part.numel()]
+            self._fill(draw, std / grid.step)
+            part.copy_(draw.round_().mul_(grid.step))
+
     def _fill(self, draw: Tensor, std: float) -> None:
         count = draw.numel()
         half = (count + 1) // 2
@@ -76,16 +92,23 @@ class TensorNoise:
 class NoiseAhead:
     """Draws the noise of coming steps on a thread while this step computes. Use as a context manager.
 
-    Costs memory, two blocks of a million float64 for a small model and one vector of float64 for a large one, and as
-    much of another core's time as drawing it here would.
+    With a grid, sum and noise are rounded to it (`privacy.dpsgd.noise_grid`), for float32 sums of patients clipped to
+    `grid.clip`; without, the noise is added in float64. Costs memory, two blocks of a million entries for a small model
+    and one vector for a large one, in float32 with a grid and else in float64, and as much of another core's time as
+    drawing it here would.
     """
 
-    def __init__(self, length: int, std: float, stream: KeyStream) -> None:
-        """length: entries of one step's noise. Raises ParameterError unless `std` is finite and above 0."""
+    def __init__(self, length: int, std: float, stream: KeyStream, grid: NoiseGrid | None = None) -> None:
+        """length: entries of one step's noise. grid: of this length and std, for float32. Raises ParameterError unless
+        `std` is finite and above 0, and for a grid too fine for it.
+        """
         steps = max(1, BLOCK_AHEAD // max(1, length))
-        self._blocks = [torch.empty((steps, length), dtype=torch.float64) for _ in range(1 if steps == 1 else 2)]
+        dtype = torch.float64 if grid is None else torch.float32
+        self._blocks = [torch.empty((steps, length), dtype=dtype) for _ in range(1 if steps == 1 else 2)]
         _require(self._blocks[0].view(-1), std)
-        self._noise, self._std = TensorNoise(stream, CHUNK_AHEAD), std
+        if grid is not None and REACH * std > grid.step * _EXACT:
+            raise ParameterError("The noise is not exact on this grid.", "Make the grid for this noise, in float32.")
+        self._noise, self._std, self._grid = TensorNoise(stream, CHUNK_AHEAD), std, grid
         self._free: SimpleQueue[Tensor | None] = SimpleQueue()
         self._drawn: SimpleQueue[Tensor | BaseException] = SimpleQueue()
         self._current: Tensor | None = None
@@ -106,10 +129,12 @@ class NoiseAhead:
     def add_(self, values: Tensor) -> None:
         """Add a vector of noise, never used before, waiting for it if need be.
 
-        Raises ParameterError when the length differs, and what the thread raised.
+        Raises ParameterError when the length differs, or on a grid the precision, and what the thread raised.
         """
         if values.shape != self._blocks[0].shape[1:]:
             raise ParameterError("The noise has another length than the sum.", "Draw noise for this model.")
+        if self._grid is not None and values.dtype != torch.float32:
+            raise ParameterError("This noise's grid is for sums in float32.", "Leave the grid out, or sum in float32.")
         if self._failure is not None:
             raise self._failure
         if self._current is None:
@@ -118,7 +143,11 @@ class NoiseAhead:
                 self._failure = drawn
                 raise drawn
             self._current, self._used = drawn, 0
-        _add(self._current[self._used].to(values.device), values)
+        noise = self._current[self._used].to(values.device)
+        if self._grid is None:
+            _add(noise, values)
+        else:
+            _add_on_grid(noise, values, self._grid.step)
         self._used += 1
         if self._used == self._current.shape[0]:
             self._free.put(self._current)
@@ -127,7 +156,10 @@ class NoiseAhead:
     def _run(self) -> None:
         while (block := self._free.get()) is not None:
             try:
-                self._noise.fill_(block.view(-1), self._std)
+                if self._grid is None:
+                    self._noise.fill_(block.view(-1), self._std)
+                else:
+                    self._noise.fill_on_grid_(block.view(-1), self._std, self._grid)
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that takes the noise
                 self._drawn.put(error)
                 return
@@ -145,6 +177,15 @@ def _add(noise: Tensor, values: Tensor) -> None:
         part = values[start : start + size]
         exact = buffer[: part.numel()]
         part.copy_(exact.copy_(part).add_(noise[start : start + size]))
+
+
+def _add_on_grid(noise: Tensor, values: Tensor, step: float) -> None:
+    """values = step round(values / step) + noise. Scaling by a power of two is exact: only the sum is rounded."""
+    size = min(_PIECE_ON_GRID, values.numel()) if values.device.type == "cpu" else values.numel()
+    for start in range(0, values.numel(), max(1, size)):
+        part = values[start : start + size]
+        part.mul_(1.0 / step).round_()
+        torch.add(noise[start : start + size], part, alpha=step, out=part)
 
 
 def _require(values: Tensor, std: float) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from privacy.auditing.membership import Prediction, attack_counts
 from privacy.dpsgd.noise import add_gaussian
+from privacy.dpsgd.noise_grid import noise_grid
 from privacy.dpsgd.sampling import poisson_sample
 from privacy.entropy import Entropy, Float64, KeyStream
 from privacy.errors import ParameterError
@@ -60,18 +61,23 @@ def private_gradient_sum(
 ) -> Float64:
     """The clipped sum plus N(0, noise_std^2) on every coordinate; noise is added to an empty sample too.
 
-    noise_std: the site's share, sigma C / sqrt(K - t), above 0. Raises ParameterError.
+    noise_std: the site's share, sigma C / sqrt(K - t), above 0. The sum before the noise and the result are rounded to
+    the grid of `privacy.dpsgd.noise_grid`: patients are clipped a little lower, relatively by 1e-9 or so, so that the
+    rounded sum's sensitivity is `clip`. Raises ParameterError.
     """
+    grid = noise_grid(model.parameters, clip, noise_std, np.float64)
     total = clipped_gradient_sum(
         group,
         model,
         parameters,
-        clip=clip,
+        clip=clip if grid is None else grid.clip,
         sampling_rate=sampling_rate,
         entropy=entropy,
         hardware=hardware,
         ranks=ranks,
     )
+    if grid is not None:
+        grid.round_(total)
     if model.uses_torch:
         # Loaded already, and its vector functions draw four times faster.
         import torch
@@ -81,6 +87,8 @@ def private_gradient_sum(
         TensorNoise(KeyStream.fresh(entropy)).add_(torch.from_numpy(total), noise_std)
     else:
         add_gaussian(total, noise_std, KeyStream.fresh(entropy))
+    if grid is not None:
+        grid.round_(total)
     return total
 
 
