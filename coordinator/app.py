@@ -25,6 +25,7 @@ from coordinator.policy.active import active_policy
 from coordinator.policy.routes import router as policy_router
 from coordinator.releases.routes import router as releases_router
 from coordinator.releases.routes import site_router as site_releases_router
+from coordinator.retention.routes import dossiers as dossiers_router
 from coordinator.retention.routes import router as retention_router
 from coordinator.reviews.routes import router as reviews_router
 from coordinator.rounds.routes import PREFIX as CONTRIBUTIONS
@@ -69,6 +70,7 @@ def create_app(appliance: Appliance, *, lifespan: Lifespan | None = None) -> Fas
     for router in (
         open_router, people_router, sites_router, audit_router, evidence_router, studies_router, rounds_router,
         releases_router, incidents_router, reviews_router, retention_router, site_releases_router, passkeys_router,
+        dossiers_router,
         policy_router, console_router,
     ):  # fmt: skip
         app.include_router(router)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -37,8 +37,12 @@ class Past:
     waived: frozenset[tuple[str, str]] = frozenset()
 
 
-def replay(past: Sequence[Past], policy: Policy) -> dict[str, Any]:
-    """`{"policy", "replayed", "not_replayable", "changed", "decisions"}`.
+def replay(
+    past: Sequence[Past], policy: Policy, judging: Callable[[Past, Policy], Sequence[Pack]] | None = None
+) -> dict[str, Any]:
+    """judging: the packs, or parts of packs, that judge a decision's gate; those of the coordinator if left out.
+
+    `{"policy", "replayed", "not_replayable", "changed", "decisions"}`.
 
     `decisions`: one for each decision whose outcome or findings differ: `{"entry", "gate", "subject", "at", "was",
     "becomes", "findings"}`, findings as `policies.findings.Finding.to_dict` gives them. `not_replayable`: entries
@@ -50,7 +54,7 @@ def replay(past: Sequence[Past], policy: Policy) -> dict[str, Any]:
             lost.append(item.entry)
             continue
         replayed += 1
-        decision = take_again(item, policy)
+        decision = take_again(item, policy, judging)
         if decision.outcome.value != item.outcome:
             changed.append(
                 {
@@ -72,13 +76,29 @@ def replay(past: Sequence[Past], policy: Policy) -> dict[str, Any]:
     }
 
 
-def take_again(past: Past, policy: Policy) -> Decision:
-    """The decision at its own time, by those packs, or parts of packs, that judge its gate at the coordinator."""
-    facts = past.facts or {}
-    part = sites_part if "site" in facts else coordinators_part
-    packs = policy.packs if past.gate != "round" else tuple(map(part, policy.packs))
+def in_words(report: dict[str, Any]) -> str:
+    """What `replay` found, for a person."""
+    lines = [f"{report['replayed']} decisions were taken again; {report['changed']} would come out differently."]
+    if report["not_replayable"]:
+        lines.append(f"{len(report['not_replayable'])} have no facts any more and could not be taken again.")
+    for item in report["decisions"]:
+        lines += ["", f"{item['at']} {item['gate']} {item['subject']}: was {item['was']}, becomes {item['becomes']}"]
+        lines += [f"  {found['rule']} ({found['citation']}): {found['message']}" for found in item["findings"][:5]]
+    return "\n".join(lines)
+
+
+def take_again(
+    past: Past, policy: Policy, judging: Callable[[Past, Policy], Sequence[Pack]] | None = None
+) -> Decision:
+    """The decision at its own time, by those packs, or parts of packs, that judge its gate."""
+    facts, packs = past.facts or {}, (judging or _at_coordinator)(past, policy)
     decision = evaluate(past.gate, facts, packs, policy.parameters, now=past.at)
     return waive(decision, packs, past.waived)
+
+
+def _at_coordinator(past: Past, policy: Policy) -> Sequence[Pack]:
+    part = sites_part if "site" in (past.facts or {}) else coordinators_part
+    return policy.packs if past.gate != "round" else tuple(map(part, policy.packs))
 
 
 def coordinators_part(pack: Pack) -> Pack:

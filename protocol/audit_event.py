@@ -93,6 +93,8 @@ class EventType(StrEnum):
     REVIEW_CLOSED = "review.closed"
     AUDIT_EXPORTED = "audit.exported"
     AUDIT_REVIEWED = "audit.reviewed"
+    DOSSIER_REMOVAL_ASKED = "dossier.removal-asked"
+    DOSSIER_REMOVED = "dossier.removed"
     RECORDS_PURGED = "records.purged"
     PAYLOADS_PRUNED = "payloads.pruned"
     PAYLOAD_ERASURE_ASKED = "payload.erasure-asked"

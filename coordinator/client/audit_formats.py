@@ -29,7 +29,7 @@ _CREATE, _READ, _UPDATE, _DELETE, _OTHER = 1, 2, 3, 4, 99
 _ACTIVITIES = {
     "started": _CREATE, "invited": _CREATE, "registered": _CREATE, "enrolled": _CREATE, "proposed": _CREATE,
     "drafted": _CREATE, "attempted": _CREATE, "exported": _READ, "downloaded": _READ, "evaluated": _READ,
-    "joined": _CREATE, "removed": _DELETE,
+    "joined": _CREATE, "removed": _DELETE, "removal-asked": _UPDATE,
     "disabled": _DELETE, "revoked": _DELETE, "certificate-renewed": _UPDATE, "activated": _UPDATE, "approved": _UPDATE,
     "rejected": _UPDATE, "consented": _UPDATE, "refused": _UPDATE, "stopped": _UPDATE, "committed": _UPDATE,
     "locked-out": _UPDATE, "credential-changed": _UPDATE, "role-changed": _UPDATE, "certified": _UPDATE,

@@ -27,6 +27,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Don't ask before signing.")]
 __all__ = ["app"]
 IN_FORCE = "in-force"
 PAGE = 200
+LAPSE = (
+    "\nWhere a hospital granted a study under packs of the set in force that this one takes back or writes anew, the "
+    "grant lapses and the hospital refuses the study's rounds: let running studies end first, or propose them again."
+)
 
 
 @app.command("list")
@@ -128,7 +132,7 @@ def dry_run(
     """Take past decisions again under other packs: which would have come out differently, and why. Changes nothing."""
     from coordinator.client.account import open_account
     from policies.packs import policy_from
-    from policies.replay import replay
+    from policies.replay import in_words, replay
 
     with open_account(home).connect() as connection:
         if packs.startswith("sha256:"):
@@ -138,7 +142,7 @@ def dry_run(
             documents = _documents(packs, parameters, in_force)
         past = _past(connection, gate, about, limit)
     report = replay(past, policy_from(documents))
-    emit(report, as_json=as_json, text=_replay_in_words(report))
+    emit(report, as_json=as_json, text=in_words(report))
 
 
 def _vote(
@@ -261,7 +265,8 @@ def _difference(connection: Connection, documents: dict[str, bytes]) -> dict[str
 def _difference_in_words(report: dict[str, Any]) -> str:
     from policies.difference import in_words
 
-    return "Compared with what is in force:\n" + in_words(report)
+    lapse = "" if not any(report["packs"][side] for side in ("removed", "changed")) else LAPSE
+    return "Compared with what is in force:\n" + in_words(report) + lapse
 
 
 def _set_in_words(told: dict[str, Any], report: dict[str, Any]) -> str:
@@ -297,16 +302,6 @@ def _past(connection: Connection, gate: str | None, about: str | None, limit: in
             break
         query["before"] = rows[-1]["entry"]
     return found
-
-
-def _replay_in_words(report: dict[str, Any]) -> str:
-    lines = [f"{report['replayed']} decisions were taken again; {report['changed']} would come out differently."]
-    if report["not_replayable"]:
-        lines.append(f"{len(report['not_replayable'])} have no facts any more and could not be taken again.")
-    for item in report["decisions"]:
-        lines += ["", f"{item['at']} {item['gate']} {item['subject']}: was {item['was']}, becomes {item['becomes']}"]
-        lines += [f"  {found['rule']} ({found['citation']}): {found['message']}" for found in item["findings"][:5]]
-    return "\n".join(lines)
 
 
 def _write(out: Path, documents: dict[str, bytes]) -> None:

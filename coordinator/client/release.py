@@ -86,6 +86,23 @@ def show(release: Name, home: Home = None, as_json: Json = False) -> None:
     emit(document, as_json=as_json, text="\n".join(text))
 
 
+@app.command("remove-dossier")
+def remove_dossier(
+    release: Name,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Confirm what another person asked for.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Have a release's documents removed once their ten years are over: one person asks, another role confirms."""
+    from coordinator.client.account import open_account
+
+    with open_account(home).connect() as connection:
+        document = connection.post(f"/v1/dossiers/{_name(release)}/removal{'/confirm' if confirm else ''}")
+    asked = f"Asked; another person in another role runs `cloister release remove-dossier {release} --confirm`."
+    gone = f"The dossier of {release} is removed; the log's entries and every proof stay."
+    emit(document, as_json=as_json, text=gone if confirm else asked)
+
+
 @app.command()
 def submit(release: Name, home: Home = None, as_json: Json = False) -> None:
     """Put a draft into review."""

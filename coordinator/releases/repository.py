@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
@@ -21,6 +21,7 @@ from coordinator.releases.tables import (
     ReleaseWaiverRecord,
     ServingChange,
 )
+from coordinator.retention.tables import DossierRemoval
 from protocol.errors import Refused
 from protocol.identifiers import Role
 from protocol.plan import PlannedApprover
@@ -53,6 +54,11 @@ class ReleaseRepository:
     def of_study(self, study: str) -> list[Release]:
         """The study's releases, oldest first."""
         return [row for row in self.all() if row.study == study]
+
+    def removed_of(self, study: str) -> int:
+        """How many of the study's releases were removed with their dossiers."""
+        gone = select(func.count()).where(DossierRemoval.study == study, col(DossierRemoval.removed_at).is_not(None))
+        return int(self._session.exec(gone).one())
 
     def add(self, row: Release, files: dict[str, bytes]) -> None:
         """Store a draft and its files."""

@@ -75,7 +75,7 @@ def draft(
     told = (epsilon, evaluation, membership)
     use = Use(intended_use=intended_use, use_mode=use_mode, claim_anonymous=claim_anonymous)
     files = model_files(plan, candidate.weights, *told, **use)
-    name = f"{study}-r{len(earlier) + 1}"
+    name = f"{study}-r{len(earlier) + releases.removed_of(study) + 1}"
     plan_digest = sha256_hex(Envelope.from_bytes(row.plan).payload)
     subject = subject_of(name, plan, plan_digest, files, *told, **use)
     release = Release(

@@ -203,8 +203,11 @@ def _evaluate(session: Session, appliance: Appliance, policy: Policy, who: Actor
 def _is_first(session: Session, release: Release) -> bool:
     """Whether no release of the study was fetched before this one."""
     done = (ReleaseState.RELEASED, ReleaseState.SUSPENDED, ReleaseState.REVOKED)
-    earlier = ReleaseRepository(session).of_study(release.study)
-    return not any(other.id != release.id and ReleaseState(other.state) in done for other in earlier)
+    releases = ReleaseRepository(session)
+    earlier = releases.of_study(release.study)
+    return not releases.removed_of(release.study) and not any(
+        other.id != release.id and ReleaseState(other.state) in done for other in earlier
+    )
 
 
 def _is_held(session: Session, study: str) -> bool:

@@ -16,16 +16,18 @@ from coordinator.audit.tables import LogEntry
 from coordinator.errors import Conflict, NotFound
 from coordinator.incidents.repository import IncidentRepository
 from coordinator.people.tables import Person
+from coordinator.policy.decisions import index as note
+from coordinator.policy.decisions import record
 from coordinator.retention.gate import decide
 from coordinator.retention.inventory import us_law
 from coordinator.retention.prune import effect_of
 from coordinator.retention.repository import RetentionRepository
 from coordinator.retention.tables import PayloadErasure
+from policies.decided import Decided
 from policies.findings import Decision
 from policies.packs import Policy
 from policies.retention import Holding, RecordClass
 from protocol.audit_event import EventType
-from protocol.canonical import digest
 from protocol.errors import Refused
 from protocol.timestamp import timestamp
 
@@ -62,10 +64,19 @@ def ask(session: Session, appliance: Appliance, person: Person, index: int, grou
     return row
 
 
-def confirm(session: Session, appliance: Appliance, policy: Policy, person: Person, index: int) -> PayloadErasure:
-    """Erase the words, as a second person in another role; nothing of it is kept where the gate denies.
+def require_second(asked_by: str, asked_role: str, person: Person) -> None:
+    """Raises Refused for whoever asked, and for anybody in the same role."""
+    if person.name == asked_by or person.role == asked_role:
+        raise Refused("Who confirms an erasure is another person in another role.", "Ask somebody else to confirm it.")
 
-    Raises NotFound, Conflict where they are gone, Refused for the person who asked, ErasureDenied.
+
+def confirm(
+    session: Session, appliance: Appliance, policy: Policy, person: Person, index: int
+) -> tuple[PayloadErasure, Decision]:
+    """Erase the words, as a second person in another role. A denial is logged and nothing is erased: the caller raises
+    ErasureDenied after the commit.
+
+    Raises NotFound, Conflict where they are gone, Refused for the person who asked.
     """
     retention = RetentionRepository(session)
     row = retention.erasure(index)
@@ -74,21 +85,23 @@ def confirm(session: Session, appliance: Appliance, policy: Policy, person: Pers
             f"Nobody asked for the erasure of entry {index}.", "Run `cloister audit erase` without --confirm."
         )
     entry = _entry_with_words(session, index)
-    if person.name == row.asked_by or person.role == row.asked_role:
-        raise Refused("Who confirms an erasure is another person in another role.", "Ask somebody else to confirm it.")
+    require_second(row.asked_by, row.asked_role, person)
     asked_by = [
         {"person": row.asked_by, "role": row.asked_role},
         {"person": person.name, "role": person.role},
     ]
-    decision = decide(appliance, policy, _holding(session, appliance, entry, row.ground), purge=True, asked_by=asked_by)
-    if not decision.allowed:
-        raise ErasureDenied(decision)
+    decided = decide(appliance, policy, _holding(session, appliance, entry, row.ground), purge=True, asked_by=asked_by)
+    if not decided.decision.allowed:
+        actor = person_label(appliance, person.name)
+        record(session, appliance, decided, actor=actor, subject=appliance.settings.name)
+        return row, decided.decision
     retention.erase_payloads([index])
     row.confirmed_by, row.confirmed_role = person.name, person.role
     row.erased_at = timestamp(appliance.clock())
     retention.save_erasure(row)
-    _log(session, appliance, EventType.PAYLOAD_ERASED, person, row, decision=digest(decision.to_dict()))
-    return row
+    told = _log(session, appliance, EventType.PAYLOAD_ERASED, person, row, decided)
+    note(session, decided, entry=told, subject=appliance.settings.name)
+    return row, decided.decision
 
 
 def _entry_with_words(session: Session, index: int) -> LogEntry:
@@ -108,15 +121,21 @@ def _holding(session: Session, appliance: Appliance, entry: LogEntry, ground: st
 
 
 def _log(
-    session: Session, appliance: Appliance, event: EventType, person: Person, row: PayloadErasure, **digests: str
-) -> None:
-    append(
+    session: Session,
+    appliance: Appliance,
+    event: EventType,
+    person: Person,
+    row: PayloadErasure,
+    decided: Decided | None = None,
+) -> int:
+    return append(
         session,
         appliance,
         event,
         actor=person_label(appliance, person.name),
         subject=appliance.settings.name,
-        digests=digests,
+        digests={} if decided is None else decided.digests,
         numbers={"entry_index": row.log_index},
         labels={"ground": row.ground},
+        payload=None if decided is None else decided.payload(),
     )

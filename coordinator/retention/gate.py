@@ -9,7 +9,8 @@ from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.retention.inventory import holdings
-from policies.evaluation import evaluate
+from policies.decided import Decided
+from policies.decided import decide as decide_on
 from policies.findings import Decision
 from policies.packs import Policy
 from policies.retention import Holding, Standing, facts_of, standing_of
@@ -17,12 +18,16 @@ from policies.retention import Holding, Standing, facts_of, standing_of
 
 @dataclass(frozen=True)
 class Judged:
-    """A holding, what becomes of it, and the decision that says why: on purging it, or where it must go and may not,
-    on purging too; where it is due, on keeping."""
+    """A holding, what becomes of it, and the decision on purging it."""
 
     holding: Holding
     standing: Standing
-    decision: Decision
+    decided: Decided
+
+    @property
+    def decision(self) -> Decision:
+        """Whether it may be purged, and why."""
+        return self.decided.decision
 
     @property
     def goes(self) -> bool:
@@ -32,18 +37,18 @@ class Judged:
 
 def decide(
     appliance: Appliance, policy: Policy, holding: Holding, *, purge: bool, asked_by: Sequence[dict[str, str]] = ()
-) -> Decision:
+) -> Decided:
     """The gate's decision on one holding today."""
     now = appliance.clock()
     facts = facts_of(holding, on=now.date(), purge=purge, asked_by=asked_by)
-    return evaluate("retention", facts, policy.packs, policy.parameters, now=now, salt=appliance.entropy(32))
+    return decide_on("retention", facts, policy, now=now, salt=appliance.entropy(32))
 
 
 def judge(appliance: Appliance, policy: Policy, holding: Holding) -> Judged:
     """Both questions, and what they come to."""
     kept = decide(appliance, policy, holding, purge=False)
     purged = decide(appliance, policy, holding, purge=True)
-    standing = standing_of(kept, purged)
+    standing = standing_of(kept.decision, purged.decision)
     if holding.running and standing is Standing.DUE:
         standing = Standing.STUCK
     return Judged(holding, standing, purged)

@@ -19,6 +19,7 @@ from coordinator.audit.append import LOCAL_ADMINISTRATOR, append, person_label, 
 from coordinator.audit.repository import LogRepository
 from coordinator.incidents.repository import IncidentRepository
 from coordinator.people.repository import PersonRepository
+from coordinator.policy.decisions import index as note
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.retention.gate import decide
 from coordinator.retention.inventory import us_law
@@ -27,6 +28,7 @@ from coordinator.retention.tables import PayloadPruning
 from coordinator.sites.repository import SiteRepository
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.states import ENDED, StudyState
+from policies.decided import Decided
 from policies.packs import Policy
 from policies.retention import Holding, RecordClass, day
 from protocol.audit_event import EventType
@@ -92,32 +94,35 @@ def choose(
     return minimum, going, staying
 
 
-def forecast(session: Session, appliance: Appliance, policy: Policy) -> tuple[Pruned, list[int]]:
-    """What a pruning would do now, and the indices of the payloads that would go."""
+def forecast(session: Session, appliance: Appliance, policy: Policy) -> tuple[Pruned, list[int], Decided | None]:
+    """What a pruning would do now, the indices of the payloads that would go, and the decision on the youngest of
+    them, None where none goes."""
     published = LogRepository(session, appliance.settings.origin).head().size
     retention = RetentionRepository(session)
     live, american = _live(session, appliance), us_law(session)
     live |= {_entry(0, leaf, False).subject for leaf in retention.unpublished(published)}  # told of just now
     held = bool(IncidentRepository(session).open())  # what is open may be about anything in the log
-    answers: dict[tuple[date, date | None], bool] = {}
+    answers: dict[tuple[date, date | None], Decided] = {}
 
     def may_go(made: date, until: date | None) -> bool:
         if (made, until) not in answers:
             holding = Holding(RecordClass.AUDIT, "log", 1, 0, made, in_effect_until=until, held=held, us_law=american)
-            answers[made, until] = decide(appliance, policy, holding, purge=True).allowed
-        return answers[made, until]
+            answers[made, until] = decide(appliance, policy, holding, purge=True)
+        return answers[made, until].decision.allowed
 
     def entries() -> Iterator[Entry]:
         return (_entry(index, leaf, payload) for index, leaf, payload in retention.published(published))
 
     minimum, going, staying = choose(entries, in_effect=lambda subject: subject in live, may_go=may_go)
-    return Pruned(max(minimum, retention.minimum_index()), len(going), staying), going
+    let_go = [(until, made) for (made, until), one in answers.items() if one.decision.allowed and until is not None]
+    youngest = None if not going else answers[max(let_go)[1], max(let_go)[0]]
+    return Pruned(max(minimum, retention.minimum_index()), len(going), staying), going, youngest
 
 
 def prune(session: Session, appliance: Appliance, policy: Policy) -> Pruned:
     """Erase what may go, and log it. Nothing is logged where nothing goes."""
-    told, going = forecast(session, appliance, policy)
-    if not going:
+    told, going, decided = forecast(session, appliance, policy)
+    if not going or decided is None:
         return told
     retention = RetentionRepository(session)
     retention.erase_payloads(going)
@@ -126,15 +131,17 @@ def prune(session: Session, appliance: Appliance, policy: Policy) -> Pruned:
             minimum_index=told.minimum_index, erased=told.erased, pruned_at=timestamp(appliance.clock())
         )
     )  # fmt: skip
-    append(
+    entry = append(
         session,
         appliance,
         EventType.PAYLOADS_PRUNED,
         actor=LOCAL_ADMINISTRATOR,
         subject=appliance.settings.name,
-        digests={"packs": digest({pack.id: pack.digest for pack in policy.packs})},
+        digests={"packs": digest({pack.id: pack.digest for pack in policy.packs}), **decided.digests},
         numbers={"minimum_index": told.minimum_index, "entries": told.erased},
+        payload=decided.payload(),
     )
+    note(session, decided, entry=entry, subject=appliance.settings.name)
     return told
 
 

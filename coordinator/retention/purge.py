@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import LOCAL_ADMINISTRATOR, append
 from coordinator.database import forget_erased, transaction
+from coordinator.policy.decisions import index
 from coordinator.retention.gate import Judged, plan
 from coordinator.retention.inventory import chunk_store, uploads_of
 from coordinator.retention.prune import Pruned, prune
@@ -15,10 +15,9 @@ from coordinator.retention.repository import RetentionRepository
 from policies.packs import Policy
 from policies.retention import RecordClass
 from protocol.audit_event import EventType
-from protocol.canonical import digest
 
 ERASABLE = (RecordClass.UPDATE, RecordClass.CHECKPOINT, RecordClass.MODEL, RecordClass.POLICY)
-"""What a run erases; a dossier that may go is left to a person."""
+"""What a run erases; a dossier that may go is left to two people (`dossier`)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def run(appliance: Appliance, policy: Policy) -> Run:
         going = tuple(one for one in judged if one.holding.record_class in ERASABLE)
         repository, chunks = RetentionRepository(session), list[str]()
         for one in going:
-            held, document = one.holding, one.decision.to_dict()
+            held = one.holding
             match held.record_class:
                 case RecordClass.UPDATE:
                     chunks += uploads_of(session, appliance, held.about)
@@ -47,16 +46,18 @@ def run(appliance: Appliance, policy: Policy) -> Run:
                     repository.erase_weights(held.about)
                 case RecordClass.POLICY:
                     repository.erase_evidence(held.about)
-            append(
+            subject = f"release:{held.about}" if held.record_class is RecordClass.MODEL else held.about
+            entry = append(
                 session,
                 appliance,
                 EventType.RECORDS_PURGED,
                 actor=LOCAL_ADMINISTRATOR,
-                subject=f"release:{held.about}" if held.record_class is RecordClass.MODEL else held.about,
-                digests={"decision": digest(document)},
+                subject=subject,
+                digests=one.decided.digests,
                 labels={"class": held.record_class.value},
-                payload={"decision": json.dumps(document, sort_keys=True)},
+                payload=one.decided.payload(),
             )
+            index(session, one.decided, entry=entry, subject=subject)
         pruned = prune(session, appliance, policy)
     store = chunk_store(appliance)
     for name in chunks:

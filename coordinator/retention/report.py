@@ -17,7 +17,7 @@ def planned(appliance: Appliance) -> dict[str, Any]:
     with reading(appliance.engine) as session:
         policy = active_policy(session, appliance)
         judged = plan(session, appliance, policy)
-        pruned, _ = forecast(session, appliance, policy)
+        pruned, _, _ = forecast(session, appliance, policy)
     return {"holdings": [_row(one) for one in judged], "payloads": _payloads(pruned)}
 
 

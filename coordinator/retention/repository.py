@@ -10,8 +10,18 @@ from sqlmodel import Session, col, select
 
 from coordinator.audit.tables import LogEntry
 from coordinator.evidence.tables import Evidence
-from coordinator.releases.tables import ReleaseFile
-from coordinator.retention.tables import PayloadErasure, PayloadPruning
+from coordinator.releases.tables import (
+    BrokenGlass,
+    Release,
+    ReleaseChallenge,
+    ReleaseFile,
+    ReleaseInstallation,
+    ReleaseVetoRecord,
+    ReleaseVote,
+    ReleaseWaiverRecord,
+    ServingChange,
+)
+from coordinator.retention.tables import DossierRemoval, PayloadErasure, PayloadPruning
 from coordinator.rounds.tables import Candidate, ModelCheck, ModelState, NoisedSum, RoundAttempt, TunedRun
 
 WEIGHTS = ("model.safetensors", "model.onnx")
@@ -63,6 +73,22 @@ class RetentionRepository:
         self._session.exec(
             delete(ReleaseFile).where(col(ReleaseFile.release) == release, col(ReleaseFile.name).in_(WEIGHTS))
         )
+
+    def remove_dossier(self, release: str) -> None:
+        """All that is kept of a release but its candidate."""
+        for table in (
+            ReleaseFile, ReleaseChallenge, ReleaseVote, ReleaseWaiverRecord, ReleaseVetoRecord, BrokenGlass,
+            ReleaseInstallation, ServingChange,
+        ):  # fmt: skip
+            self._session.exec(delete(table).where(col(table.release) == release))
+        self._session.exec(delete(Release).where(col(Release.id) == release))
+
+    def dossier_removal(self, release: str) -> DossierRemoval | None:
+        return self._session.get(DossierRemoval, release)
+
+    def save_dossier_removal(self, row: DossierRemoval) -> None:
+        self._session.add(row)
+        self._session.flush()
 
     def attempts(self, study: str) -> list[tuple[str, int, int, str]]:
         """(phase, round, attempt, status) of every attempt of a study."""

@@ -1,4 +1,5 @@
-"""HTTP for erasures of single payloads: an officer, a clinical lead or an administrator asks, another confirms."""
+"""HTTP for erasures of single payloads and removals of dossiers: an officer, a clinical lead or an administrator asks,
+another confirms."""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ from coordinator.identity import ApplianceOf, may
 from coordinator.people.states import Permission
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
+from coordinator.retention import dossier
 from coordinator.retention.erasure import ErasureDenied, Ground, ask, confirm
 from coordinator.retention.repository import RetentionRepository
 from coordinator.retention.tables import PayloadErasure
 from protocol.identifiers import Frozen
 
 router = APIRouter(prefix="/v1/audit/erasures", tags=["retention"])
+dossiers = APIRouter(prefix="/v1/dossiers", tags=["retention"])
 problems.register(ErasureDenied, 403)
 _Keeper = Annotated[Person, Depends(may(Permission.ERASE_WORDS))]
 _Reader = Annotated[Person, Depends(may(Permission.READ_LOG))]
@@ -40,7 +43,10 @@ def post_erasure(body: Asked, person: _Keeper, appliance: ApplianceOf) -> dict[s
 @router.post("/{index}/confirm")
 def post_confirmation(index: int, person: _Keeper, appliance: ApplianceOf) -> dict[str, Any]:
     with transaction(appliance.engine) as session:
-        document = shown(confirm(session, appliance, active_policy(session, appliance), person, index))
+        row, decision = confirm(session, appliance, active_policy(session, appliance), person, index)
+        document = shown(row)
+    if not decision.allowed:
+        raise ErasureDenied(decision)
     return {**document, "forgotten": forget_erased(appliance.engine)}
 
 
@@ -49,6 +55,23 @@ def get_erasures(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]
     del person
     with reading(appliance.engine) as session:
         return [shown(row) for row in RetentionRepository(session).erasures()]
+
+
+@dossiers.post("/{release}/removal", status_code=201)
+def ask_removal(release: str, person: _Keeper, appliance: ApplianceOf) -> dict[str, Any]:
+    """Ask that a release's documents go, once their ten years are over."""
+    with transaction(appliance.engine) as session:
+        row = dossier.ask(session, appliance, active_policy(session, appliance), person, release)
+        return {"release": row.release, "asked_by": row.asked_by, "asked_at": row.asked_at, "removed": False}
+
+
+@dossiers.post("/{release}/removal/confirm")
+def confirm_removal(release: str, person: _Keeper, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        decided = dossier.confirm(session, appliance, active_policy(session, appliance), person, release)
+    if not decided.decision.allowed:
+        raise ErasureDenied(decided.decision)
+    return {"release": release, "removed": True, "forgotten": forget_erased(appliance.engine)}
 
 
 def shown(row: PayloadErasure) -> dict[str, Any]:

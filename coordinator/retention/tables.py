@@ -1,4 +1,4 @@
-"""What was pruned of the log's payloads, and the erasures that two people decide on."""
+"""What was pruned of the log's payloads, and the erasures and removals that two people decide on."""
 
 from __future__ import annotations
 
@@ -33,3 +33,20 @@ class PayloadErasure(Table, table=True):
     confirmed_by: str | None = None
     confirmed_role: str | None = None
     erased_at: str | None = None
+
+
+class DossierRemoval(Table, table=True):
+    """The removal of a release's documents: asked for by one person, confirmed by another in another role. It stays, so
+    that the release's name is not given again."""
+
+    __tablename__ = "dossier_removal"
+
+    release: str = Field(primary_key=True)
+    study: str = Field(index=True)
+    subject_digest: str
+    asked_by: str
+    asked_role: str
+    asked_at: str
+    confirmed_by: str | None = None
+    confirmed_role: str | None = None
+    removed_at: str | None = None

@@ -218,7 +218,7 @@ def rounds(
     """Show what this hospital's round gate decided about a study's attempts, and why."""
     from site_agent.consent.report import one_line
     from site_agent.database import open_database, transaction
-    from site_agent.training.round_gate import decisions
+    from site_agent.training.round_gate import decisions, why_lapsed
 
     with transaction(open_database(load_settings(SiteHome.resolve(home)).home)) as session:
         rows = decisions(session, study, limit)
@@ -231,8 +231,9 @@ def rounds(
         document = json.loads(row.document or "{}")
         for finding in document.get("findings", []):
             typer.echo(one_line(f"  {finding['rule']} ({finding['effect']}): {finding['message']} {finding['remedy']}"))
-        for lapsed in document.get("lapsed", []):
-            typer.echo(one_line(f"  not as when it was granted: {lapsed}"))
+        if lapsed := document.get("lapsed"):
+            message, remedy = why_lapsed(lapsed, row.study)
+            typer.echo(one_line(f"  not as when it was granted: {', '.join(lapsed)}. {message} {remedy}"))
         if "unreadable" in document:
             typer.echo(one_line(f"  {document['message']} {document['remedy']}"))
     if not rows:
@@ -277,7 +278,7 @@ def set_governance(
         "direct_identifiers": tuple(direct_identifier or []),
         "epsilon_limit": epsilon_limit,
         "delta_limit": delta_limit,
-        "parameters": dict(_assigned(item, json.loads, "--parameter") for item in parameter or []),
+        "parameters": parse_parameters(parameter or []),
     }
     try:
         governance = Governance.model_validate({name: value for name, value in said.items() if value is not None})
@@ -313,6 +314,11 @@ def _reason(value: str) -> Any:
 
 def _evidence(items: list[str]) -> dict[str, str]:
     return dict(_assigned(item, str, "--evidence") for item in items)
+
+
+def parse_parameters(items: list[str]) -> dict[str, Any]:
+    """NAME=VALUE each, the value as JSON has it. Raises Malformed."""
+    return dict(_assigned(item, json.loads, "--parameter") for item in items)
 
 
 def _assigned(item: str, read: Callable[[str], Any], option: str) -> tuple[str, Any]:

@@ -115,13 +115,13 @@ def rules_digest(home: SiteHome) -> str:
     return state.hexdigest()
 
 
-def local_policy(home: SiteHome, governance: Governance) -> Policy:
-    """The site's own copy of the packs: those of its installed package, and any in `<home>/packs`, which can only add
-    rules; the federation's packs that the site adopted, where they differ; and of the site's and the federation's
-    parameters the stricter. Raises BadPolicyDocument, BadParameter, and BadSignature or VerificationFailed for an
-    adopted set that somebody changed."""
+def local_policy(home: SiteHome, governance: Governance, packs: Path | None = None) -> Policy:
+    """The site's own copy of the packs: those of its installed package, and any in `<home>/packs` (or, to try them, in
+    the folder `packs`), which can only add rules; the federation's packs that the site adopted, where they differ; and
+    of the site's and the federation's parameters the stricter. Raises BadPolicyDocument, BadParameter, and BadSignature
+    or VerificationFailed for an adopted set that somebody changed."""
     documents = builtin_packs()
-    folder = home.path / PACKS
+    folder = home.path / PACKS if packs is None else packs
     if folder.is_dir():
         for name in sorted(os.listdir(folder)):
             if name.endswith(".yaml"):

@@ -23,6 +23,7 @@ from site_agent.consent.review import Review
 from site_agent.consent.states import Answer, ConsentConflict, answer_after
 from site_agent.consent.tables import StudyGrant
 from site_agent.database import transaction
+from site_agent.policy.decisions import keep
 from site_agent.training.budget_store import BudgetStore, reserve
 from site_agent.training.generation import advance, standing
 
@@ -44,6 +45,9 @@ def grant(
     LedgerBehind.
     """
     if not review.grantable(evidence):
+        if review.decided is not None:
+            with transaction(engine) as session:
+                keep(session, review.decided, subject=review.signed.plan.spec.study)
         raise GrantDenied(*why_not(review, evidence))
     signed = review.signed
     plan = signed.plan
@@ -124,6 +128,8 @@ def _answer(
         decided_at=timestamp(now),
     )
     session.add(row)
+    if review.decided is not None:
+        keep(session, review.decided, subject=row.study)
     session.flush()
     return row
 

@@ -9,7 +9,7 @@ from datetime import date, datetime
 
 from sqlmodel import Session, col, select
 
-from policies.evaluation import evaluate
+from policies.decided import Decided, decide
 from policies.findings import APPROVAL, Decision, Finding, Outcome
 from protocol.note import VerifierKey
 from protocol.plan import Plan
@@ -57,6 +57,8 @@ class Review:
     compared_with: str | None
     differences: tuple[Difference, ...]
     packs_differ: tuple[str, ...]
+    decided: Decided | None = None
+    """The decision with its facts, for this hospital's own record."""
 
     @property
     def held(self) -> tuple[Finding, ...]:
@@ -125,7 +127,7 @@ def review(
         log_sound=log_sound,
         papers=papers_facts(session, settings.site, on=now.date()),
     )
-    decision = evaluate("consent", facts, policy.packs, policy.parameters, now=now, salt=os.urandom(32))
+    decided = decide("consent", facts, policy, now=now, salt=os.urandom(32))
     granted_before = last_granted(session, plan.spec.study, settings.coordinator)
     standing = session.get(StudyGrant, signed.digest)
     limit = Budget(governance.epsilon_limit, governance.delta_limit)
@@ -133,7 +135,8 @@ def review(
     return Review(
         signed=signed,
         answer=None if standing is None else Answer(standing.state),
-        decision=decision,
+        decision=decided.decision,
+        decided=decided,
         objections=(
             *objections(
                 plan,

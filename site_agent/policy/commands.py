@@ -50,6 +50,40 @@ def accept(
     typer.echo(json.dumps({**document, "accepted": True}, indent=2) if as_json else f"{policy} is accepted.")
 
 
+@app.command("dry-run")
+def dry_run(
+    packs: Annotated[
+        Path | None, typer.Argument(help="A folder of packs, in the place of this site's own; left out: those.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", help="NAME=VALUE: a policy parameter, stricter only.")
+    ] = None,
+    gate: Annotated[str | None, typer.Option("--gate", help="Only consent, round, serving or retention.")] = None,
+    about: Annotated[str | None, typer.Option("--about", help="Only a study's, or release:NAME's.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many decisions.")] = 1000,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Take this hospital's past decisions again under other packs: which would have come out differently, and why.
+    Changes nothing, and nothing leaves."""
+    from policies.replay import in_words, replay
+    from protocol.errors import Malformed
+    from site_agent.consent.commands import parse_parameters
+    from site_agent.consent.governance import load_governance, local_policy
+    from site_agent.database import open_database, transaction
+    from site_agent.policy.decisions import judging, past
+
+    settings = load_settings(SiteHome.resolve(home))
+    if packs is not None and not packs.is_dir():
+        raise Malformed(f"{packs} is no folder.", "Name a folder of packs (*.yaml).")
+    said = load_governance(settings.home)
+    tried = said.model_copy(update={"parameters": {**said.parameters, **parse_parameters(parameter or [])}})
+    policy = local_policy(settings.home, tried, packs)
+    with transaction(open_database(settings.home)) as session:
+        report = replay(past(session, gate=gate, about=about, limit=limit), policy, judging)
+    typer.echo(json.dumps(report, indent=2) if as_json else in_words(report))
+
+
 def _fetched(home: Path | None, policy: str | None) -> tuple[bytes, Compared]:
     from protocol.errors import VerificationFailed
     from protocol.signing import VerifyingKey

@@ -22,6 +22,7 @@ from site_agent.coordinator_client import CoordinatorClient
 from site_agent.database import transaction
 from site_agent.durable_files import sync_folder
 from site_agent.evidence.facts import records_facts
+from site_agent.policy.decisions import keep
 from site_agent.releases.install import installed
 from site_agent.retention.inventory import leftovers, scratches, snapshot_files
 from site_agent.retention.purge import SiteRetention, StudyNotOver
@@ -122,7 +123,10 @@ def _decide(settings: SiteSettings, engine: Engine, clock: Clock, retention: Sit
     with transaction(engine) as session:
         records = records_facts(session, on=today)
     site = {"name": settings.site, "status": "terminated", "retained_artifacts": retained, "records": records}
-    decision = retention.decide({**facts_of(holding, on=today, purge=False), "site": site})
+    decided = retention.decide({**facts_of(holding, on=today, purge=False), "site": site})
+    decision = decided.decision
+    with transaction(engine) as session:
+        keep(session, decided, subject=settings.site)
     if not decision.allowed:
         raise LeavingRefused(
             " ".join(f"{found.message} ({found.rule}, {found.citation})" for found in decision.findings),

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from policies.evaluation import evaluate
+from policies.decided import Decided, decide
 from policies.findings import Decision
 from policies.retention import Holding, RecordClass, Standing, facts_of, standing_of
 from protocol.canonical import digest
@@ -27,6 +27,7 @@ from site_agent.consent.governance import load_governance, local_policy
 from site_agent.database import transaction
 from site_agent.durable_files import sync_folder
 from site_agent.evidence.repository import SiteEvidenceRepository
+from site_agent.policy.decisions import keep
 from site_agent.releases.install import CURRENT
 from site_agent.retention.inventory import Scratch, forget_packets, holdings, kept_log_days, leftovers, scratches
 from site_agent.retention.tables import SitePurge
@@ -52,8 +53,13 @@ class Judged:
 
     holding: Holding
     standing: Standing
-    decision: Decision
+    decided: Decided
     path: Path | None
+
+    @property
+    def decision(self) -> Decision:
+        """Whether it may be purged, and why."""
+        return self.decided.decision
 
     @property
     def goes(self) -> bool:
@@ -89,7 +95,7 @@ class SiteRetention:
             if one.holding.record_class is RecordClass.SCRATCH:
                 self.wipe(one.holding.about)
                 continue
-            self._keep(one.holding, one.decision)
+            self._keep(one.holding, one.decided)
             if one.path is not None and one.holding.record_class is RecordClass.MODEL:
                 self._erase_release(one.path)
             elif one.path is not None:
@@ -137,6 +143,8 @@ class SiteRetention:
             evidence = SiteEvidenceRepository(session)
             if evidence.find(record.digest) is None:
                 evidence.add(record, at=timestamp(self._clock()))
+            for one in self.plan_of(session, study):
+                keep(session, one.decided, subject=study)
             self._add(session, RecordClass.SCRATCH, study, scratch.items + len(stray), report)
         return {**report, "evidence": record.digest}
 
@@ -147,11 +155,9 @@ class SiteRetention:
         wanted = [(h, p) for h, p in found if (h.record_class, h.about) == (RecordClass.SCRATCH, study)]
         return [self._judge(holding, path, wipes) for holding, path in wanted]
 
-    def decide(self, facts: dict[str, Any]) -> Decision:
+    def decide(self, facts: dict[str, Any]) -> Decided:
         """The retention gate by this site's own packs."""
-        return evaluate(
-            "retention", facts, self._policy.packs, self._policy.parameters, now=self._clock(), salt=os.urandom(32)
-        )
+        return decide("retention", facts, self._policy, now=self._clock(), salt=os.urandom(32))
 
     def erase_models(self) -> int:
         """Every installed release, the served one too; how many."""
@@ -168,10 +174,10 @@ class SiteRetention:
         asked = [self.decide({**facts_of(holding, on=today, purge=purge), **study}) for purge in (False, True)]
         kept, purged = asked
         if holding.record_class is RecordClass.SCRATCH:
-            attested = kept.allowed or not holding.ended
+            attested = kept.decision.allowed or not holding.ended
             due = holding.ended and not holding.held and (holding.items > 0 or (not attested and self._american))
             return Judged(holding, Standing.DUE if due else Standing.KEPT, kept, path)
-        return Judged(holding, standing_of(kept, purged), purged, path)
+        return Judged(holding, standing_of(kept.decision, purged.decision), purged, path)
 
     def _over(self, session: Session, study: str) -> Scratch:
         for scratch in scratches(session, self._settings.home):
@@ -192,9 +198,10 @@ class SiteRetention:
         shutil.rmtree(folder)
         sync_folder(folder.parent)
 
-    def _keep(self, holding: Holding, decision: Decision) -> None:
+    def _keep(self, holding: Holding, decided: Decided) -> None:
         with transaction(self._engine) as session:
-            self._add(session, holding.record_class, holding.about, holding.items, decision.to_dict())
+            keep(session, decided, subject=holding.about)
+            self._add(session, holding.record_class, holding.about, holding.items, decided.decision.to_dict())
 
     def _add(self, session: Session, kind: RecordClass, about: str, items: int, document: dict[str, Any]) -> None:
         session.add(

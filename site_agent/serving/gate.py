@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from policies.evaluation import evaluate
+from policies.decided import Decided, decide
 from policies.findings import Decision, reasons
 from policies.packs import Policy
 from policies.study_facts import document_facts
@@ -28,6 +28,7 @@ from site_agent.consent.governance import Governance, load_governance, local_pol
 from site_agent.database import transaction
 from site_agent.evidence.facts import records_facts
 from site_agent.incidents.facts import LogReader, open_reviews
+from site_agent.policy.decisions import keep
 from site_agent.releases.sealed import Sealed
 from site_agent.serving.deployment import DeploymentRecord, said
 from site_agent.serving.log import ServingLog
@@ -153,16 +154,20 @@ class ServingGate:
 
     def decide(self) -> Decision:
         """Gather and evaluate; nothing is written. Raises GovernanceUnset, DatabaseUnusable, BadPolicyDocument."""
+        return self._decided().decision
+
+    def _decided(self) -> Decided:
         governance = load_governance(self._settings.home)
         policy = self._compiled(governance)
         with transaction(self._engine) as session:
             facts = self._facts(session, governance)
-        return evaluate("serving", facts, policy.packs, policy.parameters, now=self._clock(), salt=os.urandom(32))
+        return decide("serving", facts, policy, now=self._clock(), salt=os.urandom(32))
 
     def require(self, moment: Moment) -> Decision:
         """Decide and keep the decision. Raises ServingRefused when the gate does not open."""
-        decision = self.decide()
-        self._keep(moment, decision)
+        decided = self._decided()
+        decision = decided.decision
+        self._keep(moment, decided)
         if not decision.allowed:
             raise refusal(self._release.subject.release, decision)
         return decision
@@ -173,8 +178,9 @@ class ServingGate:
             now = self._now()
             if self._looked is None or now - self._looked >= RECHECK_SECONDS:
                 try:
-                    decision = self.decide()
-                    self._changed(decision)
+                    decided = self._decided()
+                    decision = decided.decision
+                    self._changed(decided)
                     allowed = decision.allowed
                     self._trouble = None if allowed else refusal(self._release.subject.release, decision)
                 except CloisterError as error:  # what can't be read opens no gate
@@ -182,14 +188,16 @@ class ServingGate:
                 self._looked = now
             return self._trouble
 
-    def _changed(self, decision: Decision) -> None:
+    def _changed(self, decided: Decided) -> None:
         """Keep a decision that says something else than the one before."""
+        decision = decided.decision
         says = (decision.outcome.value, *(f"{finding.pack} {finding.rule}" for finding in decision.findings))
         if says != self._told:
-            self._keep("running", decision)
+            self._keep("running", decided)
             self._told = says
 
-    def _keep(self, moment: Moment, decision: Decision) -> None:
+    def _keep(self, moment: Moment, decided: Decided) -> None:
+        decision = decided.decision
         row = ServingDecision(
             moment=moment,
             release=self._release.subject.release,
@@ -200,6 +208,7 @@ class ServingGate:
         )
         with transaction(self._engine) as session:
             session.add(row)
+            keep(session, decided, subject=f"release:{self._release.subject.release}")
             if moment != "running" and not decision.allowed:  # a running server tells of itself
                 served = Served.of(self._settings.site, self._release.subject)
                 tell_refusal(session, served, moment, decision, digest(decision.to_dict()), self._clock)

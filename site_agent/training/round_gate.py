@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -159,18 +159,14 @@ class RoundGate:
 
     def _current(self) -> _Rules:
         """Raises GovernanceUnset, BadPolicyDocument, BadParameter."""
-        from policies.packs import builtin_packs
         from site_agent.consent.governance import load_governance, local_policy, rules_digest
-        from site_agent.policy.federation import PREFIX
 
         home = self._settings.home
         source = rules_digest(home)
         if self._rules is None or self._rules.source != source:
             governance = load_governance(home)
             policy = local_policy(home, governance)
-            shipped = frozenset(builtin_packs())
-            packs = tuple(_own_part(pack) if pack.id.removeprefix(PREFIX) in shipped else pack for pack in policy.packs)
-            self._rules = _Rules(source, governance, policy, packs)
+            self._rules = _Rules(source, governance, policy, own_packs(policy))
         return self._rules
 
     def _consent(self, grant: StudyGrant) -> Consent:
@@ -249,6 +245,33 @@ def decisions(session: Session, study: str, limit: int = 50) -> list[RoundDecisi
     return list(session.exec(of_study.order_by(col(RoundDecision.id).desc()).limit(limit)))
 
 
+def why_lapsed(lapsed: Collection[str], study: str) -> tuple[str, str]:
+    """(message, remedy) for a person: why a grant no longer holds, and what to do. lapsed: as a decision's document
+    names it."""
+    from site_agent.policy.federation import PREFIX
+
+    packs = [name.removeprefix("pack ") for name in lapsed if name.startswith("pack ")]
+    theirs = [name for name in packs if name.startswith(PREFIX)]
+    ours = [name for name in packs if name not in theirs]
+    told, todo = [], []
+    if theirs:
+        told.append(
+            f"The federation put another set of packs in force, and the grant was given under {', '.join(theirs)}, by "
+            "which this hospital therefore no longer decides."
+        )
+        todo.append(
+            f"Ask for {study} to be proposed again under the set that is in force (cloister-site policy show tells "
+            "what changed), and review and grant that plan: cloister-site studies review."
+        )
+    if ours:
+        told.append(f"The grant was given under {', '.join(ours)}, and somebody here took that away since.")
+        todo.append(f"Put it back, or withdraw: cloister-site studies withdraw {study}.")
+    if "jurisdiction" in lapsed:
+        told.append("The grant was given under another law than this hospital now says that it is under.")
+        todo.append(f"Correct that with cloister-site governance set, or run cloister-site studies withdraw {study}.")
+    return " ".join(told), " ".join(todo)
+
+
 def _lapsed(taken: Taken, site: str, rules: _Rules) -> list[str]:
     """What the grant was given under and is here no longer: packs by name, and "jurisdiction". Whoever takes them away
     would otherwise have the rounds judged by fewer rules than the hospital agreed to."""
@@ -282,6 +305,15 @@ def _data(session: Session, snapshot: str) -> LocalData | None:
         records_per_patient=None,
         told={} if said is None else said[1],
     )
+
+
+def own_packs(policy: Policy) -> tuple[Pack, ...]:
+    """The packs by which this hospital judges the round gate."""
+    from policies.packs import builtin_packs
+    from site_agent.policy.federation import PREFIX
+
+    shipped = frozenset(builtin_packs())
+    return tuple(_own_part(pack) if pack.id.removeprefix(PREFIX) in shipped else pack for pack in policy.packs)
 
 
 def _own_part(pack: Pack) -> Pack:

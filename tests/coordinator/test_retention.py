@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -22,11 +22,13 @@ from coordinator.errors import Conflict, NotFound
 from coordinator.people.repository import PersonRepository
 from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy, policy_in_force
+from coordinator.policy.repository import PolicyRepository
 from coordinator.retention.erasure import ErasureDenied, ask, confirm
 from coordinator.retention.prune import Entry, choose
 from coordinator.retention.purge import Run, run
 from coordinator.retention.repository import RetentionRepository
 from coordinator.sites import enrolment
+from policies.replay import Past, replay
 from protocol.audit_event import AuditEvent, EventType
 from protocol.checkpoint import cosigner_key
 from protocol.enrolment import witness_name
@@ -94,7 +96,9 @@ class Kept:
     def confirm(self, confirmer: str, index: int) -> None:
         appliance = self.made.appliance
         with transaction(appliance.engine) as session:
-            confirm(session, appliance, active_policy(session, appliance), self.person(confirmer), index)
+            _, decision = confirm(session, appliance, active_policy(session, appliance), self.person(confirmer), index)
+        if not decision.allowed:
+            raise ErasureDenied(decision)
 
     def verified(self) -> AuditReport:
         self.witness()
@@ -148,7 +152,7 @@ def test_every_proof_holds_after_a_pruning(kept: Kept) -> None:
     assert kept.run().pruned.erased == 5
     after = kept.verified()
     assert (after.payloads_erased, after.erasures_untold) == (5, 0)
-    assert after.payloads == before.payloads - 5 + 1
+    assert after.payloads == before.payloads - 5 + 2  # the new study's, and the decision on this pruning
     assert verify_log(kept.made.appliance) == after.entries
 
 
@@ -214,6 +218,31 @@ def test_two_people_in_two_roles_erase_what_must_not_stand_there(kept: Kept) -> 
     assert "bo" not in {event.actor for event in told}
     with pytest.raises(Conflict, match="gone already"):
         kept.confirm("dan", index)
+
+
+def test_a_dry_run_sees_what_retention_decided(kept: Kept) -> None:
+    """An erasure that was denied, one that was carried out and a pruning are taken again on their own facts."""
+    first, second = (kept.log(EventType.STUDY_REFUSED, name) for name in ("study-x", "study-y"))
+    with pytest.raises(ErasureDenied):
+        kept.erase("bo", first, "dan", ground="subject-request")
+    kept.erase("bo", second, "dan")
+    kept.pass_days(SIX_YEARS)
+    kept.run()
+    with reading(kept.made.appliance.engine) as session:
+        rows = PolicyRepository(session).decisions(gate="retention", subject=None, before=None, limit=50)
+    assert [row.outcome for row, _ in reversed(rows)] == ["deny", "allow", "allow"]
+    past = [
+        Past(
+            row.entry, "retention", row.subject, datetime.fromisoformat(row.at), row.policy, row.outcome,
+            json.loads(json.loads(payload)["facts"]),
+        )
+        for row, payload in rows if payload is not None
+    ]  # fmt: skip
+    policy = policy_in_force(kept.made.appliance)
+    assert (len(past), replay(past, policy)["changed"]) == (3, 0)
+    longer = replace(policy, parameters=policy.parameters.for_site({"record_min_days": 4000}))
+    again = replay(past, longer)
+    assert [item["becomes"] for item in again["decisions"]] == ["deny"]  # the pruning came too early for these
 
 
 @pytest.mark.parametrize("confirmer", ["bo", "bea"])

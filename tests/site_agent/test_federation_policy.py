@@ -48,12 +48,14 @@ def values(**parameters: float) -> dict[str, bytes]:
     return {**builtin_packs(), "organisation": yaml.safe_dump({"values": parameters}).encode()}
 
 
-def signed(documents: dict[str, bytes], *, key: SigningKey = COORDINATOR, alone: bool = False) -> bytes:
+def signed(
+    documents: dict[str, bytes], *, key: SigningKey = COORDINATOR, alone: bool = False, number: int = 2
+) -> bytes:
     """A bundle as the coordinator serves it; alone: with one person's vote under two names."""
     given = PolicySet(
         origin="people",
         coordinator="federation",
-        number=2,
+        number=number,
         previous=sha256_hex(b"the first"),
         documents={name: sha256_hex(data) for name, data in documents.items()},
         proposer="ada",

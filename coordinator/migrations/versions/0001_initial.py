@@ -346,6 +346,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("release", "site", name=op.f("pk_release_installation")),
     )
     op.create_table(
+        "dossier_removal",
+        sa.Column("release", sa.String(), nullable=False),
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("subject_digest", sa.String(), nullable=False),
+        sa.Column("asked_by", sa.String(), nullable=False),
+        sa.Column("asked_role", sa.String(), nullable=False),
+        sa.Column("asked_at", sa.String(), nullable=False),
+        sa.Column("confirmed_by", sa.String(), nullable=True),
+        sa.Column("confirmed_role", sa.String(), nullable=True),
+        sa.Column("removed_at", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("release", name=op.f("pk_dossier_removal")),
+    )
+    op.create_index(op.f("ix_dossier_removal_study"), "dossier_removal", ["study"], unique=False)
+    op.create_table(
         "serving_change",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("release", sa.String(), nullable=False),
@@ -698,6 +712,8 @@ def downgrade() -> None:
     op.drop_table("broken_glass")
     op.drop_table("release_veto")
     op.drop_table("release_waiver")
+    op.drop_index(op.f("ix_dossier_removal_study"), table_name="dossier_removal")
+    op.drop_table("dossier_removal")
     op.drop_index(op.f("ix_serving_change_release"), table_name="serving_change")
     op.drop_table("serving_change")
     op.drop_index(op.f("ix_release_vote_release"), table_name="release_vote")
