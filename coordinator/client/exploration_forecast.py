@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.client.forecast import SECONDS_A_ROUND, SECONDS_FOR_KEYS, check_delta, check_worst_case
+from coordinator.client.forecast import SECONDS_A_ROUND, SECONDS_FOR_KEYS, check_delta, check_worst_case, unjustified
 from coordinator.client.spec_file import Problem, SpecFile
 from coordinator.studies.exploration_plan import ExplorationNoise, calibrate_exploration
 from coordinator.terminal import table
@@ -126,7 +126,7 @@ def make_exploration_forecast(
     file: SpecFile, spec: ExplorationSpec, patients: Mapping[str, int] | None
 ) -> tuple[ExplorationForecast | None, tuple[Problem, ...], tuple[str, ...]]:
     """(forecast, problems, notes), as `forecast.make_forecast` has them for a study that trains."""
-    notes: list[str] = []
+    notes: list[str] = unjustified(spec)
     try:
         noise = calibrate_exploration(spec, len(spec.invited))
     except PrivacyError as error:

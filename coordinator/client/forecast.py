@@ -13,7 +13,7 @@ from privacy.accounting.epsilon import FORECAST_INTERVAL, epsilon
 from privacy.accounting.tuning import TuningCost
 from privacy.errors import PrivacyError
 from privacy.evaluation.histogram import check_bins
-from protocol.proposal import MINIMUM_TRAINS_ALONE
+from protocol.proposal import MINIMUM_TRAINS_ALONE, Proposal
 from protocol.study import StudySpec
 from protocol.subgroups import MINIMUM_SUBGROUP, group_names, sensitivity
 
@@ -90,11 +90,11 @@ class Forecast:
             "exact: outside the privacy guarantee, declared to every site and shown on the release"
             if worst is None
             else f"epsilon {spec.evaluation.epsilon:g} for held-out patients, {worst:.3f} if all others collude; "
-            f"at most {spec.evaluations} attempts"
+            f"{attempts_text(spec)}"
         )
         return "\n".join(
             [
-                f"{spec.study}: {spec.training.rounds} rounds and up to {spec.privacy.retries} retries, {sites} sites",
+                f"{spec.study}: {rounds_text(spec)}, {sites} sites",
                 f"noise multiplier {calibration.noise_multiplier:.4f}; "
                 + (
                     f"each site adds all of it to each of its {spec.training.local_steps} steps a round: nothing "
@@ -147,6 +147,19 @@ def subgroup_lines(spec: StudySpec) -> list[str]:
     ]
 
 
+def rounds_text(spec: StudySpec) -> str:
+    """How many rounds a study has, of each run where it has several, and how many retries."""
+    runs = "" if spec.tuning is None else f" in each of {spec.runs} runs"
+    return f"{spec.training.rounds} rounds{runs} and up to {spec.privacy.retries} retries"
+
+
+def attempts_text(spec: StudySpec) -> str:
+    """How often the held-out patients are asked at most."""
+    if spec.tuning is None:
+        return f"at most {spec.evaluations} attempts"
+    return f"at most {spec.evaluations} attempts, each run's score among them"
+
+
 def selected(curve: tuple[tuple[int, float], ...], rounds: int) -> list[tuple[int, float]]:
     """A few points of a curve, the planned rounds and the last among them."""
     wanted = {1, rounds, curve[-1][0]} | {
@@ -172,6 +185,7 @@ def make_forecast(
         calibration = calibrate(spec, len(spec.invited))
     except PrivacyError as error:
         return None, (file.problem("privacy.epsilon", error.message, error.remedy),), ()
+    notes += unjustified(spec)
     problems = [*check_worst_case(file, calibration.epsilon_worst_site), *check_delta(file, patients, notes)]
     alone = site_multiplier(spec, calibration.noise_multiplier, len(spec.invited))
     worst = epsilon(mechanism(spec, alone), FORECAST_INTERVAL)
@@ -184,6 +198,19 @@ def make_forecast(
         tuning=tuning_account(spec, calibration),
     )
     return made, tuple(problems), tuple(notes)
+
+
+def unjustified(spec: Proposal) -> list[str]:
+    """A note where sites would refuse: their packs ask for every column's justification under EU and US law."""
+    columns = [*spec.dataset.columns, *spec.dataset.label.columns]
+    missing = [name for name in columns if name not in spec.justified_columns]
+    bound = {basis.jurisdiction for basis in spec.legal_basis.values()} & {"EU", "US"}
+    if not missing or not bound:
+        return []
+    return [
+        f"justified_columns lacks {', '.join(missing)}: sites under {' and '.join(sorted(bound))} law grant no study "
+        "that reads a column which it does not justify"
+    ]
 
 
 def check_worst_case(file: SpecFile, epsilon_worst_site: float) -> list[Problem]:
@@ -204,7 +231,13 @@ def check_delta(file: SpecFile, patients: Mapping[str, int] | None, notes: list[
     """Where it is not below one in all patients; `notes` takes what could not be checked."""
     spec, delta = file.spec, file.spec.privacy.delta
     known = [name for name in spec.invited if patients is not None and name in patients]
-    if patients is None or not known:
+    if patients is not None and not known:
+        notes.append(
+            "delta is not checked against the number of patients: no site has registered a dataset of this schema yet "
+            f"(it must be below {1 / delta:.0f} patients in all for delta {delta:g})"
+        )
+        return []
+    if patients is None:
         notes.append(
             "delta is not checked against the number of patients: the coordinator was not asked "
             f"(it must be below {1 / delta:.0f} patients in all for delta {delta:g})"
@@ -215,7 +248,12 @@ def check_delta(file: SpecFile, patients: Mapping[str, int] | None, notes: list[
         notes.append(f"no dataset of this schema is registered yet by {', '.join(unknown)}")
     for name in known:
         if patients[name] < MINIMUM_TRAINS_ALONE:
-            notes.append(f"{name} has under {MINIMUM_TRAINS_ALONE} patients: it joins the sum and never trains alone")
+            alone = (
+                "its own noise outweighs them"
+                if spec.privacy.mode == "local"
+                else "it joins the sum and never trains alone"
+            )
+            notes.append(f"{name} has under {MINIMUM_TRAINS_ALONE} patients: {alone}")
     total = sum(patients[name] for name in known)
     if delta < 1 / total:
         return []

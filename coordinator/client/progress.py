@@ -47,3 +47,21 @@ def progress_line(document: dict[str, Any]) -> str:
         f"{state}: round {done['committed']} of {done['planned']}, epsilon {spent:.4f} of "
         f"{document['epsilon']:.4f}{norm}"
     )
+
+
+def run_lines(document: dict[str, Any]) -> list[str]:
+    """The runs of a tuned study that were scored so far, the chosen one marked once there is a candidate."""
+    selection = ((document.get("candidate") or {}).get("epsilon") or {}).get("selection")
+    lines = []
+    for run in document.get("runs") or []:
+        changes = ", ".join(f"{name} {_told(value)}" for name, value in run["changes"].items())
+        score = "undefined" if run["score"] is None else f"{run['score']:.3f}"
+        chosen = " (chosen)" if selection is not None and run["entry"] == selection["chosen"] else ""
+        lines.append(f"run {run['run']}: entry {run['entry']} ({changes}), noised score {score}{chosen}")
+    return lines
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(str(part) for part in value.values())
+    return f"{value:g}"

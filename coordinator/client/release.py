@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from coordinator.client.connection import Connection
     from protocol.errors import CloisterError
     from protocol.membership import MembershipReport
-    from protocol.release import ReleaseSubject
+    from protocol.release import ReleaseSubject, Selection
 
 app = typer.Typer(no_args_is_help=True, help="Releases: draft, review, approve, seal.")
 Name = Annotated[str, typer.Argument(help="The release, as `cloister release list` shows it.")]
@@ -292,7 +292,8 @@ def _decide(
         envelope = sign(APPROVAL_TYPE, approval.model_dump(mode="json"), key)
         body = {"envelope": parse(envelope.to_bytes()), "reason": reason}
         document = connection.post(f"/v1/releases/{release}/approvals", body)
-    _tell(document, as_json, next_step=f"cloister release show {release}")
+    verb = "seal" if document["state"] == "approved" else "show"
+    _tell(document, as_json, next_step=f"cloister release {verb} {release}")
 
 
 def _check_subject(document: Any, digest: str) -> ReleaseSubject:
@@ -351,10 +352,21 @@ def _summary(subject: ReleaseSubject) -> str:
             f"{_or_exact(epsilon.epsilon_evaluation_worst_site)}",
             f"measured    on {subject.evaluation.held_out} held-out patients{outside}",
             *(f"            {line}" for line in measured),
+            *_chosen(epsilon.selection),
+            f"rests on    {epsilon.trust}",
             f"attacked    {_attacked(subject.membership)}",
             f"digest      {subject.digest}",
         ]
     )
+
+
+def _chosen(selection: Selection | None) -> list[str]:
+    if selection is None:
+        return []
+    return [
+        f"chosen      best of {len(selection.runs)} runs over a grid of {selection.entries} (entry {selection.chosen}) "
+        "on these same patients: what was measured leans upwards; epsilon is that of all runs together"
+    ]
 
 
 def _attacked(report: MembershipReport | None) -> str:

@@ -27,6 +27,7 @@ def status_text(document: dict[str, Any]) -> str:
     """A study for a person."""
     import json
 
+    from coordinator.client.progress import run_lines
     from protocol.evaluation import figures, read_report
 
     done, privacy = document["rounds"], document["privacy"]
@@ -50,6 +51,7 @@ def status_text(document: dict[str, Any]) -> str:
         f"a site's worst case {privacy['epsilon_worst_site']:.4f}{in_the_evaluation(document, privacy)}",
         f"plan {document['plan_digest']}",
         table(("site", "law", "patients", "answer", "joined"), sites),
+        *run_lines(document),
     ]
     if document["result_digest"]:
         lines.append(f"result {document['result_digest']}; read it with `cloister study results {document['study']}`")

@@ -235,6 +235,15 @@ def _selection(selection: Selection | None) -> list[str]:
     ]
 
 
+def _all_runs(selection: Selection | None) -> list[str]:
+    if selection is None:
+        return []
+    return [
+        f"- These count all {len(selection.runs)} runs and all their scores together, those of models that are not "
+        "released too."
+    ]
+
+
 def _privacy(epsilon: EpsilonStatement) -> str:
     evaluation = (
         "none was charged for the evaluation (declared exception)"
@@ -270,6 +279,7 @@ def _privacy(epsilon: EpsilonStatement) -> str:
             "A patient present in m sites has group privacy m.",
             f"- Released model: epsilon {epsilon.epsilon:.3f} at delta {epsilon.delta:g} for patients trained on; "
             f"{evaluation}.",
+            *_all_runs(epsilon.selection),
             f"- Worst case for one site (all others collude, or secure aggregation fails): "
             f"epsilon {epsilon.epsilon_worst_site:.3f} for patients trained on; {held_out}.",
             *audit,

@@ -270,7 +270,8 @@ def _or_without(phase: Phase, action: Await | Begin | Fail) -> Await | Begin | G
 def _exhausted(phase: Phase, abandoned: int, design: Design) -> Fail:
     if phase in (EVALUATE, CHECK, MEMBERSHIP):
         what = {EVALUATE: "evaluations", CHECK: "checks"}.get(phase, "membership audits")
-        detail = f"all {design.attempts[phase]} planned {what} missed a site"
+        needed = design.rounds(phase)
+        detail = f"{abandoned} of {design.attempts[phase]} planned {what} missed a site, and {needed} are needed"
         return Fail(FailureCode.EVALUATION_EXHAUSTED, detail)
     detail = f"{abandoned} attempts were abandoned and the noise is calibrated for {design.retries(phase)}"
     return Fail(FailureCode.RETRIES_EXHAUSTED, detail)

@@ -102,6 +102,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             }
             for site in plan.sites
         ],
+        "runs": _runs(rounds, plan),
         "candidate": _candidate(session, row),
         "result_digest": found.result_digest if (found := rounds.result(row.id)) is not None else None,
         "plan": plan.model_dump(mode="json"),
@@ -112,6 +113,22 @@ def membership(plan: AnyPlan) -> dict[str, Any] | None:
     """What the plan's membership audit costs; None where there is none."""
     planned = plan.membership if isinstance(plan, StudyPlan) else None
     return None if planned is None else planned.model_dump(mode="json")
+
+
+def _runs(rounds: RoundRepository, plan: AnyPlan) -> list[dict[str, Any]]:
+    """The runs of a tuned study that are scored: which entry of the grid, and its noised score."""
+    tuning = plan.spec.tuning if isinstance(plan, StudyPlan) else None
+    if tuning is None:
+        return []
+    return [
+        {
+            "run": run.number,
+            "entry": run.entry,
+            "changes": tuning.grid[run.entry - 1].model_dump(mode="json", exclude_none=True),
+            "score": run.score,
+        }
+        for run in rounds.runs(plan.spec.study)
+    ]
 
 
 def _candidate(session: Session, row: Study) -> dict[str, Any] | None:

@@ -53,16 +53,17 @@ class TrustRoot:
     """What this site pinned: its own name, the coordinator's key, the log's witness policy, and the plans it granted.
 
     granted_plans: digests of the plans this site consented to. A recipient that took no part has only the
-    coordinator's word for the plan, and for the roster of approvers in it. evaluated: by plan digest, the digest of the
-    model that this site evaluated; a site that evaluated none has only the coordinator's word for the evaluation.
-    address: the coordinator's "host:port", which passkeys must have been used at.
+    coordinator's word for the plan, and for the roster of approvers in it. evaluated: by plan digest and
+    round of its evaluations, the digest of the model that this site was asked about; a site that evaluated none has
+    only the coordinator's word for the evaluation. address: the coordinator's "host:port", which passkeys must have
+    been used at.
     """
 
     site: str
     coordinator: VerifyingKey
     policy: WitnessPolicy
     granted_plans: frozenset[str]
-    evaluated: Mapping[str, frozenset[str]]
+    evaluated: Mapping[str, Mapping[int, frozenset[str]]]
     address: str
 
 
@@ -142,11 +143,12 @@ def trust_keys(fetched: Fetched, root: TrustRoot) -> KeysTrusted:
     if subject.model != plan.spec.model or subject.dataset != plan.spec.dataset:
         raise VerificationFailed("The released model is not of the planned kind.", _REMEDY)
     told = subject.epsilon
-    if (told.epsilon, told.epsilon_worst_site, told.epsilon_evaluation_worst_site, told.delta) != (
+    if (told.epsilon, told.epsilon_worst_site, told.epsilon_evaluation_worst_site, told.delta, told.steps_charged) != (
         plan.epsilon,
         plan.epsilon_worst_site,
         plan.epsilon_evaluation_worst_site,
         plan.spec.privacy.delta,
+        plan.spec.steps,
     ) or subject.evaluation.mode != plan.spec.evaluation.mode:
         raise VerificationFailed("The release states another privacy loss than the plan that was granted.", _REMEDY)
     if subject.evaluation.outside_guarantee != (subject.evaluation.mode == "exact"):
@@ -298,13 +300,23 @@ def check_files(logged: Logged, root: TrustRoot) -> Installable:
         if data is None or len(data) != entry.size or sha256_hex(data) != entry.sha256:
             raise VerificationFailed(f"{entry.name} is not the file that was approved.", _REMEDY)
         model_files[entry.name] = data
-    evaluated = root.evaluated.get(subject.plan_digest, frozenset())
-    if evaluated and evaluated != {model_digest(subject, files["model.safetensors"])}:
+    evaluated = root.evaluated.get(subject.plan_digest, {})
+    asked = [evaluated[number] for number in _evaluations_of(logged.approved.trusted) if number in evaluated]
+    if any(models != {model_digest(subject, files["model.safetensors"])} for models in asked):
         raise VerificationFailed(
             "The released model is not the one that this site evaluated: what was approved was measured on another.",
             _REMEDY,
         )
     return Installable(logged, subject, model_files)
+
+
+def _evaluations_of(trusted: KeysTrusted) -> tuple[int, ...]:
+    """The rounds of evaluation that ask about the released model: the last one, and of a tuned study also the score of
+    the run that was chosen. The other runs' scores are of other models."""
+    tuning, selection = trusted.plan.spec.tuning, trusted.subject.epsilon.selection
+    if tuning is None or selection is None:
+        return (1,)
+    return (selection.runs.index(selection.chosen) + 1, tuning.count + 1)
 
 
 def _statement(statement: Mapping[str, Any], files: Mapping[str, bytes]) -> Any:

@@ -144,14 +144,15 @@ def create_app(
 
     @app.post("/v1/predict-file")
     def predict_file(data: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
-        found = predictor.predict_file(data)
+        found, label = predictor.predict_file(data), predictor.schema.label
+        told = {"value": found, "unit": label.unit} if isinstance(label, NumberLabel) else {"probability": found}
         predicted(1)
         return {
             "release": version,
             "release_digest": subject.digest,
-            "label": predictor.schema.label.name,
+            "label": label.name,
             "use_mode": subject.use_mode,
-            "probability": found,
+            **told,
         }
 
     return app

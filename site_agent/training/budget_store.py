@@ -426,20 +426,22 @@ def _refuse_unsound(session: Session) -> None:
         raise AttemptRefused(RefusalCode.LOG_ALARM)
 
 
-def evaluated_models(session: Session, plan_digest: str, round_number: int | None = None) -> frozenset[str]:
-    """Digests of the models that this plan's evaluations, or that of one round, were asked about: one a round."""
-    asked = select(ConsumedAttempt.model).where(
+def evaluated_models(session: Session, plan_digest: str) -> dict[int, frozenset[str]]:
+    """Digests of the models that this plan's evaluations were asked about, by their round: one a round."""
+    asked = select(ConsumedAttempt.round, ConsumedAttempt.model).where(
         ConsumedAttempt.plan_digest == plan_digest, ConsumedAttempt.phase == "evaluate"
     )
-    if round_number is not None:
-        asked = asked.where(ConsumedAttempt.round == round_number)
-    return frozenset(model for model in session.exec(asked) if model is not None)
+    found: dict[int, frozenset[str]] = {}
+    for number, model in session.exec(asked):
+        if model is not None:
+            found[number] = found.get(number, frozenset()) | {model}
+    return found
 
 
 def _asked_about(session: Session, plan_digest: str, key: AttemptKey) -> str | None:
     """The model that an evaluation's round was asked about before; for another phase, that of the last evaluation."""
     if key.phase == "evaluate":
-        return next(iter(evaluated_models(session, plan_digest, key.round)), None)
+        return next(iter(evaluated_models(session, plan_digest).get(key.round, ())), None)
     last = (
         select(ConsumedAttempt.model)
         .where(ConsumedAttempt.plan_digest == plan_digest, ConsumedAttempt.phase == "evaluate")

@@ -189,8 +189,8 @@ def test_a_study_evaluates_one_model(engine: Engine, plan: str) -> None:
     assert charged(engine, held_out=True) == 1
     consume(store, plan, 1, 2, phase="evaluate")
     with transaction(engine) as session:
-        assert evaluated_models(session, plan) == {MODEL}
-        assert evaluated_models(session, digest("another plan")) == frozenset()
+        assert evaluated_models(session, plan) == {1: frozenset({MODEL})}
+        assert evaluated_models(session, digest("another plan")) == {}
 
 
 def test_a_plan_that_was_not_granted_or_was_withdrawn_is_refused(engine: Engine, plan: str) -> None:

@@ -285,7 +285,7 @@ def test_a_second_model_is_not_evaluated(running: Case) -> None:
         policy = WitnessPolicy.from_document(signed.plan.witness_policy)
         repository.accept_policy(session, policy, at=timestamp(NOW))
     # What a release of this plan will be compared with.
-    assert root_of(site.settings).evaluated == {signed.digest: frozenset({sha256_hex(bytes(24))})}
+    assert root_of(site.settings).evaluated == {signed.digest: {1: frozenset({sha256_hex(bytes(24))})}}
 
 
 def test_two_models_for_one_attempt(running: Case) -> None:

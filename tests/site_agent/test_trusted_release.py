@@ -20,7 +20,7 @@ from protocol.identifiers import Role
 from protocol.plan import PlannedApprover
 from protocol.release import BUNDLE_FILES, EpsilonStatement, ReleaseSubject, Selection
 from protocol.review import ReviewPolicy
-from protocol.tuning import TuningEntry
+from protocol.tuning import Tuning, TuningEntry
 from site_agent.releases.install import current, install, installed, rollback, verify_bundle
 from site_agent.releases.sealed import examine_folder
 from site_agent.releases.trusted_release import TrustRoot, measures_what_was_planned, verify
@@ -41,7 +41,7 @@ def root(maker: Maker | None = None, site: str = "clinic-a", **changes: Any) -> 
         "coordinator": maker.coordinator.public,
         "policy": maker.policy(),
         "granted_plans": frozenset({plan_digest}),
-        "evaluated": {plan_digest: frozenset({Maker().model_digest()})},
+        "evaluated": {plan_digest: {1: frozenset({Maker().model_digest()})}},
         "address": ADDRESS,
     }
     return TrustRoot(**{**fields, **changes})
@@ -255,10 +255,42 @@ def test_a_release_of_another_model_than_this_site_evaluated_is_refused() -> Non
     swapped = Maker(weight_scale=2.0)
     with pytest.raises(CloisterError, match="not the one that this site evaluated"):
         verify(swapped.files(), root())
-    assert verify(swapped.files(), root(evaluated={SUBJECT.plan_digest: frozenset({swapped.model_digest()})}))
+    assert verify(swapped.files(), root(evaluated={SUBJECT.plan_digest: {1: frozenset({swapped.model_digest()})}}))
     two = frozenset({Maker().model_digest(), swapped.model_digest()})
     with pytest.raises(CloisterError, match="not the one that this site evaluated"):
-        verify(GOOD, root(evaluated={SUBJECT.plan_digest: two}))
+        verify(GOOD, root(evaluated={SUBJECT.plan_digest: {1: two}}))
+
+
+def tuned() -> tuple[Maker, str]:
+    """A bundle of a study with two runs, the second of which was chosen, and its plan's digest."""
+    grid = (TuningEntry(learning_rate=1.0), TuningEntry(learning_rate=2.0))
+    spec = Maker().plan().spec.model_copy(update={"tuning": Tuning(grid=grid)})
+    chosen = Selection(entries=2, order="declared", runs=(1, 2), scores=(0.6, 0.7), chosen=2, changes=grid[1])
+    told = SUBJECT.epsilon.model_copy(update={"selection": chosen, "steps_charged": 26})
+    maker = Maker(
+        plan_changes={"spec": spec, "spec_digest": digest(spec.model_dump(mode="json"))},
+        subject_changes={"epsilon": told},
+    )
+    return maker, digest(maker.plan().model_dump(mode="json"))
+
+
+def test_of_a_tuned_study_the_chosen_run_and_the_last_evaluation_are_what_is_released() -> None:
+    """Each run's score asks a site about another model: rounds 1 and 2 are the runs', 3 is the chosen one's again."""
+    maker, plan = tuned()
+    files, good = maker.files(), frozenset({maker.model_digest()})
+    other = frozenset({Maker(weight_scale=2.0).model_digest()})
+
+    def trust(evaluated: dict[int, frozenset[str]]) -> TrustRoot:
+        return root(granted_plans=frozenset({plan}), evaluated={plan: evaluated})
+
+    for fits in ({1: other, 2: good, 3: good}, {1: other, 2: good}, {1: other}, {3: good}, {}):
+        assert verify(files, trust(fits)).subject.epsilon.steps_charged == 26
+    for misfits in ({1: good, 2: other, 3: good}, {1: other, 2: good, 3: other}, {3: other}, {2: good | other}):
+        with pytest.raises(CloisterError, match="not the one that this site evaluated"):
+            verify(files, trust(misfits))
+    maker.subject_changes = {"epsilon": maker.subject_changes["epsilon"].model_copy(update={"steps_charged": 16})}
+    with pytest.raises(CloisterError, match="another privacy loss"):
+        verify(maker.files(), trust({}))
 
 
 def test_a_site_that_evaluated_nothing_has_the_coordinators_word() -> None:
