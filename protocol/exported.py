@@ -20,6 +20,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+from protocol.exported_rewrites import REWRITTEN, Rewrites, target
 from protocol.graph import (
     DEFAULT_REMEDY,
     MAX_DIMENSIONS,
@@ -76,7 +77,8 @@ class _Reader:
         if len(inside["nodes"]) > MAX_NODES:
             raise refused(f"The graph has more than {MAX_NODES} nodes.", "Export a smaller model.")
         for node in inside["nodes"]:
-            _operator(node)
+            if target(node) not in REWRITTEN:
+                _operator(node)
         parameters, names = self._inputs(signature)
         shapes = tuple(_shape(weights[name]["tensor_meta"], f"parameter {place}") for place, name in
                        enumerate(parameters))  # fmt: skip
@@ -86,13 +88,13 @@ class _Reader:
         record = _shape(inside["tensor_values"][given], "the input")
         if len(record) < 2 or record[0] != 1:
             raise refused("The model was not exported with exactly one record.", DEFAULT_REMEDY)
-        nodes = []
+        rewrites = Rewrites(inside["tensor_values"], names)
         for node in inside["nodes"]:
-            nodes.append(_node(node, names))
-            (output,) = node["outputs"]
-            names[output["as_tensor"]["name"]] = f"n{len(nodes) - 1}"
+            if not rewrites.takes(node):
+                (output,) = node["outputs"]
+                rewrites.add(_node(node, names), output["as_tensor"]["name"])
         graph = ExportedGraph(
-            input=record[1:], parameters=shapes, nodes=tuple(nodes), output=self._output(signature, names)
+            input=record[1:], parameters=shapes, nodes=tuple(rewrites.nodes), output=self._output(signature, names)
         )
         check_operators(graph)
         paths = [weights[name]["path_name"] for name in parameters]
@@ -166,14 +168,14 @@ def _shape(meta: Any, what: str) -> tuple[int, ...]:
 
 
 def _operator(node: Any) -> str:
-    operator = str(node["target"]).removeprefix("torch.ops.aten.")
+    operator = target(node)
     if operator not in OPERATORS:
         raise forbidden(operator)
     return operator
 
 
 def _node(node: Any, names: Mapping[str, str]) -> GraphNode:
-    operator, arguments = _operator(node), []
+    operator, arguments = _operator(node), list[GraphArgument]()
     for given in node["inputs"]:
         if given["name"] == "memory_format":
             # How numbers lie in memory; they are the same.

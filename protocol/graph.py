@@ -39,7 +39,7 @@ _OPERATORS = """
 linear.default input:t weight:t bias:tn | addmm.default self:t mat1:t mat2:t | mm.default self:t mat2:t
 matmul.default self:t other:t | bmm.default self:t mat2:t | t.default self:t
 permute.default self:t dims:I | transpose.int self:t dim0:i dim1:i | contiguous.default self:t
-alias.default self:t | clone.default self:t | prelu.default self:t weight:t
+expand.default self:t size:I | alias.default self:t | clone.default self:t | prelu.default self:t weight:t
 view.default self:t size:I | reshape.default self:t shape:I | flatten.using_ints self:t start_dim:i end_dim:i
 unflatten.int self:t dim:i sizes:I | unsqueeze.default self:t dim:i | squeeze.dim self:t dim:i
 select.int self:t dim:i index:i | slice.Tensor self:t dim:i start:in end:in step:i | cat.default tensors:T dim:i
@@ -82,6 +82,8 @@ TEXTS = frozenset({"none", "tanh"})
 REMEDIES = {
     "batch_norm": "It normalises over patients, which couples them: use GroupNorm or LayerNorm.",
     "dropout": "It draws random numbers: leave it out, or export model.eval() and call .run_decompositions({}).",
+    "arange": "Whole numbers may only look up rows of a table (torch.nn.Embedding), as the places of a series.",
+    "embedding": "Categories come as columns of 0 and 1: multiply them with the table. Places may be looked up.",
     "_.": "It writes in place: give the layer inplace=False, or call .run_decompositions({}) before it is saved.",
 }
 _Size = Annotated[int, Field(ge=1, le=MAX_PARAMETERS)]

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 
 from protocol.graph import ExportedGraph, ExportRefused, GraphNode, check_operators, refused
-from protocol.operator_shapes import RULES, Call, Shape, Unfit, attention_scores
+from protocol.operator_call import Call, Shape, Unfit
+from protocol.operator_shapes import RULES, attention_scores
 
 MAX_ELEMENTS = 1 << 25
 """Numbers that one record's values may hold together: 128 MiB of float32."""

@@ -26,6 +26,8 @@ CASES: list[tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...], Values]] = 
     ("permute.default", (2, 3, 4), ((1,),), {"self": X, "dims": ints(0, 3, -2, 1)}),
     ("transpose.int", (3, 4), ((1,),), {"self": X, "dim0": ("int", 1), "dim1": ("int", -1)}),
     ("contiguous.default", (3,), ((1,),), {"self": X}),
+    ("expand.default", (1, 3), ((1,),), {"self": X, "size": ints(2, -1, 4, 3)}),
+    ("expand.default", (4, 3), ((1,),), {"self": X, "size": ints(1, 4, -1)}),
     ("alias.default", (3,), ((1,),), {"self": X}),
     ("clone.default", (3,), ((1,),), {"self": X}),
     ("prelu.default", (3, 4), ((3,),), {"self": X, "weight": ("tensor", "p0")}),

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from coordinator.releases.onnx_graph import Graph
 from protocol.graph import ExportedGraph, GraphNode
 from protocol.graph_shapes import measure
-from protocol.operator_shapes import Call, Shape, axis, cut, pooling, spread
+from protocol.operator_call import Call, Shape, axis
+from protocol.operator_shapes import cut, pooling, spread
 
 Tensors = Mapping[str, NDArray[np.float64]]
 
@@ -151,6 +152,10 @@ def _exchanged(node: _Translated) -> str:
     first, second = (axis(node.call.whole(name), len(order)) for name in ("dim0", "dim1"))
     order[first], order[second] = order[second], order[first]
     return _ordered(node, order)
+
+
+def _expanded(node: _Translated) -> str:
+    return node.add("Expand", [node.given("self"), node.body.outer.int64(*node.shape)])
 
 
 def _selected(node: _Translated) -> str:
@@ -299,6 +304,7 @@ TABLE: Mapping[str, Callable[[_Translated], str]] = {
         ("view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "unsqueeze.default", "squeeze.dim"),
         _reshaped,
     ),
+    "expand.default": _expanded,
     "select.int": _selected,
     "slice.Tensor": _sliced,
     "cat.default": _joined,

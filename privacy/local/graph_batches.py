@@ -74,6 +74,11 @@ def _reshaped(call: _Call) -> Run | None:
     return _on_self(lambda x: x.reshape(x.shape[0], *shape), call.names["self"])
 
 
+def _expanded(call: _Call) -> Run | None:
+    shape, more = call.result, len(call.result) - len(call.shapes["self"])
+    return _on_self(lambda x: _lined_up(x, more).expand(x.shape[0], *shape), call.names["self"])
+
+
 def _transposed(call: _Call) -> Run | None:
     first, last = (1, 2) if len(call.shapes["self"]) == 2 else (1, 1)
     return _on_self(lambda x: x.transpose(first, last), call.names["self"])
@@ -175,6 +180,7 @@ _RULES: Mapping[str, _Rule] = {
         _reshaped,
     ),
     "t.default": _transposed,
+    "expand.default": _expanded,
     "permute.default": _permuted,
     "transpose.int": _exchanged,
     **dict.fromkeys(("select.int", "slice.Tensor", "softmax.int", "log_softmax.int"), _along_axis),

@@ -102,12 +102,13 @@ def _instance_norm(
 
 _NAMES = """
 linear.default addmm.default mm.default matmul.default bmm.default t.default permute.default transpose.int
-contiguous.default alias.default reshape.default flatten.using_ints unflatten.int unsqueeze.default squeeze.dim
-select.int slice.Tensor cat.default add.Tensor sub.Tensor mul.Tensor div.Tensor mean.dim sum.dim_IntList relu.default
-tanh.default sigmoid.default silu.default exp.default gelu.default elu.default leaky_relu.default softmax.int
-log_softmax.int layer_norm.default group_norm.default conv1d.default conv2d.default conv3d.default max_pool1d.default
-max_pool2d.default avg_pool1d.default avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
-clone.default prelu.default max_pool3d.default avg_pool3d.default adaptive_avg_pool3d.default
+contiguous.default expand.default alias.default reshape.default flatten.using_ints unflatten.int unsqueeze.default
+squeeze.dim select.int slice.Tensor cat.default add.Tensor sub.Tensor mul.Tensor div.Tensor mean.dim sum.dim_IntList
+relu.default tanh.default sigmoid.default silu.default exp.default gelu.default elu.default leaky_relu.default
+softmax.int log_softmax.int layer_norm.default group_norm.default conv1d.default conv2d.default conv3d.default
+max_pool1d.default max_pool2d.default avg_pool1d.default avg_pool2d.default adaptive_avg_pool1d.default
+adaptive_avg_pool2d.default clone.default prelu.default max_pool3d.default avg_pool3d.default
+adaptive_avg_pool3d.default
 """
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{

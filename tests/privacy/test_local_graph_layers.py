@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privacy.architectures.catalogue import build, network
 from privacy.dpsgd import private_gradients
 from privacy.dpsgd.private_gradients import PrivateGradients
 from privacy.local.graph_layers import LayeredGraph, layered_module
@@ -24,6 +25,8 @@ from tests.graph_cases import CASES, X, ints
 from tests.graph_oracle import LOSS, Given, fill, graph_of, same_outputs, t
 
 torch.set_num_threads(1)
+# torch's own use of its own class, within run_decompositions.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
 @pytest.mark.parametrize(("operator", "shape", "parameters", "arguments"), CASES, ids=[case[0] for case in CASES])
@@ -136,7 +139,7 @@ BROUGHT: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
 
 def packed(model: nn.Module, shape: tuple[int, ...]) -> tuple[ExportedGraph, np.ndarray]:
     out = io.BytesIO()
-    torch.export.save(torch.export.export(model.eval(), (torch.zeros(1, *shape),)), out)
+    torch.export.save(torch.export.export(model.eval(), (torch.zeros(1, *shape),)).run_decompositions({}), out)
     graph, weights = read_exported(out.getvalue())
     return graph, np.frombuffer(weights, dtype="<f8").copy()
 
@@ -191,3 +194,26 @@ def test_layers_give_a_half_precise_sum_too() -> None:
     half = PrivateGradients(layered, LOSS, clip=0.2, engine="bookkeeping", autocast=torch.bfloat16)
     whole = PrivateGradients(layered, LOSS, clip=0.2, engine="bookkeeping")
     torch.testing.assert_close(half.clipped_sum(x, y).total, whole.clipped_sum(x, y).total, atol=0.02, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "sizes"),
+    [
+        ("cnn", (1, 16, 16), {"widths": (8, 8)}),
+        ("resnet", (2, 16, 16), {"widths": (8, 16), "blocks": 1, "stem": "small"}),
+        ("cnn_1d", (3, 24), {"widths": (8, 8), "kernel": 5}),
+        ("transformer", (3, 24), {"patch": 4, "width": 16, "heads": 2, "layers": 2, "feedforward": 24}),
+    ],
+)
+def test_a_listed_family_brought_as_a_graph_is_the_family(
+    family: str, shape: tuple[int, ...], sizes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(7)
+    graph, vector = packed(build(family, shape, sizes), shape)
+    random = np.random.default_rng(9)
+    people = Group(random.normal(size=(8, *shape)), np.arange(8) % 2 + 0.0, np.array([0, 0, 1, 2, 3, 4, 4, 4]), 5)
+    monkeypatch.setattr(private_gradients, "module_gradients", pytest.fail)
+    found = graph_model(graph, "logistic", 1).gradient_sum(vector, people, 0.2)
+    listed = network(family, shape, sizes).gradient_sum(vector, people, 0.2)
+    np.testing.assert_allclose(found, listed, atol=1e-5)
+    assert np.abs(listed).max() > 1e-3

@@ -211,6 +211,59 @@ def test_what_writes_in_place_or_is_switched_off_is_gone_once_decomposed() -> No
         read_exported(out.getvalue())
 
 
+class Placed(nn.Module):
+    """Looks rows of a table up: by their places, or by what a record holds."""
+
+    def __init__(self, padding: int | None = None, *, by_value: bool = False, offset: int = 0) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 3, padding_idx=padding), nn.Linear(15, 1)
+        self.by_value, self.offset = by_value, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = x[:, :, 0].long() if self.by_value else torch.arange(x.shape[1]).unsqueeze(0)
+        return self.head((x + self.table(places + self.offset if self.offset else places)).flatten(1))
+
+
+def test_places_look_up_the_first_rows_of_a_table() -> None:
+    torch.manual_seed(4)
+    model = Placed()
+    graph, weights = read_exported(exported(model, 5, 3))
+    assert "arange" not in graph.model_dump_json()
+    x = torch.randn(4, 5, 3)
+    found = graph_outputs(graph, np.frombuffer(weights, dtype="<f8"), x.numpy().astype(float))
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
+
+
+class Parted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, dim=-1)
+        c, d, e = (a * b).split([1, 2, 4], dim=1)
+        f, g = e.split(3, dim=1)
+        h = torch.cat([(part * (k + 1)).unsqueeze(1) for k, part in enumerate(c.expand(1, 2, 3).unbind(1))], dim=1) + d
+        return self.head(h.sum(1) + f.mean(1) * g[:, 0])
+
+
+def test_parts_of_a_tensor_are_slices() -> None:
+    torch.manual_seed(5)
+    model, x = Parted(), torch.randn(1, 7, 6)
+    out = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x,)), out)
+    graph, weights = read_exported(out.getvalue())
+    found = graph_outputs(graph, np.frombuffer(weights, dtype="<f8"), x.numpy().astype(float))
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [Placed(2), Placed(by_value=True), Placed(offset=1)])
+def test_any_other_look_up_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ExportRefused) as refused:
+        read_exported(exported(model, 5, 3))
+    assert refused.value.remedy
+
+
 class TwoLogits(nn.Linear):
     def __init__(self) -> None:
         super().__init__(WIDTH, 2)
