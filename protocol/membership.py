@@ -7,15 +7,24 @@ patient moves the vector by 1 in L2. It is charged to both groups of patients, b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.evaluation import Interval
+from protocol.evaluation import Interval, Kind
 from protocol.identifiers import Frozen
 
 MOST_SCORED = 10_000
 """Patients of a group that one site scores at most, drawn at random: for what a site can afford, not for privacy."""
+
+PREDICTIONS: Mapping[Kind, Literal["chance", "residual", "quality"]] = {
+    "classification": "chance",
+    "survival": "chance",
+    "regression": "residual",
+    "segmentation": "quality",
+}
+"""How the attack reads what a model of the kind predicts (privacy.auditing.membership.Prediction)."""
 
 
 class MembershipAudit(Frozen):

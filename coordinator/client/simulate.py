@@ -36,12 +36,16 @@ def simulate(
     missing: Annotated[
         float, typer.Option("--missing", help="How likely a site's answer is lost in an attempt.")
     ] = 0.0,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Audit the sum at each epsilon too: an empirical lower bound of it.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for utility.png and utility.csv.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a study in this process and draw its utility against epsilon. Uses no network and no ledger.
 
-    An exploration is run at its own epsilon: each answer stands beside the truth.
+    Checks, tuning and the membership audit run as the study declares them. An exploration is run at its own epsilon:
+    each answer stands beside the truth.
 
     Use your own or made-up patients only: a simulation protects nobody.
     """
@@ -49,7 +53,8 @@ def simulate(
     from coordinator.client.simulated_patients import synthetic as make_up
     from coordinator.client.simulation import SimulationRefused
     from coordinator.client.spec_file import load_spec
-    from coordinator.client.utility_curve import make_curve, parse_epsilons, rounds_in_all, write_curve
+    from coordinator.client.utility_curve import make_curve, parse_epsilons
+    from coordinator.client.utility_report import curve_text, write_curve
 
     file = load_spec(spec)
     wanted = parse_epsilons(epsilons)
@@ -59,17 +64,21 @@ def simulate(
         )
     source = make_up(file.spec, synthetic) if synthetic is not None else from_tables(file, data or [])
     if file.spec.kind == "exploration":
+        if audit:
+            raise SimulationRefused("An exploration has no step to audit.", "Leave --audit out.")
         _explore(file.spec, source, seeds=seeds, missing=missing, out=out, as_json=as_json)
         return
-    with _progress(rounds_in_all(file.spec, len(wanted), seeds), quiet=as_json) as told:
-        curve = make_curve(file.spec, source, epsilons=wanted, seeds=seeds, missing=missing, told=told)
-    document, lines = curve.to_dict(), [curve.text()]
+    with _progress(None, quiet=as_json) as (told, expected):
+        curve = make_curve(
+            file.spec, source, epsilons=wanted, seeds=seeds, missing=missing, audit=audit, told=told, expected=expected
+        )
+    document, lines = curve.to_dict(), [curve_text(curve)]
     if out is not None:
         picture, table = write_curve(curve, out)
         document |= {"picture": str(picture), "table": str(table)}
         lines.append(f"The picture is in {picture}, the table in {table}.")
     emit(document, as_json=as_json, text="\n".join(lines))
-    if all(run.failure for point in curve.points for run in point.runs):
+    if curve.refuted or all(run.failure for point in curve.points for run in point.runs):
         raise typer.Exit(1)
 
 
@@ -80,7 +89,7 @@ def _explore(
     from coordinator.client.exploration_simulation import explore_simulated
     from coordinator.client.results import COLUMNS, write_csv
 
-    with _progress(seeds, quiet=as_json) as told:
+    with _progress(seeds, quiet=as_json) as (told, _):
         explored = explore_simulated(spec, source, seeds=seeds, missing=missing, told=told)
     lines = [explored.text()]
     if out is not None:
@@ -93,8 +102,9 @@ def _explore(
 
 
 @contextmanager
-def _progress(rounds: int, *, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """On a terminal a bar, else a line for each epsilon, on stderr."""
+def _progress(rounds: int | None, *, quiet: bool) -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
+    """On a terminal a bar, else a line for each epsilon, on stderr: (what runs and how much of it was done just now,
+    how much there will be)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -111,4 +121,4 @@ def _progress(rounds: int, *, quiet: bool) -> Iterator[Callable[[str, int], None
                 console.print(f"simulating: {what}", highlight=False)
             said = what
 
-        yield told
+        yield told, lambda steps: bar.update(task, total=steps)

@@ -11,14 +11,16 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-from sklearn.metrics import roc_auc_score
-
+from coordinator.client.simulated_sites import attack_auc, exact_measure, site_vector
 from coordinator.rounds.attempts import grid_of, unmasked_sum
 from coordinator.rounds.evaluation import evaluate_histogram
-from coordinator.rounds.optimiser import ModelPoint, candidate_weights, next_point
+from coordinator.rounds.kept_models import Passed, after_check, last_passed
+from coordinator.rounds.membership import membership_report
+from coordinator.rounds.optimiser import candidate_weights, next_point
 from coordinator.rounds.runs import Run, first_point, is_last, point_after, scored, selection_of
 from coordinator.rounds.states import (
+    CHECK,
+    MEMBERSHIP,
     TRAIN,
     Attempt,
     AttemptStatus,
@@ -26,36 +28,25 @@ from coordinator.rounds.states import (
     Design,
     Fail,
     Finish,
+    GiveUp,
     Progress,
     next_action,
 )
 from coordinator.studies.plan import Papers, build_plan, plan_digest
 from privacy.entropy import Entropy, Float64, KeyStream
-from privacy.federated.local_training import LocalTraining, delta_without_noise, local_delta
-from privacy.local.contribution import clipped_gradient_sum, private_gradient_sum, score_histogram
-from privacy.local.model import LocalModel
-from privacy.local.network import Network
 from privacy.local.patients import Cohort
-from privacy.local.subgroups import Banding
-from privacy.parameters import plan_grid
 from privacy.secagg.field import WIRE
 from privacy.secagg.quantization import quantize
-from protocol.architectures import NETWORKS
 from protocol.canonical import sha256_hex
-from protocol.dataset import NumberLabel
 from protocol.errors import CloisterError
-from protocol.evaluation import EvaluationReport, cells, residual_limit
-from protocol.graph import ExportedGraph
-from protocol.graph_shapes import measure
-from protocol.media import Shape
-from protocol.model import Model, layer_widths, loss_of
+from protocol.evaluation import EvaluationReport, Interval
+from protocol.membership import MembershipReport
 from protocol.plan import PlannedSite
 from protocol.proposal import MINIMUM_CELL, Proposal
 from protocol.release import Selection
 from protocol.round import Phase
 from protocol.signing import SigningKey
 from protocol.study import StudyPlan, StudySpec
-from protocol.subgroups import bandings
 
 _NO_TIME = "1970-01-01T00:00:00Z"
 
@@ -67,12 +58,24 @@ class SimulationRefused(CloisterError):
 
 
 @dataclass(frozen=True)
+class SimulatedCheck:
+    """One check of the model between rounds. rounds: done before it. against: what its noised score was held against.
+    undone: rounds given up, 0 where the model was kept."""
+
+    rounds: int
+    score: Interval
+    against: float
+    undone: int
+
+
+@dataclass(frozen=True)
 class Simulated:
     """How one run ended. failure: why there is no candidate. weights: (P,) the candidate's.
 
     measured: the first of the report's figures over all held-out patients, from their scores as they are; None where it
-    is undefined. report: what the study itself would say, from its noised histogram. selection: of a tuned
-    study.
+    is undefined. report: what the study itself would say, from its noised histogram. selection: of a tuned study.
+    checks: in order. membership: what the study's own audit would say, None where it plans none. attacked: how well the
+    same attack does without noise, as `attack_auc`.
     """
 
     rounds: int
@@ -82,21 +85,14 @@ class Simulated:
     measured: float | None = None
     report: EvaluationReport | None = None
     selection: Selection | None = None
+    checks: tuple[SimulatedCheck, ...] = ()
+    membership: MembershipReport | None = None
+    attacked: float | None = None
 
-
-def network_of(model: Model, inputs: int | Shape) -> LocalModel:
-    """The plan's model for encoded records of the shape `inputs`; a number D stands for (D,)."""
-    shape = (inputs,) if isinstance(inputs, int) else inputs
-    if isinstance(model, NETWORKS):
-        from privacy.architectures.catalogue import network
-
-        return network(model.architecture, shape, model.model_dump(exclude={"architecture"}))
-    if isinstance(model, ExportedGraph):
-        from privacy.local.graph_network import graph_model
-
-        return graph_model(model, model.loss, measure(model).outputs)
-    (width,) = shape
-    return Network(layer_widths(model, width), loss_of(model))
+    @property
+    def undone(self) -> int:
+        """Rounds given up after checks, all charged."""
+        return sum(check.undone for check in self.checks)
 
 
 def simulated_plan(spec: StudySpec, counts: Mapping[str, tuple[int, int]]) -> StudyPlan:
@@ -151,67 +147,6 @@ def _key(name: str) -> str:
     return SigningKey.from_seed(seed).public.text
 
 
-def site_vector(
-    plan: StudyPlan,
-    phase: Phase,
-    cohort: tuple[str, ...],
-    patients: Cohort,
-    parameters: Float64,
-    entropy: Entropy,
-    *,
-    noise: bool = True,
-    site: str = "",
-) -> Float64:
-    """(length,) float64: what one site of the cohort computes in one attempt, before rounding onto the grid.
-
-    noise False: the comparison without any, which no study runs. site: its name in the plan; local mode needs it.
-    """
-    planned, spec = plan.secure_sum(phase, cohort), plan.spec
-    network = network_of(spec.model, spec.dataset.shape)
-    std = None
-    if noise and planned.noise_multiplier is not None:
-        std = plan_grid(
-            planned.clip, planned.sites, planned.tolerated, planned.largest_batch, planned.noise_multiplier
-        ).site_std
-    if phase != TRAIN:
-        declared = spec.evaluation.subgroups if phase == "evaluate" else ()
-        return score_histogram(
-            patients.held_out,
-            network,
-            parameters,
-            cells=cells(plan.kind, spec.evaluation.bins),
-            noise_std=std,
-            entropy=entropy,
-            subgroups=[Banding(one.at, one.width, one.edges) for one in bandings(declared, spec.dataset)],
-        )
-    if spec.privacy.mode == "local":
-        delta = local_delta if noise else delta_without_noise
-        change = delta(patients.training, network, parameters, _local_training(plan, site), entropy=entropy)
-        return change * plan.patients_share((site,))
-    clip, rate = spec.training.clip, spec.training.sampling_rate
-    if std is None:
-        return clipped_gradient_sum(
-            patients.training, network, parameters, clip=clip, sampling_rate=rate, entropy=entropy
-        )
-    return private_gradient_sum(
-        patients.training, network, parameters, clip=clip, sampling_rate=rate, noise_std=std, entropy=entropy
-    )
-
-
-def _local_training(plan: StudyPlan, site: str) -> LocalTraining:
-    training, here = plan.spec.training, plan.site(site)
-    return LocalTraining(
-        steps=training.local_steps,
-        learning_rate=training.learning_rate,
-        clip=training.clip,
-        sampling_rate=training.sampling_rate,
-        noise_multiplier=plan.noise_multiplier,
-        expected_batch=training.sampling_rate * (here.patients - here.held_out),
-        momentum=training.momentum,
-        largest_delta=training.largest_delta,
-    )
-
-
 def simulate(
     plan: StudyPlan,
     sites: Mapping[str, Cohort],
@@ -221,25 +156,22 @@ def simulate(
     noise: bool = True,
     committed: Callable[[], None] = lambda: None,
 ) -> Simulated:
-    """Run the plan to its candidate or its failure.
+    """Run the plan to its candidate or its failure: every stage that it has, checks, runs of a grid and membership
+    audit among them.
 
     sites: each planned site's patients. answers: asked once for each site of each attempt, whether its answer arrives.
     committed: called after each round.
     """
-    design, progress = Design.of(plan), Progress(established=plan.names)
-    its_digest = plan_digest(plan)
-    point, runs = first_point(plan, its_digest), tuple[Run, ...]()
-    report: EvaluationReport | None = None
+    design, progress, work = Design.of(plan), Progress(established=plan.names), _Work(plan)
     while True:
         action = next_action(design, plan.names, progress, frozenset(plan.names), patient=False)
+        done, steps = progress.done(TRAIN), progress.steps(TRAIN)
         if isinstance(action, Fail):
-            return Simulated(progress.done(TRAIN), progress.steps(TRAIN), failure=f"{action.code}: {action.detail}")
-        if isinstance(action, Finish):
-            weights = candidate_weights(point)
-            measured = exact_measure(plan, sites, weights)
-            done, steps = progress.done(TRAIN), progress.steps(TRAIN)
-            chosen = selection_of(plan, runs)
-            return Simulated(done, steps, weights=weights, measured=measured, report=report, selection=chosen)
+            return Simulated(done, steps, failure=f"{action.code}: {action.detail}", checks=tuple(work.checks))
+        if isinstance(action, GiveUp):
+            work.membership = MembershipReport(ran=False, reason=action.detail)
+        if isinstance(action, Finish | GiveUp):
+            return work.ended(sites, done, steps)
         if not isinstance(action, Begin):
             raise AssertionError(f"a simulation never has to {type(action).__name__.lower()}")
         attempt = Attempt(action.phase, action.round, action.attempt, action.cohort)
@@ -249,25 +181,75 @@ def simulate(
             closed = replace(attempt, status=AttemptStatus.ABANDONED, contributed=there, excluded=late)
             progress = progress.after(attempt).after(closed)
             continue
-        here = plan.of_entry(point.entry)
-        total = _sum(here, attempt, sites, point, entropy, noise)
-        if attempt.phase == TRAIN:
-            point = next_point(here, point, total, attempt.cohort)
-        else:
-            report = evaluate_histogram(plan, attempt.cohort, total)
-            if not is_last(plan, point):
-                runs = (*runs, scored(point, report))
-                point = point_after(plan, its_digest, runs)
+        work.take(attempt, _sum(work.plan_now, attempt, sites, work.body(attempt.phase), entropy, noise))
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=attempt.cohort)
         progress = progress.after(attempt).after(closed)
         committed()
 
 
+class _Work:
+    """What becomes of each sum: the decisions of `coordinator.rounds.training_work`, without its database."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        self._plan, self._digest = plan, plan_digest(plan)
+        self._point = first_point(plan, self._digest)
+        self._runs: tuple[Run, ...] = ()
+        self._passed: Passed | None = None
+        self._report: EvaluationReport | None = None
+        self.checks: list[SimulatedCheck] = []
+        self.membership: MembershipReport | None = None
+
+    @property
+    def plan_now(self) -> StudyPlan:
+        """The plan with the entry of the grid that the run goes by."""
+        return self._plan.of_entry(self._point.entry)
+
+    def body(self, phase: Phase) -> Float64:
+        """(P,) the weights that a request of the phase brings to the sites."""
+        return self._point.weights if phase in (TRAIN, CHECK) else candidate_weights(self._point)
+
+    def take(self, attempt: Attempt, total: Float64) -> None:
+        """The next model, a check's verdict, a run's score, the report, or what the attack found."""
+        if attempt.phase == TRAIN:
+            self._point = next_point(self.plan_now, self._point, total, attempt.cohort)
+        elif attempt.phase == CHECK:
+            self._check(evaluate_histogram(self._plan, attempt.cohort, total, "check"))
+        elif attempt.phase == MEMBERSHIP:
+            self.membership = membership_report(self._plan, attempt.cohort, total)
+        else:
+            self._report = evaluate_histogram(self._plan, attempt.cohort, total)
+            if not is_last(self._plan, self._point):
+                self._runs = (*self._runs, scored(self._point, self._report))
+                self._point = point_after(self._plan, self._digest, self._runs)
+
+    def _check(self, report: EvaluationReport) -> None:
+        at = self._point
+        verdict, self._point = after_check(self._plan, self._digest, at, report, self._passed)
+        self._passed = last_passed(verdict, at, self._passed)
+        before = self.checks[-1].rounds if self.checks else 0
+        undone = at.rounds - before if verdict.fell else 0
+        self.checks.append(SimulatedCheck(at.rounds, verdict.score, verdict.against, undone))
+
+    def ended(self, sites: Mapping[str, Cohort], rounds: int, attempts: int) -> Simulated:
+        """With a candidate."""
+        weights = candidate_weights(self._point)
+        return Simulated(
+            rounds,
+            attempts,
+            weights=weights,
+            measured=exact_measure(self._plan, sites, weights),
+            report=self._report,
+            selection=selection_of(self._plan, self._runs),
+            checks=tuple(self.checks),
+            membership=self.membership,
+            attacked=attack_auc(self._plan, sites, weights),
+        )
+
+
 def _sum(
-    plan: StudyPlan, attempt: Attempt, sites: Mapping[str, Cohort], point: ModelPoint, entropy: Entropy, noise: bool
+    plan: StudyPlan, attempt: Attempt, sites: Mapping[str, Cohort], parameters: Float64, entropy: Entropy, noise: bool
 ) -> Float64:
     planned = plan.secure_sum(attempt.phase, attempt.cohort)
-    parameters = point.weights if attempt.phase == TRAIN else candidate_weights(point)
     bodies = {}
     for name in attempt.cohort:
         vector = site_vector(
@@ -276,23 +258,6 @@ def _sum(
         words = quantize(vector, grid_of(planned), KeyStream.fresh(entropy))
         bodies[name] = words.astype(WIRE, copy=False).tobytes()
     return unmasked_sum(planned, attempt.cohort, bodies)
-
-
-def exact_measure(plan: StudyPlan, sites: Mapping[str, Cohort], weights: Float64) -> float | None:
-    """Over the held-out patients of all sites: the AUC of those whose outcome is known, None where they have one; the
-    RMSE for a number, in its unit, of residuals cut to the limit; the mean of what is measured otherwise."""
-    network = network_of(plan.spec.model, plan.spec.dataset.shape)
-    found = [network.scores(weights, patients.held_out) for patients in sites.values()]
-    scores = np.concatenate([site.scores for site in found])
-    labels = np.concatenate([site.labels for site in found])
-    label = plan.spec.dataset.label
-    if isinstance(label, NumberLabel):
-        residuals = (2.0 * scores - 1.0) * residual_limit(label)
-        return float(np.sqrt(np.mean(residuals**2))) if residuals.size else None
-    if found[0].groups == 1:
-        return float(scores.mean()) if scores.size else None
-    known = labels < 2
-    return float(roc_auc_score(labels[known], scores[known])) if np.unique(labels[known]).size == 2 else None
 
 
 def seeded_entropy(*numbers: int) -> Entropy:

@@ -1,44 +1,48 @@
-"""How good a study's model gets at each epsilon: simulated over several seeds, as figures, a table and a picture."""
+"""How good a study's model gets at each epsilon, and what its audits would find: simulated over several seeds."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from coordinator.client.simulated_audit import audit_blocks, audit_plan
 from coordinator.client.simulated_patients import Source
 from coordinator.client.simulation import Simulated, SimulationRefused, seeded_entropy, simulate, simulated_plan
-from coordinator.terminal import table
+from privacy.auditing.one_run import AuditResult
 from protocol.evaluation import HEADLINES, figures, kind_of
 from protocol.study import StudyPlan, StudySpec
 
 MOST_SEEDS = 1000
 MOST_EPSILONS = 40
 LARGEST_EPSILON = 100.0
+ATTACKED = (
+    "The attack tells who trained from who was held out by the loss alone (0.5: a coin), here exactly; a study sees it "
+    "noised, if it plans the audit. Stronger attacks may find more, and these patients are not the study's."
+)
+AUDITED = (
+    "The audit sends made-up worst-case patients through this machine's own sampling, clipping, noise and sum, at the "
+    "plan's numbers, as an attacker sees it who colludes with as many sites as the plan tolerates. It bounds epsilon "
+    "from below: a bound above the claim refutes it, a bound below proves nothing. It tries neither the model, nor the "
+    "sites' machines, nor their random numbers."
+)
 OWN_DATA = (
     "A simulation charges no hospital's ledger and protects nobody: use your own or made-up patients only, and do not "
     "choose a study's parameters with patients who will take part in it."
 )
-PICTURE, TABLE = "utility.png", "utility.csv"
-_COLUMNS = (
-    "epsilon", "delta", "noise_multiplier", "epsilon_worst_site", "seed", "measure", "measured", "reported",
-    "reported_low",
-    "reported_high", "rounds", "attempts", "failure",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Point:
-    """One epsilon and its runs, one for each seed. epsilon None: without noise, for comparison."""
+    """One epsilon and its runs, one for each seed. epsilon None: without noise, for comparison. audited: what a one-run
+    audit of the sum found, where one was asked for."""
 
     epsilon: float | None
     plan: StudyPlan
     runs: tuple[Simulated, ...]
+    audited: AuditResult | None = None
 
     @property
     def values(self) -> list[float]:
@@ -70,6 +74,12 @@ class Point:
                 found.append((told.value, told.low, told.high))
         return found
 
+    @property
+    def attacked(self) -> float | None:
+        """The membership attack's AUC without noise, its mean over the seeds."""
+        found = [run.attacked for run in self.runs if run.attacked is not None]
+        return float(np.mean(found)) if found else None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
         return {
@@ -79,6 +89,8 @@ class Point:
             "measure": self.measure,
             "mean": self.mean,
             "sd": self.deviation,
+            "attack_auc": self.attacked,
+            "audit": None if self.audited is None else _audit(self.plan, self.audited),
             "runs": [_run(run, seed) for seed, run in enumerate(self.runs)],
         }
 
@@ -93,6 +105,35 @@ def _run(run: Simulated, seed: int) -> dict[str, Any]:
         "attempts": run.attempts,
         "failure": run.failure,
         "selection": None if run.selection is None else run.selection.model_dump(mode="json"),
+        "checks": [
+            {
+                "rounds": check.rounds,
+                "score": check.score.model_dump(mode="json"),
+                "against": check.against,
+                "undone": check.undone,
+            }
+            for check in run.checks
+        ],
+        "rounds_undone": run.undone,
+        "attack_auc": run.attacked,
+        "membership": None if run.membership is None else run.membership.model_dump(mode="json"),
+    }
+
+
+def _audit(plan: StudyPlan, found: AuditResult) -> dict[str, Any]:
+    design = found.design
+    return {
+        "epsilon_claimed": plan.epsilon,
+        "delta": design.mechanism.delta,
+        "epsilon_at_least": found.epsilon_lower,
+        "confidence": design.confidence,
+        "refuted": not found.passes,
+        "canaries": design.canaries,
+        "guesses": design.guesses,
+        "correct": found.correct,
+        "steps": design.mechanism.steps,
+        "power_against_half_the_noise": found.power,
+        "false_alarm": found.false_alarm,
     }
 
 
@@ -104,6 +145,16 @@ class Curve:
     says: str
     points: tuple[Point, ...]
 
+    @property
+    def audited(self) -> bool:
+        """Whether an audit was asked for."""
+        return any(point.audited is not None for point in self.points)
+
+    @property
+    def refuted(self) -> list[float]:
+        """The epsilons whose promise an audit refuted."""
+        return [point.plan.epsilon for point in self.points if point.audited is not None and not point.audited.passes]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
         return {
@@ -111,108 +162,10 @@ class Curve:
             "patients": self.says,
             "delta": self.spec.privacy.delta,
             "note": OWN_DATA,
+            "attack_note": ATTACKED,
+            **({"audit_note": AUDITED} if self.audited else {}),
             "points": [point.to_dict() for point in self.points],
         }
-
-    def text(self) -> str:
-        """For a person."""
-        rows = [
-            (
-                "no noise" if point.epsilon is None else f"{point.epsilon:g}",
-                None if point.epsilon is None else f"{point.plan.epsilon_worst_site:.2f}",
-                None if point.epsilon is None else f"{point.plan.noise_multiplier:.3f}",
-                None if point.mean is None else f"{point.mean:.4f}",
-                None if point.deviation is None else f"{point.deviation:.4f}",
-                _reported(point),
-                f"{sum(run.failure is None for run in point.runs)} of {len(point.runs)}",
-            )
-            for point in self.points
-        ]
-        head = (
-            "epsilon",
-            "worst site",
-            "noise",
-            self.points[0].measure,
-            "sd",
-            "the study's own interval",
-            "ended well",
-        )
-        failures = sorted({run.failure for point in self.points for run in point.runs if run.failure})
-        limit = self.spec.privacy.epsilon_worst_site
-        over = [f"{p.epsilon:g}" for p in self.points if p.epsilon and limit and p.plan.epsilon_worst_site > limit]
-        return "\n".join(
-            [
-                f"{self.spec.study}: {self.says}; delta {self.spec.privacy.delta:g}",
-                table(head, rows),
-                *(f"failed: {failure}" for failure in failures),
-                *([f"above the study's limit for a site's worst case ({limit:g}): {', '.join(over)}"] if over else []),
-                OWN_DATA,
-            ]
-        )
-
-    def csv(self) -> str:
-        """One line for each run."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for point in self.points:
-            for seed, run in enumerate(point.runs):
-                told = figures(run.report)[0][1] if run.report else None
-                private = point.epsilon is not None
-                writer.writerow(
-                    [
-                        point.epsilon if private else "inf",
-                        self.spec.privacy.delta if private else "",
-                        point.plan.noise_multiplier if private else 0,
-                        point.plan.epsilon_worst_site if private else "",
-                        seed,
-                        point.measure,
-                        run.measured,
-                        *((told.value, told.low, told.high) if told else ("", "", "")),
-                        run.rounds,
-                        run.attempts,
-                        run.failure or "",
-                    ]
-                )
-        return out.getvalue()
-
-    def picture(self) -> bytes:
-        """PNG: mean and standard deviation over the seeds of what is measured, against epsilon, and without noise."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7.0, 4.4), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        shown = [point for point in self.points if point.epsilon is not None and point.mean is not None]
-        axes.errorbar(
-            [point.epsilon or 0.0 for point in shown],
-            [point.mean or 0.0 for point in shown],
-            yerr=[point.deviation or 0.0 for point in shown],
-            marker="o",
-            capsize=3,
-            label=f"private (mean and sd of {len(self.points[0].runs)} seeds)",
-        )
-        plain = self.points[-1].mean
-        if plain is not None:
-            axes.axhline(plain, linestyle="--", color="grey", label=f"the same without noise ({plain:.3f})")
-        if shown:
-            axes.set_xscale("log")
-            axes.set_xticks([point.epsilon or 0.0 for point in shown], [f"{point.epsilon:g}" for point in shown])
-            axes.minorticks_off()
-        axes.set_xlabel(f"epsilon of the released model (delta {self.spec.privacy.delta:g}, one patient)")
-        axes.set_ylabel(f"{self.points[0].measure}, held-out patients")
-        axes.set_title(f"{self.spec.study}: {self.spec.model.architecture}\n{self.says}", fontsize=9)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
-        out = io.BytesIO()
-        figure.savefig(out, format="png")
-        return out.getvalue()
-
-
-def _reported(point: Point) -> str | None:
-    if point.epsilon is None or not point.reported:
-        return None
-    _, low, high = np.mean(np.array(point.reported), axis=0)
-    return f"{low:.3f} to {high:.3f}"
 
 
 def parse_epsilons(text: str) -> tuple[float, ...]:
@@ -236,12 +189,15 @@ def make_curve(
     epsilons: Sequence[float],
     seeds: int,
     missing: float = 0.0,
+    audit: bool = False,
     told: Callable[[str, int], None] = lambda _what, _rounds: None,
+    expected: Callable[[int], None] = lambda _steps: None,
 ) -> Curve:
     """Simulate every epsilon, then none, for each seed. The same arguments give the same curve.
 
-    missing: the chance that a site's answer does not arrive in an attempt. told: (what runs, rounds done just now).
-    Raises SimulationRefused, PlanRefused, PrivacyError, DatasetRefused.
+    missing: the chance that a site's answer does not arrive in an attempt. audit: also audit the sum of each epsilon.
+    told: (what runs, rounds and blocks of canaries done just now). expected: told once how many of them there will be,
+    if every run ends well. Raises SimulationRefused, PlanRefused, PrivacyError, DatasetRefused.
     """
     if not 1 <= seeds <= MOST_SEEDS or not 0 <= missing < 1:
         raise SimulationRefused(
@@ -250,11 +206,14 @@ def make_curve(
         )
     told("patients", 0)
     cohorts = [source.sites(seed) for seed in range(seeds)]
+    told("calibrating", 0)
+    plans = [(epsilon, simulated_plan(_at(spec, epsilon), source.counts)) for epsilon in (*epsilons, None)]
+    rounds = sum(stage.rounds for _, plan in plans for stage in plan.stages)
+    expected(rounds * seeds + (audit_blocks() * len(epsilons) if audit else 0))
     points = list[Point]()
-    for epsilon in (*epsilons, None):
+    for epsilon, plan in plans:
         what = "without noise" if epsilon is None else f"epsilon {epsilon:g}"
         told(what, 0)
-        plan = simulated_plan(_at(spec, epsilon), source.counts)
         runs = []
         for seed, sites in enumerate(cohorts):
             random = np.random.default_rng([seed, 3])
@@ -272,7 +231,12 @@ def make_curve(
                     committed=lambda what=what: told(what, 1),  # type: ignore[misc]
                 )
             )
-        points.append(Point(epsilon, plan, tuple(runs)))
+        audited = None
+        if audit and epsilon is not None:
+            told(f"auditing {what}", 0)
+            entropy = seeded_entropy(seeds, len(points), 1)
+            audited = audit_plan(plan, entropy, done=lambda what=what: told(f"auditing {what}", 1))  # type: ignore[misc]
+        points.append(Point(epsilon, plan, tuple(runs), audited))
     return Curve(spec, source.says, tuple(points))
 
 
@@ -280,22 +244,3 @@ def _at(spec: StudySpec, epsilon: float | None) -> StudySpec:
     """The study at another epsilon; its limit for a site's worst case is reported, and does not end the curve."""
     changed: dict[str, Any] = {"epsilon_worst_site": None, **({} if epsilon is None else {"epsilon": epsilon})}
     return spec.model_copy(update={"privacy": spec.privacy.model_copy(update=changed)})
-
-
-def rounds_in_all(spec: StudySpec, epsilons: int, seeds: int) -> int:
-    """How many rounds a curve takes, evaluations among them, when every run ends well."""
-    return (epsilons + 1) * seeds * spec.rounds
-
-
-def write_curve(curve: Curve, out: Path) -> tuple[Path, Path]:
-    """Write picture and table into the folder, which is made; each appears whole or not at all. OSError."""
-    contents = {PICTURE: curve.picture(), TABLE: curve.csv().encode()}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in contents.items():
-        partial = out / f".{name}.partial"
-        try:
-            partial.write_bytes(data)
-            partial.replace(out / name)
-        finally:
-            partial.unlink(missing_ok=True)
-    return out / PICTURE, out / TABLE

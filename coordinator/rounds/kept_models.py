@@ -1,12 +1,15 @@
-"""Models that passed a check, as rows and back."""
+"""Models that passed a check: which one to go on from, and as rows and back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from coordinator.rounds.checks import Verdict
+from coordinator.rounds.checks import Verdict, judge_check
 from coordinator.rounds.optimiser import ModelPoint, from_bytes, to_bytes
+from coordinator.rounds.runs import first_point
 from coordinator.rounds.tables import ModelCheck
+from protocol.evaluation import EvaluationReport
+from protocol.study import StudyPlan
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,24 @@ class Passed:
 
     score: float
     point: ModelPoint
+
+
+def after_check(
+    plan: StudyPlan, plan_digest: str, at: ModelPoint, report: EvaluationReport, earlier: Passed | None
+) -> tuple[Verdict, ModelPoint]:
+    """What the check of the model `at` comes to, and the model to go on from: itself, or the last that passed, at first
+    the plan's own. The number of rounds stays: none is repeated."""
+    assert plan.spec.training.checks is not None
+    verdict = judge_check(report, None if earlier is None else earlier.score, plan.spec.training.checks.tolerance)
+    if not verdict.fell:
+        return verdict, at
+    good = first_point(plan, plan_digest) if earlier is None else earlier.point
+    return verdict, replace(good, rounds=at.rounds)
+
+
+def last_passed(verdict: Verdict, at: ModelPoint, earlier: Passed | None) -> Passed | None:
+    """What the next check is held against: a model whose score is undefined was kept, and has passed nothing."""
+    return earlier if verdict.fell or verdict.score.value is None else Passed(verdict.score.value, at)
 
 
 def check_row(study: str, number: int, at: ModelPoint, verdict: Verdict, *, undone: int) -> ModelCheck:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from sqlmodel import Session
 
-from coordinator.rounds.checks import judge_check
 from coordinator.rounds.evaluation import Evidence, candidate_row, evaluate_histogram
 from coordinator.rounds.journal import Journal
-from coordinator.rounds.kept_models import Passed, check_row, passed_of
+from coordinator.rounds.kept_models import Passed, after_check, check_row, last_passed, passed_of
 from coordinator.rounds.membership import membership_report
 from coordinator.rounds.optimiser import (
     ModelPoint,
@@ -145,14 +143,8 @@ class TrainingWork:
     def _check(self, closed: Attempt, histogram: Float64) -> Taken:
         """Keep the model, or go back to the last one that passed. The number of rounds stays: none is repeated."""
         spec, at = self._plan.spec, self._at
-        assert spec.training.checks is not None
         report = evaluate_histogram(self._plan, closed.cohort, histogram, "check")
-        earlier = self._passed
-        verdict = judge_check(report, None if earlier is None else earlier.score, spec.training.checks.tolerance)
-        point = at
-        if verdict.fell:
-            good = first_point(self._plan, self._plan_digest) if earlier is None else earlier.point
-            point = replace(good, rounds=at.rounds)
+        verdict, point = after_check(self._plan, self._plan_digest, at, report, self._passed)
         row = check_row(spec.study, closed.round, at, verdict, undone=at.rounds - self._checked_rounds)
 
         def keep(session: Session) -> None:
@@ -164,8 +156,7 @@ class TrainingWork:
 
         def adopt() -> None:
             self._point, self._checked_rounds = point, at.rounds
-            if not verdict.fell and verdict.score.value is not None:
-                self._passed = Passed(verdict.score.value, at)
+            self._passed = last_passed(verdict, at, self._passed)
 
         return Taken(norm=None, before=at.digest, after=point.digest, becomes=None, keep=keep, adopt=adopt)
 

@@ -29,7 +29,7 @@ sys.path[:0] = [str(DEMO)]
 
 import datasets  # noqa: E402 - the folder above is where it lies
 
-from coordinator.client.simulation import network_of  # noqa: E402
+from coordinator.client.simulated_sites import network_of  # noqa: E402
 from coordinator.client.spec_file import load_spec  # noqa: E402
 from coordinator.rounds.optimiser import candidate_weights, initial_point, step  # noqa: E402
 from privacy.accounting.calibration import noise_multiplier_for  # noqa: E402

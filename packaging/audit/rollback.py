@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import poisoning as attacks
 
-from coordinator.client.simulation import network_of
+from coordinator.client.simulated_sites import network_of
 from coordinator.rounds.checks import judge_check
 from coordinator.rounds.optimiser import candidate_weights, initial_point, step
 from privacy.accounting.calibration import noise_multiplier_for

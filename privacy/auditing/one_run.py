@@ -31,6 +31,8 @@ from privacy.parameters import Mechanism, require_count, require_positive, requi
 Guesses = npt.NDArray[np.int8]
 BOUND_STEP = 0.01
 LARGEST_BOUND = 20.0
+_SHARES = (0.025, 0.05, 0.1, 0.2)
+_FEWEST = 40
 FACTOR = 2.0
 """The fault that a design states its power against: the noise is so many times too small."""
 
@@ -204,6 +206,30 @@ def audit(design: AuditDesign, step: Step, *, clip: float, stream: KeyStream) ->
         included, step, steps=design.mechanism.steps, clip=clip, block=design.block, records=design.records
     )
     return judge(design, included, scores)
+
+
+def best_guesses(mechanism: Mechanism, canaries: int, confidence: float = 0.95) -> int:
+    """The number of guesses, of some that are tried, at which sound code is expected to give the largest lower bound.
+
+    It follows from the mechanism alone, so it is fixed before anything runs, as the theorem asks.
+    """
+    require_count("the number of canaries", canaries, _FEWEST)
+    spread = expected_spread(mechanism)
+    found = []
+    for share in _SHARES:
+        guesses = max(2, round(canaries * share / 2) * 2)
+        right = int(guesses * _share_correct(spread, guesses / 2 / canaries))
+        found.append((_refuted_up_to(canaries, guesses, right, mechanism.delta, confidence), guesses))
+    return max(found)[1]
+
+
+def _refuted_up_to(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
+    low, high = 0.0, LARGEST_BOUND
+    for _ in range(12):
+        middle = (low + high) / 2
+        refuted = p_value(canaries, guesses, correct, middle, delta) <= 1 - confidence
+        low, high = (middle, high) if refuted else (low, middle)
+    return low
 
 
 def _share_correct(spread: ScoreSpread, share: float) -> float:

@@ -14,9 +14,9 @@ from typing import Any
 
 from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
-from protocol.evaluation import Kind, cells, kind_of
+from protocol.evaluation import cells, kind_of
 from protocol.exploration import ExplorationPlan
-from protocol.membership import MOST_SCORED
+from protocol.membership import MOST_SCORED, PREDICTIONS
 from protocol.round import Phase
 from protocol.study import StudyPlan
 from protocol.study_kind import AnyPlan
@@ -25,13 +25,6 @@ from site_agent.settings import SiteHome
 from site_agent.training.exploration import asked_of_worker
 from site_agent.training.frames import FrameError, read_frame, write_frame
 
-PREDICTIONS: dict[Kind, str] = {
-    "classification": "chance",
-    "survival": "chance",
-    "regression": "residual",
-    "segmentation": "quality",
-}
-"""How the membership attack reads what a model of the kind predicts (privacy.auditing.membership.Prediction)."""
 IDLE_SECONDS = 60.0
 START_SECONDS = 120.0
 SELF_TEST_SECONDS = 600.0

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from coordinator.client import simulated_audit
 from coordinator.client.cli import app
 from coordinator.client.simulated_patients import from_tables, synthetic
 from coordinator.client.simulation import SimulationRefused
 from coordinator.client.spec_file import SpecFile, load_spec
-from coordinator.client.utility_curve import OWN_DATA, make_curve
+from coordinator.client.utility_curve import AUDITED, OWN_DATA, make_curve
 from protocol.delimited import DatasetRefused
 from protocol.dictionary import parse_dictionary
 from protocol.errors import CloisterError
@@ -232,3 +233,39 @@ def test_a_study_that_always_fails_ends_with_an_error_and_says_why(study: Path) 
     result = run(study, "--synthetic", 400, "--epsilons", "1", "--seeds", 1, "--missing", 0.95)
     assert result.exit_code == 1
     assert "failed: too-few-sites" in result.stdout
+
+
+def test_the_command_runs_what_the_study_declares_and_audits_the_sum(study: Path, tmp_path: Path) -> None:
+    made = yaml.safe_load(study.read_text())
+    made["training"] |= {"checks": {"every": 3, "epsilon": 2.0, "tolerance": 0.1, "retries": 1}}
+    made["audit"] = {"membership": {"mode": "on", "epsilon": 2.0}}
+    study.write_text(yaml.safe_dump(made))
+    out = tmp_path / "out"
+    told = run(study, "--synthetic", 300, "--epsilons", "2", "--seeds", 1, "--audit", "--out", out)
+    assert told.exit_code == 0, told.output
+    for words in ("rounds undone of 8", "attack AUC", "as the study would tell", "epsilon by the audit", AUDITED):
+        assert words in told.stdout
+    with (out / "utility.csv").open() as opened:
+        row, plain = csv.DictReader(opened)
+    assert (plain["audit_epsilon_at_least"], row["failure"]) == ("", "")
+    document = json.loads(run(study, "--synthetic", 300, "--epsilons", "2", "--seeds", 1, "--audit", "--json").stdout)
+    private, without = document["points"]
+    audit = private["audit"]
+    assert (audit["refuted"], audit["confidence"], without["audit"]) == (False, 0.95, None)
+    assert 0 <= audit["epsilon_at_least"] == float(row["audit_epsilon_at_least"]) < audit["epsilon_claimed"] <= 2
+    (found,) = private["runs"]
+    assert [check["rounds"] for check in found["checks"]] == [3, 6]
+    assert found["membership"]["ran"]
+    assert 0.3 < found["attack_auc"] < 0.7
+    assert document["audit_note"] == AUDITED
+
+
+def test_a_refuted_promise_ends_the_command_with_an_error(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = simulated_audit.private_gradient_sum
+    monkeypatch.setattr(
+        simulated_audit, "private_gradient_sum",
+        lambda *given, **stated: kept(*given, **{**stated, "noise_std": stated["noise_std"] / 5}),
+    )  # fmt: skip
+    told = run(study, "--synthetic", 300, "--epsilons", "1", "--seeds", 1, "--audit")
+    assert told.exit_code == 1
+    assert "REFUTED" in told.stdout

@@ -6,11 +6,12 @@ import numpy as np
 
 from coordinator.rounds.optimiser import from_bytes
 from privacy.entropy import Entropy
-from privacy.local.contribution import private_gradient_sum, score_histogram
+from privacy.local.contribution import membership_histogram, private_gradient_sum, score_histogram
 from privacy.local.model import LocalModel
 from privacy.local.patients import Cohort
 from privacy.local.subgroups import Banding
 from protocol.evaluation import cells
+from protocol.membership import MOST_SCORED, PREDICTIONS
 from protocol.round import Phase
 from protocol.study import StudyPlan
 from protocol.subgroups import bandings
@@ -40,8 +41,10 @@ class ComputingWorker:
         self, plan: StudyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
     ) -> bytes:
         del round_number
-        if phase == "evaluate":
-            return self._evaluate(plan, body, noise_std)
+        if phase in ("evaluate", "check"):
+            return self._evaluate(plan, phase, body, noise_std)
+        if phase == "membership":
+            return self._attack(plan, body, noise_std or 0.0)
         assert noise_std is not None
         return self._train(plan, body, noise_std)
 
@@ -53,13 +56,22 @@ class ComputingWorker:
         )  # fmt: skip
         return self._give(total)
 
-    def _evaluate(self, plan: StudyPlan, parameters: bytes, noise_std: float | None) -> bytes:
+    def _attack(self, plan: StudyPlan, parameters: bytes, noise_std: float) -> bytes:
+        counts = membership_histogram(
+            self._cohort.training, self._cohort.held_out, planned_model(plan), from_bytes(parameters),
+            prediction=PREDICTIONS[plan.kind], bins=plan.spec.audit.membership.bins, most=MOST_SCORED,
+            noise_std=noise_std, entropy=self._entropy,
+        )  # fmt: skip
+        return self._give(counts)
+
+    def _evaluate(self, plan: StudyPlan, phase: Phase, parameters: bytes, noise_std: float | None) -> bytes:
+        declared = plan.spec.evaluation.subgroups if phase == "evaluate" else ()
         counts = score_histogram(
             self._cohort.held_out, planned_model(plan), from_bytes(parameters),
             cells=cells(plan.kind, plan.spec.evaluation.bins), noise_std=noise_std, entropy=self._entropy,
             subgroups=[
                 Banding(one.at, one.width, one.edges)
-                for one in bandings(plan.spec.evaluation.subgroups, plan.spec.dataset)
+                for one in bandings(declared, plan.spec.dataset)
             ],
         )  # fmt: skip
         return self._give(counts)

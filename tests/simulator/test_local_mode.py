@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from coordinator.client.simulation import network_of, seeded_entropy, simulate, simulated_plan, site_vector
+from coordinator.client.simulated_sites import network_of, site_vector
+from coordinator.client.simulation import seeded_entropy, simulate, simulated_plan
 from coordinator.rounds.attempts import grid_of
 from coordinator.rounds.exchange import Unreached
 from coordinator.studies.states import StudyState

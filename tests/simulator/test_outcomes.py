@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from coordinator.client.simulation import exact_measure
+from coordinator.client.simulated_sites import exact_measure
 from coordinator.database import transaction
 from coordinator.releases.build import model_files, subject_of
 from coordinator.releases.model_card import write

@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from coordinator.client.simulation import network_of, seeded_entropy, simulate, simulated_plan, site_vector
+from coordinator.client.simulated_sites import network_of, site_vector
+from coordinator.client.simulation import seeded_entropy, simulate, simulated_plan
 from coordinator.releases.onnx_model import build
 from coordinator.rounds.optimiser import from_bytes
 from coordinator.studies.states import StudyState
