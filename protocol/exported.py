@@ -16,6 +16,7 @@ import math
 import struct
 import sys
 import zipfile
+import zlib
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -50,9 +51,9 @@ def read_exported(data: bytes) -> tuple[ExportedGraph, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _Reader(archive).read()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
         raise refused(f"The file is no whole .pt2 archive ({type(error).__name__}).") from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise refused(f"The file's description of the model has another form ({type(error).__name__}).") from None
 
 

@@ -330,6 +330,28 @@ def _argument(value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     return lambda graph, _weights: graph["graph"]["nodes"][1]["inputs"][1].update(arg=value)
 
 
+def test_numbers_that_no_machine_holds_are_refused() -> None:
+    """Found by changing good files at random: JSON's infinity, a size beyond the address space, a broken stream."""
+    good = exported(Placed(), 5, 3)
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    graph = next(name for name in members if name.endswith("models/model.json"))
+    document = json.loads(members[graph])
+    (arange,) = (node for node in document["graph_module"]["graph"]["nodes"] if "arange" in node["target"])
+    arange["inputs"][0]["arg"] = {"as_int": float("inf")}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(document) if name == graph else content)
+    with pytest.raises(ExportRefused, match="OverflowError"):
+        read_exported(out.getvalue())
+    broken = bytearray(out.getvalue())
+    start = broken.index(graph.encode()) + len(graph)
+    broken[start : start + 40] = bytes([0xFF]) * 40
+    with pytest.raises(ExportRefused, match="no whole"):
+        read_exported(bytes(broken))
+
+
 def test_the_pickled_sample_inputs_are_never_opened() -> None:
     data = altered(lambda _graph, _weights: None, {"data/sample_inputs/model.pt": pickle.dumps(Boom())})
     graph, _ = read_exported(data)
