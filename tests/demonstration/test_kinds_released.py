@@ -21,7 +21,6 @@ import onnxruntime
 import pytest
 import yaml
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from privacy.accounting.epsilon import epsilon
 from privacy.accounting.gaussian import repeated_gaussian_epsilon
@@ -30,6 +29,7 @@ from protocol.canonical import parse
 from protocol.envelope import Envelope
 from protocol.release import ReleaseSubject
 from protocol.study import StudyPlan
+from site_agent.releases.weights import read_weights
 
 pytestmark = pytest.mark.demonstration
 
@@ -102,7 +102,7 @@ class Lived:
 
     @property
     def weights(self) -> dict[str, NDArray[np.float64]]:
-        return dict(load_file(self.folder / "model.safetensors"))
+        return read_weights(self.subject, (self.folder / "model.safetensors").read_bytes())
 
 
 class Federation:
@@ -376,7 +376,7 @@ def test_the_log_tells_of_each_and_verifies(federation: Federation) -> None:
     assert verified["problems"] == []
     leaves = [json.loads(line)["leaf"] for line in (evidence / "entries.jsonl").read_bytes().splitlines()]
     for lived in lives:
-        about = {f"study:{lived.study}", f"release:{lived.subject.release}"}
+        about = {lived.study, f"release:{lived.subject.release}"}
         mine = [leaf for leaf in leaves if leaf["subject"] in about]
         count = {event: sum(leaf["event"] == event for leaf in mine) for event in {leaf["event"] for leaf in mine}}
         expected = {
