@@ -40,6 +40,9 @@ class GenericRule(LayerRule):
         }
         step = max(1, 64 * CACHE_FLOATS // max(1, sum(math.prod(p.shape) for p in values.values())))
         for a, g in calls:
+            # Outside autocast, in the precision of the parameters.
+            kind = next(iter(values.values())).dtype
+            a, g = (a.to(kind) if a.is_floating_point() else a), g.to(kind)
             for start in range(0, batch.records, step):
                 rows = vmap(one)(a[start : start + step], g[start : start + step])
                 for name, more in rows.items():

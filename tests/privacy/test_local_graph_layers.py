@@ -185,12 +185,26 @@ def test_the_shapes_are_found_without_computing() -> None:
     assert {case[0] for case in CASES} == set(OPERATORS)
 
 
-def test_layers_give_a_half_precise_sum_too() -> None:
-    graph, vector = packed(Convolutional(), (2, 9, 9))
+class Between(nn.Module):
+    """Parameters outside a layer of torch's, behind a layer whose values are half precise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(5, 1)
+        self.rows, self.scale = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)) @ self.rows * self.scale)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(Convolutional, (2, 9, 9)), (Table, (3, 4)), (Between, (4,))])
+def test_layers_give_a_half_precise_sum_too(kind: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    graph, vector = packed(kind(), shape)
     layered = layered_module(graph)
     assert isinstance(layered, LayeredGraph)
     fill(layered, vector)
-    x, y = torch.randn(6, 2, 9, 9), torch.ones(6)
+    x, y = torch.randn(6, *shape), torch.ones(6)
     half = PrivateGradients(layered, LOSS, clip=0.2, engine="bookkeeping", autocast=torch.bfloat16)
     whole = PrivateGradients(layered, LOSS, clip=0.2, engine="bookkeeping")
     torch.testing.assert_close(half.clipped_sum(x, y).total, whole.clipped_sum(x, y).total, atol=0.02, rtol=0.1)
