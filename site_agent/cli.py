@@ -187,6 +187,12 @@ def status(as_json: Json = False, home: Home = None) -> None:
             f"{', cosigned' if log['cosigned'] else ''}; {log['witnesses']} witnesses, quorum {log['quorum']}"
         )
         typer.echo(f"  {snapshots['stored']} snapshots, {snapshots['waiting_for_registration']} not registered yet")
+        reports = document["serving_reports"]
+        if reports["waiting"] or reports["set_aside"]:
+            typer.echo(
+                f"  {reports['waiting']} serving reports wait for the coordinator, "
+                f"{reports['set_aside']} were refused for good"
+            )
         for item in document["refused"]:
             typer.echo(f"  refused {item['at']} {item['study']} {item['phase']} round {item['round']}: {item['code']}")
         engine = document["engine"]

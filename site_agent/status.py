@@ -14,6 +14,7 @@ from site_agent.cohort.tables import Snapshot
 from site_agent.database import transaction
 from site_agent.keystore import SiteKeys
 from site_agent.renewal import current
+from site_agent.serving.reports import counted as serving_reports
 from site_agent.settings import SiteSettings
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.engine import engine_version
@@ -38,6 +39,7 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
             .select_from(Snapshot)
             .where(col(Snapshot.registered_at).is_(None), col(Snapshot.replaced_by).is_(None))
         ).one()
+        told = serving_reports(session)
     refusals = BudgetStore(engine).last_refusals()
     return {
         "site": settings.site,
@@ -75,6 +77,7 @@ def status(settings: SiteSettings, keys: SiteKeys, engine: Engine, now: datetime
         },
         "ledger": {"behind": ledger.behind, "remedy": REMEDY if ledger.behind else ""},
         "snapshots": {"stored": snapshots, "waiting_for_registration": waiting},
+        "serving_reports": told,
         "refused": [
             {"at": r.at, "study": r.study, "phase": r.phase, "round": r.round, "attempt": r.attempt, "code": r.code}
             for r in refusals

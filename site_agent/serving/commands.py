@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protocol.errors import CloisterError
 from site_agent.settings import SiteHome, load_settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from site_agent.serving.log import ServingLog
+    from site_agent.serving.reports import Server
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,8 +33,6 @@ def serve(
     home: Annotated[Path | None, typer.Option("--home", help="The site's folder.")] = None,
 ) -> None:
     """Answer predictions of the installed release on loopback (Open Inference Protocol)."""
-    import uvicorn
-
     from protocol.canonical import digest
     from site_agent.clock import system_clock
     from site_agent.database import open_database
@@ -67,14 +73,28 @@ def serve(
                 f"Port {port} on this machine is in use.", "Stop the other program, or choose another with --port."
             ) from None
         typer.echo(f"{name} answers on http://{LOOPBACK}:{port}/v2/models/{sealed.subject.study}")
-        # Requests hold patients' values: no access log.
-        server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))
-        gate.log.append("started")
-        running.start(digest(decision.to_dict()))
+        answer(app, listener, running, gate.log, digest(decision.to_dict()))
+
+
+def answer(app: FastAPI, listener: socket.socket, running: Server, log: ServingLog, decision: str) -> None:
+    """Answer until SIGTERM or SIGINT, with beginning and end in the serving log and told to the federation. decision:
+    the digest of the gate's."""
+    import uvicorn
+
+    # Requests hold patients' values: no access log.
+    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))
+    log.append("started")
+    running.start(decision)
+    # uvicorn raises the signal anew once it has shut down: by default that ends the process before its end is told.
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        server.run(sockets=[listener])
+    finally:
         try:
-            server.run(sockets=[listener])
+            running.stop()
         finally:
-            try:
-                running.stop()
-            finally:
-                gate.log.append("stopped")
+            log.append("stopped")
+
+
+def _leave(*_: object) -> None:
+    sys.exit(0)

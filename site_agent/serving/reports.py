@@ -177,7 +177,7 @@ def end_killed(home: SiteHome, engine: Engine, clock: Clock) -> list[str]:
 def deliver_serving(
     settings: SiteSettings, engine: Engine, client: CoordinatorClient, keys: SiteKeys, clock: Clock
 ) -> Iterator[str]:
-    """Send what waits, oldest first, each signed; yields the reports that were taken. Raises what the client raises: a
+    """Send what waits, oldest first, each signed; yields what became of each. Raises what the client raises: a
     report that was not answered keeps back those behind it, one that is refused for good does not."""
     end_killed(settings.home, engine, clock)
     with transaction(engine) as session:
@@ -190,14 +190,21 @@ def deliver_serving(
             stored = session.get_one(QueuedServingReport, row.number)
             stored.answer = answer
             session.add(stored)
-        if answer == ACCEPTED:
-            yield f"{report.release} {report.change}"
+        yield f"{report.release} {report.change}" + ("" if answer == ACCEPTED else f", set aside: {answer}")
 
 
 def told(session: Session) -> list[tuple[ServingReport, str | None]]:
     """Every report with the coordinator's answer, oldest first."""
     rows = session.exec(select(QueuedServingReport).order_by(col(QueuedServingReport.number)))
     return [(ServingReport.model_validate_json(row.document), row.answer) for row in rows]
+
+
+def counted(session: Session) -> dict[str, int]:
+    """How many reports the coordinator took, how many wait for it, and how many it refused for good."""
+    answers = session.exec(select(QueuedServingReport.answer)).all()
+    waiting = sum(answer is None for answer in answers)
+    accepted = sum(answer == ACCEPTED for answer in answers)
+    return {"accepted": accepted, "waiting": waiting, "set_aside": len(answers) - waiting - accepted}
 
 
 def _sent(client: CoordinatorClient, envelope: bytes) -> str:

@@ -223,7 +223,8 @@ def test_a_report_of_serving_a_release_that_is_not_is_set_aside_by_the_route(ser
     site = sites[0]
     with transaction(site.engine) as session:
         tell(session, ServedModel("clinic-a", "no-release", "sha256:" + "a" * 64), "rolled-back", system_clock)
-    assert list(deliver_serving(site.settings, site.engine, site.client, site.keys, system_clock)) == []
+    done = list(deliver_serving(site.settings, site.engine, site.client, site.keys, system_clock))
+    assert done == ["no-release rolled-back, set aside: not-found"]
     with transaction(site.engine) as session:
         assert [answer for _, answer in told(session)] == ["not-found"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -19,7 +21,8 @@ from site_agent.coordinator_client import CoordinatorRefused, CoordinatorUnreach
 from site_agent.database import create_database, transaction
 from site_agent.keystore import SiteKeys
 from site_agent.serving.gate import ServingRefused
-from site_agent.serving.reports import Served, Server, deliver_serving, end_killed, refusals_told, tell, told
+from site_agent.serving.log import days
+from site_agent.serving.reports import Served, Server, counted, deliver_serving, end_killed, refusals_told, tell, told
 from site_agent.settings import SiteHome, SiteSettings
 from tests.site_agent.test_serving_gate import Clinic, clinic
 
@@ -134,9 +137,10 @@ def test_one_that_is_refused_for_good_keeps_back_none_and_one_that_may_be_taken_
     with transaction(engine) as session:
         assert [answer for _, answer in told(session)] == ["accepted", None, None]
     line = Line(refuse={"rolled-back": 404})
-    assert deliver(site, line) == ["heart-study-r1 stopped"]
+    assert deliver(site, line) == ["heart-study-r1 rolled-back, set aside: absent", "heart-study-r1 stopped"]
     with transaction(engine) as session:
         assert [answer for _, answer in told(session)] == ["accepted", "absent", "accepted"]
+        assert counted(session) == {"accepted": 2, "waiting": 0, "set_aside": 1}
 
 
 def test_a_server_that_was_killed_is_told_to_have_ended(site: Any) -> None:
@@ -159,6 +163,34 @@ def test_a_server_that_was_killed_is_told_to_have_ended(site: Any) -> None:
         assert [(report.change, report.code) for report, _ in told(session)] == [
             ("started", None), ("started", None), ("stopped", "killed"), ("stopped", None),
         ]  # fmt: skip
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_stopped_tells_its_own_end(site: Any, number: int) -> None:
+    home, engine = site
+    program = (
+        "import socket, sys\nfrom pathlib import Path\nfrom fastapi import FastAPI\n"
+        "from site_agent.clock import system_clock\nfrom site_agent.database import open_database\n"
+        "from site_agent.serving.commands import answer\nfrom site_agent.serving.log import ServingLog\n"
+        "from site_agent.serving.reports import Served, Server\nfrom site_agent.settings import SiteHome\n"
+        "home = SiteHome(Path(sys.argv[1]))\nlistener = socket.create_server(('127.0.0.1', 0))\n"
+        f"server = Server(home, open_database(home), Served('clinic-a', 'heart-study-r1', '{DIGEST}'), system_clock)\n"
+        f"log = ServingLog(home, 'heart-study-r1', '{DIGEST}', system_clock)\napp = FastAPI()\n"
+        "app.router.on_startup.append(lambda: print('up', flush=True))\n"
+        f"answer(app, listener, server, log, '{DIGEST}')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(home.path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        child.send_signal(number)
+        child.wait(timeout=60)
+    with transaction(engine) as session:
+        assert [(report.change, report.code) for report, _ in told(session)] == [("started", None), ("stopped", None)]
+    lines = [json.loads(line) for day in days(home) for line in day.path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["started", "stopped"]
 
 
 def test_the_gate_s_refusals_are_queued_with_their_rules_and_no_words(clinic: Clinic) -> None:
