@@ -57,6 +57,7 @@ def shown(**changes: Any) -> dict[str, Any]:
         "subject_digest": SUBJECT.digest,
         "model_card": FILES["model_card.md"].decode(),
         "waivers": [],
+        "serving": [{"site": "clinic-a", "answering": 1, "last": "started", "at": "2026-11-24T00:00:00Z"}],
         "vetoes": [],
         "gate": {"outcome": "allow", "findings": []},
         "approvals": [],
@@ -68,6 +69,7 @@ def test_the_card_of_the_release_is_shown(run: Callable[..., tuple[Any, Told]]) 
     result, _ = run(shown(), "show", SUBJECT.release)
     assert result.exit_code == 0
     assert "## Privacy" in result.output
+    assert "Served at clinic-a by 1; last told: started" in result.output
 
 
 def test_another_card_than_the_signed_one_is_not_shown(run: Callable[..., tuple[Any, Told]]) -> None:
