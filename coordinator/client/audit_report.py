@@ -128,7 +128,10 @@ def _require_one_form(signature: bytes, signer: Any, authority: x509.Certificate
         content["encap_content_info"].native, len(content["certificates"]), content["crls"].native,
         len(content["signer_infos"]), signed["version"].native, signed["unsigned_attrs"].native,
     )  # fmt: skip
-    if form != _FORM or info.dump(force=True) != signature:
+    named = signed["sid"].chosen.dump()
+    # The name of the signer is outside its signature, and names are compared without regard to case.
+    own = cms.IssuerAndSerialNumber({"issuer": signer.issuer, "serial_number": signer.serial_number}).dump()
+    if form != _FORM or info.dump(force=True) != signature or named != own:
         raise _refused("its signature is not of the form that a coordinator makes")
     try:
         x509.load_der_x509_certificate(signer.dump()).verify_directly_issued_by(authority)

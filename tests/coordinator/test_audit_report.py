@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -160,6 +161,19 @@ def test_no_byte_of_it_can_change(local: Made, pdf: bytes) -> None:
     for other in (pdf + b"\n", pdf[:-1], b"", b"%PDF-1.7", pdf[:start] + pdf[end:]):
         with pytest.raises(CloisterError):
             check_report(other, ca)
+
+
+def test_no_letter_of_the_signers_name_can_change_its_case(local: Made, pdf: bytes) -> None:
+    """The name that says which certificate signed is outside the signature, and compared without regard to case."""
+    name = b"Cloister certificate authority".hex().upper().encode()
+    ca = authority(local)
+    places = [found.start() for found in re.finditer(re.escape(name), pdf)]
+    assert places
+    for place in places:
+        changed = bytearray(pdf)
+        changed[place] ^= 2  # "C" becomes "c": 43 becomes 63
+        with pytest.raises(CloisterError):
+            check_report(bytes(changed), ca)
 
 
 def test_pyhanko_alone_finds_a_changed_text(local: Made, pdf: bytes) -> None:
