@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import yaml
 from pydantic import ValidationError
 
 from protocol.errors import Malformed
+
+if TYPE_CHECKING:
+    import yaml  # otherwise where a document is read: an idle agent reads none
 
 YamlValue: TypeAlias = bool | int | float | str | list["YamlValue"] | dict[str, "YamlValue"] | None
 Path: TypeAlias = tuple[str | int, ...]
@@ -78,6 +80,8 @@ class YamlDocument:
 
 def load_yaml(data: bytes, *, limit: int = DEFAULT_LIMIT) -> YamlDocument:
     """The one document in UTF-8 `data`. Raises Malformed, with the line, for anything refused."""
+    import yaml
+
     if len(data) > limit:
         raise Malformed(f"The file has {len(data)} bytes; the limit is {limit}.", "Send a smaller file.")
     try:
@@ -105,6 +109,8 @@ def load_yaml(data: bytes, *, limit: int = DEFAULT_LIMIT) -> YamlDocument:
 
 
 def _refuse_events(text: str) -> None:
+    import yaml
+
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 1
@@ -125,6 +131,8 @@ def _refuse_events(text: str) -> None:
 
 
 def _value(node: yaml.Node, path: Path, lines: dict[Path, int]) -> YamlValue:
+    import yaml
+
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, index), lines) for index, item in enumerate(node.value)]
@@ -137,6 +145,8 @@ def _value(node: yaml.Node, path: Path, lines: dict[Path, int]) -> YamlValue:
 
 
 def _mapping(node: yaml.MappingNode, path: Path, lines: dict[Path, int]) -> dict[str, YamlValue]:
+    import yaml
+
     result: dict[str, YamlValue] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from sqlalchemy import Engine
 
 from protocol.errors import CloisterError
+from site_agent.backoff import LONGEST_BACKOFF, Backoff, jitter
 from site_agent.clock import Clock, system_clock
 from site_agent.cohort.leaving_out import apply_withdrawals
 from site_agent.cohort.registration import register_pending
@@ -29,7 +28,6 @@ from site_agent.cohort.withdrawal import deliver_notices
 from site_agent.consent.delivery import deliver
 from site_agent.coordinator_client import CoordinatorClient, CoordinatorRefused
 from site_agent.database import open_database, transaction
-from site_agent.durable_files import write_durably
 from site_agent.evidence.statement import send_if_due
 from site_agent.incidents.report import deliver_reports
 from site_agent.keystore import SiteKeys, load_keys
@@ -37,7 +35,6 @@ from site_agent.renewal import renew_if_due
 from site_agent.serving.reports import deliver_serving
 from site_agent.settings import SiteHome, SiteSettings, load_settings
 from site_agent.training.budget_store import BudgetStore
-from site_agent.training.participate import Participant
 from site_agent.training.self_test import known
 from site_agent.training.self_test import run as run_self_test
 from site_agent.training.states import AttemptRefused
@@ -45,15 +42,12 @@ from site_agent.training.worker_client import WorkerClient
 from site_agent.witness.cycle import LogMisbehaved, Witness
 
 if TYPE_CHECKING:
-    from site_agent.federation.upload import Uploader
+    from site_agent.training.study_service import Link, StudyService
 
-NODE_KEY = "fleet-node.pem"
 LOCK = "agent.lock"
-FLEET_SECONDS = 0.08
 WITNESS_SECONDS = 1.0
 IDLE_FACTOR = 2.0
 RENEWAL_SECONDS = 300.0
-LONGEST_BACKOFF = 30.0
 PAPERS_SECONDS = 30.0
 ENDED = frozenset({"denied", "candidate", "completed", "failed", "stopped"})
 _log = structlog.get_logger()
@@ -63,48 +57,6 @@ class AlreadyRunning(CloisterError):
     """Another agent has this home: two would compete for the same attempts."""
 
     code = "already-running"
-
-
-class Question(Protocol):
-    """A packet that waits for an answer."""
-
-    kind: str
-    packet: bytes
-    expires_at: float
-
-
-class Link(Protocol):
-    """How questions come and answers go: site_agent.federation.connection.FleetConnection."""
-
-    def receive(self) -> Any:
-        """The next Question, or None."""
-
-    def reply(self, incoming: Any, packet: bytes) -> None:
-        """Answer it."""
-
-    def reconnect(self) -> None:
-        """Open the link again, with the certificate as it is now."""
-
-    def close(self) -> None:
-        """Sign off."""
-
-
-class Backoff:
-    """Doubling waits with jitter, from one second to thirty: (1..2), (2..4), ..., then 15 to 30 seconds."""
-
-    def __init__(self, first: float = 1.0) -> None:
-        self._first = first
-        self._next = first
-
-    def reset(self) -> None:
-        """All is well again."""
-        self._next = self._first
-
-    def wait(self) -> float:
-        """Seconds to wait now."""
-        upper = min(LONGEST_BACKOFF, 2 * self._next)
-        self._next = min(LONGEST_BACKOFF / 2, 2 * self._next)
-        return _between(upper / 2, upper)
 
 
 class Agent:
@@ -135,11 +87,9 @@ class Agent:
         self._worker = worker
         self._clock = clock
         self._store = BudgetStore(engine)
-        self._participant = Participant(settings=settings, keys=keys, store=self._store, worker=worker, clock=clock)
-        self._link: Link | None = None
+        self._studies: StudyService | None = None
         self._busy = threading.Event()
         self._tested = False
-        self._caught_up: set[str] = set()
         self._papers_next = 0.0
 
     def run(self) -> None:
@@ -158,11 +108,11 @@ class Agent:
                         self._ask_for_work(client, backoff)
                 except CloisterError as error:
                     _log.warning("coordinator-trouble", code=error.code)
-                    self._drop_link()
+                    self._sign_off()
                     self._stop.wait(backoff.wait())
         finally:
             self._stop.set()
-            self._drop_link()
+            self._sign_off()
             self._worker.close()
             witness.join(timeout=LONGEST_BACKOFF)
             _log.info("agent-stopped", site=self._settings.site)
@@ -212,13 +162,13 @@ class Agent:
                 self._busy.set()
                 if not self._tested:
                     self._check_engine()
-                self._serve_studies(active, self._settings.poll_seconds)
+                self._study_service().serve(active)
             else:
                 self._busy.clear()
-                self._drop_link()
+                self._sign_off()
                 self._worker.close_if_idle()
                 self._forget_ended(client)
-                self._stop.wait(_between(1.0, 1.25) * self._settings.poll_seconds)
+                self._stop.wait(jitter(1.0, 1.25) * self._settings.poll_seconds)
 
     def _tell(self, client: CoordinatorClient) -> None:
         """Hand in what could not be handed in before. What the coordinator refuses keeps nothing else from it."""
@@ -246,6 +196,21 @@ class Agent:
         receipt = send_if_due(self._settings, self._keys, self._engine, client, self._clock)
         return [] if receipt is None else [receipt.made_at]
 
+    def _study_service(self) -> StudyService:
+        """Made, and its code loaded, when the first study is active."""
+        if self._studies is None:
+            from site_agent.training.study_service import StudyService
+
+            self._studies = StudyService(
+                self._settings, self._keys, self._store, stop=self._stop, client=self._open_client,
+                link=self._open_link, worker=self._worker, clock=self._clock,
+            )  # fmt: skip
+        return self._studies
+
+    def _sign_off(self) -> None:
+        if self._studies is not None:
+            self._studies.sign_off()
+
     def _forget_ended(self, client: CoordinatorClient) -> None:
         """Erase the pair secrets of studies that are over, or from which this site was shut out."""
         held = self._store.studies_with_keys()
@@ -257,56 +222,6 @@ class Agent:
             if study in ended:
                 self._store.forget_keys(study)
                 _log.info("keys-erased", study=study)
-
-    # Studies
-
-    def _serve_studies(self, active: list[str], seconds: float) -> None:
-        """Answer questions for about so long: a question in hand is answered to its end."""
-        until = time.monotonic() + seconds
-        if self._link is None:
-            self._link = self._open_link()
-            _log.info("fleet-joined", site=self._settings.site)
-        try:
-            self._catch_up(active)
-            while not self._stop.is_set() and time.monotonic() < until:
-                question = self._link.receive()
-                if question is None:
-                    self._stop.wait(FLEET_SECONDS)
-                    continue
-                self._reply(self._link, question, self._participant.answer(question.kind, question.packet))
-        except CloisterError as error:
-            _log.warning("fleet-trouble", code=error.code)
-            self._stop.wait(_between(0.2, 0.6))
-            self._link.reconnect()
-
-    def _catch_up(self, active: list[str]) -> None:
-        """Once for each study after a start: deliver what an agent that was killed had stored and not wholly sent. The
-        coordinator waits for it, and does not ask again before it has lost the attempt."""
-        for study in active:
-            if study not in self._caught_up:
-                self._uploader().go_on(study, patience=self._settings.poll_seconds)
-                self._caught_up.add(study)
-
-    def _uploader(self) -> Uploader:
-        from site_agent.federation.upload import Uploader
-
-        return Uploader(self._store, self._open_client, stop=self._stop)
-
-    def _reply(self, link: Link, question: Any, answer: bytes) -> None:
-        """Send an answer, and before it the chunks of the vector that it announces; after trouble once more on a new
-        connection. Should that fail too, the coordinator asks again and gets the stored bytes."""
-        self._uploader().deliver(answer, until=question.expires_at)
-        try:
-            link.reply(question, answer)
-        except CloisterError as error:
-            _log.warning("reply-repeated", code=error.code)
-            link.reconnect()
-            link.reply(question, answer)
-
-    def _drop_link(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
 
     # The log
 
@@ -333,7 +248,7 @@ class Agent:
             if turn.cosigned or turn.policy_changed:
                 _log.info("log-followed", size=turn.size, cosigned=turn.cosigned, policy_changed=turn.policy_changed)
             pause = WITNESS_SECONDS if self._busy.is_set() else IDLE_FACTOR * self._settings.poll_seconds
-            self._stop.wait(_between(1.0, 1.25) * pause)
+            self._stop.wait(jitter(1.0, 1.25) * pause)
 
     def _renew(self) -> None:
         """Renew the certificate when due. Connections opened from now on use it."""
@@ -358,7 +273,7 @@ def run(home: SiteHome, *, gpu: bool = True) -> None:
             engine,
             stop=stop,
             client=lambda: CoordinatorClient(settings, keys),
-            link=lambda: _fleet_connection(settings, keys),
+            link=lambda: _fleet(settings, keys),
             worker=WorkerClient(
                 home,
                 gpu=gpu,
@@ -383,29 +298,10 @@ def configure_logging() -> None:
     )
 
 
-def _fleet_connection(settings: SiteSettings, keys: SiteKeys) -> Link:
-    from site_agent.federation.connection import FleetConnection
+def _fleet(settings: SiteSettings, keys: SiteKeys) -> Link:
+    from site_agent.training.study_service import fleet_connection
 
-    connection = FleetConnection(
-        settings.address,
-        ca_file=keys.ca_path,
-        certificate_file=keys.certificate_path,
-        key_file=keys.identity_path,
-        node_key_pem=_node_key(keys.folder / NODE_KEY),
-    )
-    return connection.__enter__()
-
-
-def _node_key(path: Path) -> bytes:
-    """The key by which Flower knows this node; made once."""
-    from site_agent.federation.transport import generate_node_key
-
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        made = generate_node_key()
-        write_durably(path, made)
-        return made
+    return fleet_connection(settings, keys)
 
 
 @contextlib.contextmanager
@@ -425,8 +321,3 @@ def _only_agent(home: SiteHome) -> Iterator[None]:
 
 def _names(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _between(low: float, high: float) -> float:
-    """Jitter, so that many sites do not poll in step."""
-    return low + (high - low) * secrets.randbelow(1 << 20) / (1 << 20)

@@ -1,4 +1,5 @@
-"""The agent's end of the worker: started when a study needs it, kept warm, ended when idle. Imports no numpy."""
+"""The agent's end of the worker: started when a study needs it, kept warm, ended when idle. Imports no numpy,
+and nothing of studies until one begins."""
 
 from __future__ import annotations
 
@@ -10,20 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privacy.auditing.checks import CHECKS, Check
 from protocol.errors import CloisterError
-from protocol.evaluation import cells, kind_of
-from protocol.exploration import ExplorationPlan
-from protocol.membership import MOST_SCORED, PREDICTIONS
-from protocol.round import Phase
-from protocol.study import StudyPlan
-from protocol.study_kind import AnyPlan
-from protocol.subgroups import bandings
 from site_agent.settings import SiteHome
-from site_agent.training.exploration import asked_of_worker
 from site_agent.training.frames import FrameError, read_frame, write_frame
+
+if TYPE_CHECKING:
+    from protocol.round import Phase
+    from protocol.study_kind import AnyPlan
 
 IDLE_SECONDS = 60.0
 START_SECONDS = 120.0
@@ -82,7 +79,9 @@ class WorkerClient:
 
     def open(self, plan: AnyPlan, snapshot: str) -> None:
         """Start the worker if need be and load the snapshot, before anything is charged. Raises WorkerFailed."""
-        self._ask({"op": "open", "snapshot": snapshot, "model": _model(plan)}, b"", length=0, seconds=START_SECONDS)
+        from site_agent.training.worker_requests import opening
+
+        self._ask(opening(plan, snapshot), b"", length=0, seconds=START_SECONDS)
 
     def compute(
         self, plan: AnyPlan, phase: Phase, round_number: int, body: bytes, *, noise_std: float | None
@@ -92,7 +91,9 @@ class WorkerClient:
 
         body: the request's floats. noise_std: None where the plan asks for an exact sum. Raises WorkerFailed.
         """
-        header = {"op": phase, "model": _model(plan), "noise_std": noise_std, **_step(plan, phase, self._site)}
+        from site_agent.training.worker_requests import step
+
+        header = step(plan, phase, self._site, noise_std=noise_std)
         length = plan.secure_sum(phase, plan.names).length
         return self._ask(header, body, length=length, seconds=self._step_seconds * plan.steps_of(phase))
 
@@ -169,42 +170,6 @@ class WorkerClient:
             close_fds=True,
         )
         return self._process
-
-
-def _model(plan: AnyPlan) -> dict[str, Any] | None:
-    """None for an exploration, which has none. A researcher's first weights begin the first round, at the coordinator;
-    no step needs them."""
-    return plan.spec.model.model_dump(mode="json", exclude={"initial"}) if isinstance(plan, StudyPlan) else None
-
-
-def _step(plan: AnyPlan, phase: Phase, site: str) -> dict[str, Any]:
-    """What the worker must know of the plan for a step of this phase."""
-    if isinstance(plan, ExplorationPlan):
-        return asked_of_worker(plan, phase)
-    match phase:
-        case "train":
-            training = plan.spec.training
-            step: dict[str, Any] = {"clip": training.clip, "sampling_rate": training.sampling_rate}
-            if plan.spec.privacy.mode == "local":
-                here = plan.site(site)
-                step["local"] = {
-                    "steps": training.local_steps,
-                    "learning_rate": training.learning_rate,
-                    "momentum": training.momentum,
-                    "largest_delta": training.largest_delta,
-                    "expected_batch": training.sampling_rate * (here.patients - here.held_out),
-                    "share": plan.patients_share((site,)),
-                }
-            return step
-        case "evaluate" | "check":
-            declared = plan.spec.evaluation.subgroups if phase == "evaluate" else ()
-            found = bandings(declared, plan.spec.dataset)
-            told = [one.model_dump(mode="json") for one in found]
-            return {"cells": cells(plan.kind, plan.spec.evaluation.bins), "subgroups": told}
-        case "membership":
-            prediction = PREDICTIONS[kind_of(plan.spec.dataset)]
-            return {"prediction": prediction, "bins": plan.spec.audit.membership.bins, "most": MOST_SCORED}
-    raise KeyError(phase)
 
 
 def _failed(reason: str) -> WorkerFailed:

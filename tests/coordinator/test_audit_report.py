@@ -165,7 +165,7 @@ def test_no_byte_of_it_can_change(local: Made, pdf: bytes) -> None:
 
 def test_no_letter_of_the_signers_name_can_change_its_case(local: Made, pdf: bytes) -> None:
     """The name that says which certificate signed is outside the signature, and compared without regard to case."""
-    name = b"Cloister certificate authority".hex().upper().encode()
+    name = b"Cloister CA".hex().upper().encode()
     ca = authority(local)
     places = [found.start() for found in re.finditer(re.escape(name), pdf)]
     assert places

@@ -21,7 +21,8 @@ from protocol.consent import CONSENT_TYPE
 from protocol.envelope import Envelope
 from protocol.errors import CloisterError
 from protocol.round import CONTRIBUTION_TYPE, KEY_ADVERT_TYPE, KEY_ENCAPSULATION_TYPE, Packet
-from site_agent.agent import LONGEST_BACKOFF, Agent, Backoff
+from site_agent.agent import Agent
+from site_agent.backoff import LONGEST_BACKOFF, Backoff
 from site_agent.certificates import request_certificate
 from site_agent.consent.plans import SignedPlan
 from site_agent.coordinator_client import CoordinatorClient

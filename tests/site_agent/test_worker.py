@@ -301,10 +301,11 @@ def test_the_child_sees_no_secret_of_the_environment(
     client.close()
 
 
-def test_the_agent_alone_holds_no_numpy() -> None:
+def test_the_agent_alone_holds_no_numpy_and_no_study() -> None:
     code = (
         "import sys, site_agent.agent\n"
-        "heavy = {'numpy', 'scipy', 'torch', 'flwr', 'cel_expr_python', 'dp_accounting', 'alembic', 'pandas'}\n"
+        "heavy = {'numpy', 'scipy', 'torch', 'flwr', 'cel_expr_python', 'dp_accounting', 'alembic', 'pandas', 'yaml'}\n"
+        "heavy |= {'protocol.' + name for name in ('study', 'plan', 'exploration', 'graph', 'evaluation', 'release')}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
