@@ -157,22 +157,7 @@ def brca(folder: Path) -> Problem:
     Age is centred at 60 and scaled by 13 years, indicators are -1 or 1; everything over the root of the number of
     inputs, as a dictionary would have it.
     """
-    regions = {}
-    with (folder / "train_test_split.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            regions[row["pid"]] = int(row["fold2"].split("_")[1])
-    rows: list[list[tuple[list[float], float, float]]] = [[] for _ in REGIONS]
-    with (folder / "brca.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["pid"] in regions:
-                findings = [float(row[name]) * 2 - 1 for name in row if name not in ("pid", "age_at_index", "E", "T")]
-                age = min(3.0, max(-3.0, (float(row["age_at_index"]) - 60) / 13))
-                rows[regions[row["pid"]]].append(([age, *findings], float(row["T"]) / DAYS, float(row["E"])))
-    width = len(rows[0][0][0])
-    parts = {
-        name: (np.array([r[0] for r in part]) / np.sqrt(width), *np.array([r[1:] for r in part]).T)
-        for name, part in zip(REGIONS, rows, strict=True)
-    }
+    parts = {name: part[:3] for name, part in _brca_parts(folder).items()}
 
     def split(seed: int) -> Split:
         random = np.random.default_rng([seed, 3])
@@ -185,8 +170,46 @@ def brca(folder: Path) -> Problem:
         return Split(training, tests)
 
     counts = {name: len(time) for name, (_, time, _) in parts.items()}
-    network = Network((width, len(YEARS)), "hazard")
+    network = Network((next(iter(parts.values()))[0].shape[1], len(YEARS)), "hazard")
     return Problem("brca", "Fed-TCGA-BRCA, six regions, survival", "c-index", network, counts, split)
+
+
+def flamby_brca(folder: Path) -> Split:
+    """FLamby's own split of the same patients."""
+    training, tests = {}, {}
+    for name, (x, time, event, is_test) in _brca_parts(folder).items():
+        labels, test = hazard_labels(time, event), is_test == 1
+        training[name] = _group(x[~test], labels[~test])
+        tests[name] = Test(x[test], labels[test], time[test], event[test])
+    return Split(training, tests)
+
+
+def tested(split: Split) -> dict[str, int]:
+    """How many patients a split tests on, and how many deaths are among them."""
+    tests = split.test.values()
+    return {"patients": sum(len(test.y) for test in tests), "deaths": sum(int(test.event.sum()) for test in tests)}
+
+
+def _brca_parts(folder: Path) -> dict[str, tuple[Matrix, Matrix, Matrix, Matrix]]:
+    """By region: inputs, years, whether the patient died, whether FLamby tests on them."""
+    folds = {}
+    with (folder / "train_test_split.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            fold, _, region = row["fold2"].partition("_")
+            folds[row["pid"]] = (int(region), float(fold == "test"))
+    rows: list[list[tuple[list[float], float, float, float]]] = [[] for _ in REGIONS]
+    with (folder / "brca.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["pid"] in folds:
+                region, tested = folds[row["pid"]]
+                findings = [float(row[name]) * 2 - 1 for name in row if name not in ("pid", "age_at_index", "E", "T")]
+                age = min(3.0, max(-3.0, (float(row["age_at_index"]) - 60) / 13))
+                rows[region].append(([age, *findings], float(row["T"]) / DAYS, float(row["E"]), tested))
+    width = len(rows[0][0][0])
+    return {
+        name: (np.array([r[0] for r in part]) / np.sqrt(width), *np.array([r[1:] for r in part]).T)
+        for name, part in zip(REGIONS, rows, strict=True)
+    }
 
 
 def hazard_labels(time: Matrix, event: Matrix) -> Matrix:

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from privacy.accounting.calibration import noise_multiplier_for
 from privacy.accounting.epsilon import epsilon as epsilon_of
-from privacy.entropy import Float64
+from privacy.entropy import Entropy, Float64
 from privacy.local.network import Network
 from privacy.parameters import Mechanism, site_noise_multiplier
 from protocol.proposal import MINIMUM_TRAINS_ALONE
@@ -157,6 +157,29 @@ def _regression(split: Split) -> Float64:
     x, y = _together(split)
     fitted = LogisticRegression(C=30.0, max_iter=5000).fit(x, y)
     return np.concatenate([fitted.coef_[0], fitted.intercept_])
+
+
+def concordances(problem: Problem, split: Split, calibration: Calibration, seeds: int) -> list[dict[str, Any]]:
+    """On one fixed split, everybody's test patients together, as FLamby judges; sampling and noise vary."""
+    rows: list[dict[str, Any]] = []
+    network, tests = problem.network, together(split.test)
+
+    def keep(arm: str, epsilon: float | None, models: list[Float64]) -> None:
+        found = [judge(network, model, tests) for model in models]
+        rows.append({"arm": arm, "epsilon": epsilon, "values": found})
+
+    def entropy(seed: int, epsilon: float | None) -> Entropy:
+        return arms.seeded("flamby brca", seed, epsilon)
+
+    for epsilon, sigma in calibration.distributed.items():
+        runs = [arms.distributed(network, split.training, sigma, 1, entropy(s, epsilon)) for s in range(seeds)]
+        keep("distributed DP, t=1", epsilon, runs)
+        pool = calibration.pool[epsilon]
+        keep("pooled DP", epsilon, [_pooled(problem, split, pool, [s, int(epsilon * 10), 9]) for s in range(seeds)])
+    runs = [arms.federated(network, split.training, entropy(s, None)) for s in range(seeds)]
+    keep("federated, no noise", None, runs)
+    keep("pooled, no noise", None, [_pooled(problem, split, 0.0, [s, 0, 9]) for s in range(seeds)])
+    return rows
 
 
 def accuracies(network: Network, split: Split, calibration: Calibration, seeds: int) -> list[dict[str, Any]]:

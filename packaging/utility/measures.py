@@ -26,8 +26,14 @@ def auc(y: Matrix, scores: Matrix) -> float:
 
 
 def concordance(time: Matrix, event: Matrix, risk: Matrix) -> float:
-    """Harrell's c: of the pairs whose order is known, the share in which who dies first had the larger risk."""
-    known = (event == 1)[:, None] & (time[:, None] < time[None, :])
+    """Harrell's c (Harrell et al. 1982): of the pairs whose order is known, the share in which who died first had the
+    larger risk; NaN where no pair's is.
+
+    A pair's order is known where the one who died did so before the other's time, or on the very day on which the other
+    was last seen alive. Two deaths on one day are no pair, equal risks count half. Every pair is counted: O(n^2).
+    """
+    died = (event == 1)[:, None]
+    known = died & ((time[:, None] < time[None, :]) | ((time[:, None] == time[None, :]) & (event == 0)[None, :]))
     pairs = int(known.sum())
     if not pairs:
         return UNDEFINED

@@ -1,10 +1,11 @@
 """Every number and picture of docs/UTILITY.md, in one command.
 
-    python packaging/utility/run.py [--quick] [--shared FOLDER] [--docs docs] [--workers 2]
+    python packaging/utility/run.py [--quick | --survival] [--shared FOLDER] [--docs docs] [--workers 2]
 
 Writes docs/utility/figures.json (one value for each seed), the SVG files beside it, and the generated section of
-docs/UTILITY.md. --quick: two seeds and two epsilons into a folder of its own, to see that it works. --report: no
-training; text and pictures anew from figures.json.
+docs/UTILITY.md. --quick: two seeds and two epsilons into a folder of its own, to see that it works. --survival:
+Fed-TCGA-BRCA alone anew, the rest as it is in figures.json. --report: no training; text and pictures anew from
+figures.json.
 """
 
 from __future__ import annotations
@@ -72,15 +73,13 @@ def plain(value: float) -> float | None:
     return None if math.isnan(value) else round(value, DIGITS)
 
 
-def measure(shared: Path, workers: int, quick: bool) -> dict[str, Any]:
-    """All figures."""
-    seeds, repeats = (2, 1) if quick else (SEEDS, REPEATS)
-    epsilons = QUICK_EPSILONS if quick else experiments.EPSILONS
-    say("calibrating")
-    calibration = experiments.calibrate(epsilons)
+def solved(
+    names: tuple[str, ...], shared: Path, calibration: experiments.Calibration, workers: int, seeds: int, repeats: int
+) -> dict[str, Any]:
+    """Every arm of these problems."""
     problems: dict[str, Any] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for name in ("wisconsin", "heart", "brca"):
+        for name in names:
             problem = problem_of(name, shared)
             say(f"{problem.title}: {seeds} seeds")
             jobs = [(name, shared, calibration, seed, repeats) for seed in range(seeds)]
@@ -91,6 +90,26 @@ def measure(shared: Path, workers: int, quick: bool) -> dict[str, Any]:
                 "seeds": seeds,
                 "arms": gathered(list(pool.map(one_seed, jobs))),
             }
+    return problems
+
+
+def survival(shared: Path, calibration: experiments.Calibration, seeds: int) -> dict[str, Any]:
+    """c-index on FLamby's own split."""
+    say("FLamby's split of Fed-TCGA-BRCA")
+    split = cohorts.flamby_brca(shared / "fed_tcga_brca")
+    rows = experiments.concordances(problem_of("brca", shared), split, calibration, seeds)
+    for row in rows:
+        row["values"] = [plain(value) for value in row["values"]]
+    return {**cohorts.tested(split), "seeds": seeds, "rows": rows}
+
+
+def measure(shared: Path, workers: int, quick: bool) -> dict[str, Any]:
+    """All figures."""
+    seeds, repeats = (2, 1) if quick else (SEEDS, REPEATS)
+    epsilons = QUICK_EPSILONS if quick else experiments.EPSILONS
+    say("calibrating")
+    calibration = experiments.calibrate(epsilons)
+    problems = solved(("wisconsin", "heart", "brca"), shared, calibration, workers, seeds, repeats)
     say("FLamby's split")
     split = cohorts.flamby_heart(shared / "uci_heart_disease")
     counts = {name: group.patients for name, group in split.training.items()}
@@ -119,6 +138,7 @@ def measure(shared: Path, workers: int, quick: bool) -> dict[str, Any]:
             "published_dp": {"none" if k is None else f"{k:g}": v for k, v in flamby.DP_ACCURACY.items()},
             "published": flamby.HEART_ACCURACY,
         },
+        "flamby_brca": survival(shared, calibration, seeds),
         "published_brca": flamby.BRCA_CONCORDANCE,
         "correlated": compared,
         "correlated_sites": list(sites),
@@ -157,6 +177,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two seeds, two epsilons, into utility-quick/")
     parser.add_argument("--report", action="store_true", help="no training: text and pictures from figures.json")
+    parser.add_argument("--survival", action="store_true", help="train for Fed-TCGA-BRCA alone, keep the other figures")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--workers", type=int, default=2)
@@ -176,7 +197,13 @@ def main() -> int:
                 print(f"error: there is no folder {options.shared / name}", file=sys.stderr)
                 print("remedy: name the folder that holds the data sets with --shared", file=sys.stderr)
                 return 1
-        figures = measure(options.shared, options.workers, options.quick)
+        if options.survival:
+            figures = json.loads(store.read_text(encoding="utf-8"))
+            calibration = experiments.calibrate(experiments.EPSILONS)
+            figures["flamby_brca"] = survival(options.shared, calibration, SEEDS)
+            figures["problems"] |= solved(("brca",), options.shared, calibration, options.workers, SEEDS, REPEATS)
+        else:
+            figures = measure(options.shared, options.workers, options.quick)
         store.write_text(json.dumps(figures, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
     write(figures, docs)
     say(f"written: {docs / 'UTILITY.md'}")

@@ -167,6 +167,29 @@ def test_one_patient_moves_what_leaves_by_the_stated_sensitivity() -> None:
         assert np.linalg.norm(histograms(everybody) - histograms(without)) <= joint_sensitivity(2) * (1 + 1e-12)
 
 
+def test_shadow_models_of_the_sites_own_patients_break_the_sensitivity() -> None:
+    """Why no site sends LiRA: leave one patient out of the shadow models' reference, count the very same targets, and
+    the histogram moves by more than any one patient is charged for. The loss attack's does not move at all."""
+    random = np.random.default_rng(8)
+    reference, targets = patients(random, 60), patients(random, 120)
+    logits = random.normal(size=120)
+    members = np.arange(120) < 60
+
+    def counted(without: int) -> Float64:
+        kept = np.arange(60) != without
+        # The same halves but for the one, so that nothing else differs.
+        models = []
+        for half in np.random.default_rng(9).random((8, 60)) < 0.5:
+            rows = half & kept
+            fitted = memorise(reference[0][rows], reference[1][rows])
+            models.append(true_label_logit(fitted(targets[0]), targets[1]))  # type: ignore[operator]
+        return attack_histogram(lira_attack(logits, np.stack(models)), members, BINS)
+
+    everybody = counted(-1)
+    most = max(float(np.linalg.norm(everybody - counted(one))) for one in range(4))
+    assert most > 2 * joint_sensitivity(1)
+
+
 def test_rates_of_a_known_histogram() -> None:
     """100 non-members even over ten bins; 100 members, half of them in the last bin."""
     negatives, positives = np.full(10, 10.0), np.r_[np.full(5, 2.0), np.full(4, 10.0), 50.0]

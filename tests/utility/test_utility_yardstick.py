@@ -60,16 +60,36 @@ def test_auc_is_scikit_learns_and_undefined_for_one_outcome() -> None:
 
 
 def test_concordance_counts_the_pairs_whose_order_is_known() -> None:
-    time, event = RANDOM.exponential(size=60), RANDOM.integers(0, 2, 60).astype(np.float64)
-    risk = np.round(-time + RANDOM.normal(size=60), 1)
-    right, pairs = 0.0, 0
+    time, event = np.ceil(RANDOM.exponential(size=60) * 8), RANDOM.integers(0, 2, 60).astype(np.float64)  # with ties
+    risk = np.round(-time / 8 + RANDOM.normal(size=60), 1)
+    right, pairs, tied = 0.0, 0, 0
     for i in range(60):
         for j in range(60):
-            if event[i] and time[i] < time[j]:
-                pairs += 1
+            same_day = time[i] == time[j] and not event[j]
+            if event[i] and (time[i] < time[j] or same_day):
+                pairs, tied = pairs + 1, tied + same_day
                 right += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
+    assert tied
     assert measures.concordance(time, event, risk) == pytest.approx(right / pairs)
     assert math.isnan(measures.concordance(time, np.zeros(60), risk))
+
+
+@pytest.mark.parametrize(
+    ("time", "event", "risk", "found"),
+    [
+        ([1, 2, 3, 4], [1, 1, 1, 1], [4, 3, 2, 1], 1.0),
+        ([1, 2, 3, 4], [1, 1, 1, 1], [1, 2, 3, 4], 0.0),
+        ([1, 2, 3, 4], [1, 1, 1, 1], [5, 5, 5, 5], 0.5),
+        ([1, 2, 3], [0, 0, 1], [1, 2, 3], math.nan),  # nobody is known to outlive whom
+        ([1, 2, 3], [0, 1, 0], [9, 2, 1], 1.0),  # the first was lost from sight before anybody died
+        ([5, 5], [1, 1], [2, 1], math.nan),  # two deaths on one day are no pair
+        ([5, 5], [1, 0], [2, 1], 1.0),  # seen alive on the day of the other's death
+        ([2, 3, 5, 7, 7], [1, 0, 1, 1, 0], [3, 5, 2, 2, 1], (3 + 1.5 + 1) / 7),
+    ],
+)
+def test_concordance_worked_by_hand(time: list[float], event: list[float], risk: list[float], found: float) -> None:
+    said = measures.concordance(*(np.array(values, dtype=np.float64) for values in (time, event, risk)))
+    assert said == pytest.approx(found, nan_ok=True)
 
 
 def test_survival_labels_are_what_the_network_reads() -> None:
