@@ -26,6 +26,7 @@ from coordinator.identity import (
 )
 from coordinator.passkeys.repository import PasskeyRepository, passkey_of
 from coordinator.people import local_sign_in
+from coordinator.people.identity_provider import load_identity_provider
 from coordinator.people.repository import PersonRepository
 from coordinator.people.states import Medium
 from coordinator.policy.active import active_policy
@@ -62,8 +63,8 @@ def passkeys(request: Request, appliance: ApplianceOf) -> Response:
 
 
 @router.get("/sign-in")
-def sign_in_page() -> Response:
-    return page("sign_in.html", caller=None, trouble=None)
+def sign_in_page(appliance: ApplianceOf) -> Response:
+    return _sign_in_page(appliance)
 
 
 @router.post("/sign-in")
@@ -74,7 +75,7 @@ async def sign_in(request: Request, appliance: ApplianceOf) -> Response:
     try:
         _, token = await run_in_threadpool(local_sign_in.sign_in, appliance, name, password, code, Medium.BROWSER)
     except Refused as error:
-        return page("sign_in.html", status=403, caller=None, trouble=error.message)
+        return _sign_in_page(appliance, status=403, trouble=error.message)
     answer = redirect("")
     set_session_cookie(answer, token)
     return answer
@@ -102,6 +103,11 @@ def style() -> Response:
 @cache
 def _file(name: str) -> bytes:
     return files("coordinator.console").joinpath("static", name).read_bytes()
+
+
+def _sign_in_page(appliance: Appliance, *, status: int = 200, trouble: str | None = None) -> Response:
+    federated = load_identity_provider(appliance.home) is not None
+    return page("sign_in.html", status=status, caller=None, trouble=trouble, federated=federated)
 
 
 def _shown(request: Request, make: Callable[[Caller, Appliance], Response], appliance: Appliance) -> Response:

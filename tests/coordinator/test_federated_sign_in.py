@@ -75,6 +75,19 @@ def test_an_invited_subject_signs_in_and_is_that_person_with_two_factors(served:
     assert {"httponly", "samesite=strict", "secure"} <= {part.strip().lower() for part in session.split(";")}
 
 
+def test_the_console_leads_to_the_provider_and_knows_who_comes_back(served: Served, provider: Provider) -> None:
+    invite(served, "bo", provider.user, Role.COMPLIANCE_OFFICER)
+    with served.client() as browser:
+        page = browser.get("/console/sign-in").text
+        assert f'href="{START}"' in page
+        assert browser.get(begin(browser, provider)).status_code == 200
+        releases = browser.get("/console")
+        assert releases.status_code == 200
+        assert "bo" in releases.text
+        (served.appliance.home / "identity_provider.toml").unlink()
+        assert START not in browser.get("/console/sign-in").text
+
+
 def test_one_factor_at_the_provider_is_told_as_one(served: Served, provider: Provider) -> None:
     invite(served, "ada", provider.user)
     provider.methods = ["pwd"]
