@@ -33,6 +33,7 @@ _WANTED = {
     "sequencer_interval": "seconds, 0.01 to 60",
     "round_deadline": "seconds, 1 to 86400",
     "key_deadline": "seconds, 1 to 86400",
+    "patience": "seconds, 1 to 31536000",
     "slowest_link": "bytes per second, 1024 to 1000000000",
     "poll_seconds": "seconds, 0.05 to 60",
     "body_limit": "bytes, 65536 to 268435456",
@@ -48,7 +49,8 @@ class SettingsError(CloisterError):
 class Settings(Frozen):
     """`home`: the folder all else lies in. `address`: host:port that sites and people use. `listen`: host:port to
     bind. `database`: SQLAlchemy URL, SQLite or PostgreSQL. Durations are seconds. `slowest_link`: bytes per second of
-    the slowest line to a site that rounds wait for; a round's deadline grows by what its model needs on it."""
+    the slowest line to a site that rounds wait for; a round's deadline grows by what its model needs on it. `patience`:
+    how long a study waits for sites or papers before it fails."""
 
     home: Path
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9.-]{1,62}$")]
@@ -58,6 +60,7 @@ class Settings(Frozen):
     sequencer_interval: Annotated[float, Field(ge=0.01, le=60)] = 0.2
     round_deadline: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     key_deadline: Annotated[float, Field(ge=1, le=86_400)] = 120.0
+    patience: Annotated[float, Field(ge=1, le=31_536_000)] = 604_800.0
     slowest_link: Annotated[int, Field(ge=1 << 10, le=10**9)] = 1 << 17
     poll_seconds: Annotated[float, Field(ge=0.05, le=60)] = 1.0
     body_limit: Annotated[int, Field(ge=1 << 16, le=1 << 28)] = 4 << 20

@@ -165,6 +165,15 @@ def self_test(
         raise typer.Exit(1)
 
 
+@app.command("renew-state-key")
+def renew_key(home: Home = None) -> None:
+    """After `secure-sum.key` was lost without a backup: give up the running studies, so that others can be joined."""
+    from site_agent.keystore import renew_state_key
+
+    given_up = renew_state_key(load_settings(SiteHome.resolve(home)).home)
+    typer.echo(f"A new key is made. Over for this site: {', '.join(given_up) or 'no study'}.")
+
+
 @app.command("status")
 def status(as_json: Json = False, home: Home = None) -> None:
     """Show what this site holds and trusts. Exit code 2: the log has contradicted itself, or the ledger is behind."""

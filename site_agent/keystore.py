@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
 import ssl
 import stat
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,10 +133,17 @@ def read_secret(home: SiteHome) -> bytes:
 
 
 def _state_key(home: SiteHome) -> bytes:
-    """The key of the stored states. A site that an older version enrolled has none yet and gets one: what that version
-    stored is refused, as it lies in the clear."""
+    """The key of the stored states, made where nothing is stored that needs another. Raises KeysUnusable where it is
+    lost: a new one would open nothing, and every running study would fail at its next round."""
     path = home.keys / STATE_KEY
     if not path.exists():
+        studies = _studies_with_states(home)
+        if studies:
+            raise KeysUnusable(
+                f"{path} is lost, and the states of {', '.join(studies)} in {home.database} open with it alone.",
+                "Restore it from a backup. If there is none, run `cloister-site renew-state-key`: this site then takes "
+                "part in no further round of these studies.",
+            )
         write_durably(path, secrets.token_bytes(SECRET_BYTES))
     key = _read_private(path)
     if len(key) != SECRET_BYTES:
@@ -142,6 +151,30 @@ def _state_key(home: SiteHome) -> bytes:
             f"{path} is damaged.", "Restore it from a backup: without it no running study can be gone on with."
         )
     return key
+
+
+def renew_state_key(home: SiteHome) -> tuple[str, ...]:
+    """Give up the states that a lost key encrypted, and make another; the studies that this ends here. Raises
+    KeysUnusable while the key is there."""
+    path = home.keys / STATE_KEY
+    if path.exists():
+        raise KeysUnusable(f"{path} is there.", "Nothing has to be given up. If it is damaged, remove it first.")
+    studies = _studies_with_states(home)
+    if studies:
+        with closing(sqlite3.connect(home.database)) as connection, connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("DELETE FROM secure_sum_keys")
+    write_durably(path, secrets.token_bytes(SECRET_BYTES))
+    return studies
+
+
+def _studies_with_states(home: SiteHome) -> tuple[str, ...]:
+    if not home.database.exists():
+        return ()
+    with closing(sqlite3.connect(home.database)) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'secure_sum_keys'").fetchone()
+        rows = connection.execute("SELECT study FROM secure_sum_keys ORDER BY study").fetchall() if there else []
+    return tuple(row[0] for row in rows)
 
 
 def _read_private(path: Path) -> bytes:

@@ -36,6 +36,8 @@ def watch(fetch: Callable[[], dict[str, Any]], *, quiet: bool) -> dict[str, Any]
 
 def progress_line(document: dict[str, Any]) -> str:
     """One line of where a study stands."""
+    if waits := document.get("waiting"):
+        return f"waits ({waits['reason']}): {waits['detail']}. {waits['remedy']}"
     state, done, spent = document["state"], document["rounds"], document["privacy"]["epsilon_spent"]
     if state == "keys":
         joined = [site["name"] for site in document["sites"] if site["joined"]]

@@ -204,16 +204,28 @@ def approve(
 def exclude(
     study: Name,
     site: Annotated[str, typer.Argument(help="The site to shut out, as `cloister study status` shows it.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why, in words; kept at the coordinator, erasable.")],
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Why, in words; kept at the coordinator, erasable.")
+    ] = None,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Do it, as another person in another role.")] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Shut a site out of a running study, from its next attempt on. What it added before stays in the model."""
+    """Ask to shut a site out of a running study, or confirm it: from its next attempt on it is not invited. What it
+    added before stays in the model."""
     from coordinator.client.account import open_account
 
+    if (reason is None) is not confirm:
+        raise typer.BadParameter("give --reason to ask, or --confirm to confirm what another person asked")
+    path = f"/v1/studies/{_name(study)}/exclusions"
     with open_account(home).connect() as connection:
-        document = connection.post(f"/v1/studies/{_name(study)}/exclusions", {"site": site, "reason": reason})
-    emit(document, as_json=as_json, text=f"{site} is shut out of {study}; left: {', '.join(document['left'])}.")
+        if confirm:
+            document = connection.post(f"{path}/{_name(site)}/confirmation")
+            said = f"{site} is shut out of {study}; left: {', '.join(document['left'])}."
+        else:
+            document = connection.post(path, {"site": site, "reason": reason})
+            said = f"Asked. Another person in another role: `cloister study exclude {study} {site} --confirm`."
+    emit(document, as_json=as_json, text=said)
 
 
 @app.command()

@@ -44,6 +44,7 @@ def status_text(document: dict[str, Any]) -> str:
     ]
     lines = [
         f"{document['study']}: {document['state']}{why}",
+        *_waits(document.get("waiting")),
         *(["frozen: an incident is open, see `cloister incident list`"] if document.get("frozen") else []),
         f"round {done['committed']} of {done['planned']}; {done['abandoned_attempts']} of {done['retries_planned']} "
         "retries used",
@@ -63,9 +64,21 @@ def status_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _waits(waiting: dict[str, Any] | None) -> list[str]:
+    if waiting is None:
+        return []
+    ends = f", fails after {waiting['until']}" if waiting["until"] else ""
+    return [
+        f"waits since {waiting['since']}{ends} ({waiting['reason']}: {waiting['detail']}); nobody is charged meanwhile",
+        f"  to do: {waiting['remedy']}",
+    ]
+
+
 def _joined(site: dict[str, Any]) -> str | None:
     if site.get("shut_out"):
         return "shut out"
+    if site.get("shut_out_asked"):
+        return "to be shut out, once another person confirms it"
     if site.get("frozen"):
         return "frozen by an incident"
     return "yes" if site["joined"] else None

@@ -11,27 +11,26 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
-from coordinator.audit.health import LogHealth
 from coordinator.database import reading, transaction
-from coordinator.evidence.facts import study_papers
-from coordinator.incidents.facts import frozen_sites, incident_facts
-from coordinator.policy.active import active_policy
+from coordinator.incidents.facts import frozen_sites
+from coordinator.rounds import waiting
 from coordinator.rounds.attempts import Intake, Outcome, compose, packet_of, request_of
 from coordinator.rounds.contributions import WORD_BYTES
 from coordinator.rounds.exchange import Exchange
 from coordinator.rounds.exploration_work import ExplorationWork
-from coordinator.rounds.freeze import StudyFrozen, free_participants, require_thawed
-from coordinator.rounds.gates import LogWatch, RoundGates
+from coordinator.rounds.freeze import StudyFrozen, free_participants
+from coordinator.rounds.gates import LogWatch
 from coordinator.rounds.journal import GATE_SHUT, Committed, Journal, Running
 from coordinator.rounds.key_setup import KeySetupRun, KeysNotEstablished
 from coordinator.rounds.optimiser import WIRE
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
+from coordinator.rounds.round_gate import PAUSE_SECONDS, RoundGate
 from coordinator.rounds.site_gates import SiteGates
+from coordinator.rounds.standing import Standing, StudyEnded
 from coordinator.rounds.states import (
     Attempt,
     AttemptStatus,
@@ -45,36 +44,31 @@ from coordinator.rounds.states import (
     GiveUp,
     Progress,
     Resend,
+    Suspend,
     next_action,
 )
 from coordinator.rounds.training_work import TrainingWork
 from coordinator.rounds.uploads import Uploads
+from coordinator.rounds.waiting import StudyWaits
 from coordinator.rounds.work import Audits, Work
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
-from coordinator.studies.states import ACTIVE, ENDED, StudyState, cohort
+from coordinator.studies.states import ENDED, StudyState, cohort
 from policies.decided import Decided
-from policies.findings import reasons
 from privacy.errors import PrivacyError
 from protocol.canonical import sha256_hex
-from protocol.errors import CloisterError
 from protocol.exploration import ExplorationPlan
 from protocol.round import ROUND_KINDS, Phase
 from protocol.timestamp import timestamp
 
-PAUSE_SECONDS = 0.2
+LOOK_SECONDS = 5.0
+"""How long a driver looks whether a study that waits can go on: others are driven between two looks."""
 INCIDENT = "incident"
 """Why a site was left out: an open incident freezes it."""
 
 
-class StudyEnded(CloisterError):
-    """The study was stopped while the driver was at work."""
-
-    code = "study-ended"
-
-
 class RoundDriver:
-    """One study, one driver. `run` returns when the study has ended or is frozen; it may be called again after either,
-    and after any failure."""
+    """One study, one driver. `run` returns when the study has ended or waits; it may be called again after either, and
+    after any failure."""
 
     def __init__(
         self,
@@ -87,20 +81,21 @@ class RoundDriver:
     ) -> None:
         self._appliance = appliance
         self._exchange = exchange
-        self._watch = watch
         self._monotonic = monotonic
         self._running = self._load(study)
-        self._gates: RoundGates | None = None
         self._site_gates = SiteGates(appliance, study, self._running.plan, self._running.plan_digest)
         self._site_decisions: dict[str, Decided] = {}
         self._journal = Journal(appliance, self._running)
+        self._standing = Standing(appliance, self._running, self._journal)
+        self._waits = self._standing.waits
+        self._gate = RoundGate(appliance, self._running, self._standing, exchange, watch, monotonic)
         self._progress = Progress()
         self._work: Work = work_of(self._running, self._journal, self._now)
         self._round_began: float | None = None
         self._uploads = Uploads(appliance)
 
     def run(self) -> StudyState:
-        """Drive the study until it has ended or is frozen by an incident; the state it is in then.
+        """Drive the study until it has ended or has to wait; the state it is in then.
 
         Raises AnotherDriver when a second driver works on it, and whatever the transport raises when it is lost.
         """
@@ -110,12 +105,15 @@ class RoundDriver:
                 self._uploads.keep_open_only()
                 ended = self._act()
                 if ended is not None:
-                    self._uploads.keep_open_only()
                     return ended
-        except (StudyEnded, StudyFrozen):
+        except StudyEnded:
+            return self._standing.now()
+        except StudyFrozen as found:
+            return self._standing.suspend(waiting.frozen(found.message), self._progress, {})
+        except StudyWaits as found:
+            return self._standing.suspend(found, self._progress, self._site_decisions)
+        finally:
             self._uploads.keep_open_only()
-            with reading(self._appliance.engine) as session:
-                return StudyState(StudyRepository(session).get(self._running.study).state)
 
     def _load(self, study: str) -> Running:
         with reading(self._appliance.engine) as session:
@@ -138,14 +136,15 @@ class RoundDriver:
             self._work.resume(session)
 
     def _act(self) -> StudyState | None:
-        waited_until = self._monotonic() + self._appliance.settings.key_deadline
+        began = self._monotonic()
         while True:
+            here = self._exchange.present()
             action = next_action(
                 self._running.design,
                 self._participants(),
                 self._progress,
-                self._exchange.present(),
-                patient=self._monotonic() < waited_until,
+                here,
+                patient=self._monotonic() < began + self._patience(len(here)),
             )
             if not isinstance(action, Await):
                 break
@@ -158,13 +157,28 @@ class RoundDriver:
             case Begin():
                 return self._begin(action)
             case Resend():
+                with transaction(self._appliance.engine) as session:
+                    self._go_on(session)
                 return self._send(self._recorded())
+            case Suspend():
+                raise waiting.absent(action.sites, action.detail, self._left_out())
             case Fail():
                 return self._fail_without(action)
             case GiveUp():
                 return self._give_up(action)
             case Finish():
                 raise StudyEnded("The study has its candidate already.", "Nothing is left to do.")
+
+    def _patience(self, here: int) -> float:
+        """Seconds to wait at work: of a study that waits already, a look only while too few sites are there."""
+        enough = here >= self._running.design.minimum_sites
+        return self._appliance.settings.key_deadline if enough or not self._waits else LOOK_SECONDS
+
+    def _go_on(self, session: Session) -> None:
+        """What is recorded in this transaction ends a wait."""
+        self._require_active(session)
+        self._standing.resume(session)
+        self._waits = False
 
     def _participants(self) -> tuple[str, ...]:
         """Who may take part now: read anew, for a person may shut a site out, an incident freeze one, and papers expire
@@ -189,7 +203,7 @@ class RoundDriver:
     def _establish(self, members: tuple[str, ...]) -> StudyState | None:
         running = self._running
         with transaction(self._appliance.engine) as session:
-            self._require_active(session)
+            self._go_on(session)
             rounds = RoundRepository(session)
             begun = rounds.key_setup(running.study)
             if begun is None:
@@ -205,11 +219,11 @@ class RoundDriver:
                 joined=self._joined,
             )
         except KeysNotEstablished as error:
-            return self._fail(FailureCode.KEYS_NOT_ESTABLISHED, error.message, error.excluded)
+            return self._standing.fail(FailureCode.KEYS_NOT_ESTABLISHED, error.message, self._progress, error.excluded)
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
             RoundRepository(session).establish_keys(running.study, transcript, self._now())
-            self._become(session, StudyState.RUNNING)
+            self._standing.become(session, StudyState.RUNNING)
             self._journal.keys_established(session, members, transcript)
         self._progress = replace(self._progress, established=members)
         return None
@@ -225,11 +239,10 @@ class RoundDriver:
         running = self._running
         if begin.attempt == 1:
             self._round_began = self._monotonic()
-        health = self._healthy_log()
-        papers, incidents = self._papers(begin.cohort)
-        decided = self._in_force().round(begin.round, health, papers, incidents, now=self._appliance.clock())
+        patience = LOOK_SECONDS if self._waits else self._appliance.settings.key_deadline
+        decided = self._gate.decide(begin, patience=patience)
         if not decided.decision.allowed:
-            return self._deny(decided)
+            raise waiting.gate_shut(decided)
         recorded = compose(
             begin,
             study=running.study,
@@ -241,40 +254,12 @@ class RoundDriver:
             deadline_seconds=self._deadline(begin.phase, begin.cohort),
         )
         with transaction(self._appliance.engine) as session:
-            self._require_active(session)
+            self._go_on(session)
             RoundRepository(session).begin_attempt(running.study, recorded)
             self._journal.attempted(session, recorded, decided)
             self._journal.judged(session, self._site_decisions)
         self._progress = self._progress.after(recorded.attempt)
         return self._send(recorded)
-
-    def _in_force(self) -> RoundGates:
-        """The gates under the policy that is in force now: it may have changed since the last attempt."""
-        with reading(self._appliance.engine) as session:
-            policy = active_policy(session, self._appliance)
-        if self._gates is None or self._gates.policy is not policy:
-            self._gates = RoundGates.of(self._running.plan, self._running.plan_digest, policy)
-        return self._gates
-
-    def _papers(self, cohort: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What is on record, and the open incidents. One that was opened in this very moment freezes the study; it
-        does not fail it."""
-        study, now = self._running.study, self._appliance.clock()
-        with reading(self._appliance.engine) as session:
-            self._require_active(session)
-            if frozen_sites(session) & set(cohort):
-                raise StudyFrozen("A site of the cohort was frozen meanwhile.", "The driver begins again without it.")
-            incidents = incident_facts(session, study=study, sites=cohort, now=now)
-            return study_papers(session, self._appliance, self._running.plan.spec), incidents
-
-    def _healthy_log(self) -> LogHealth:
-        """The log's health; sites that have just come back are given time to cosign before it is judged."""
-        end = self._monotonic() + self._appliance.settings.key_deadline
-        health = self._watch.health()
-        while not health.quorum and self._monotonic() < end:
-            self._exchange.wait(PAUSE_SECONDS)
-            health = self._watch.health()
-        return health
 
     def _recorded(self) -> RecordedAttempt:
         with reading(self._appliance.engine) as session:
@@ -301,10 +286,10 @@ class RoundDriver:
         if not outcome.complete:
             self._abandon(attempt, outcome)
             return None
-        decided = self._in_force().aggregation(outcome.contributed, now=self._appliance.clock())
+        decided = self._gate.in_force().aggregation(outcome.contributed, now=self._appliance.clock())
         if not decided.decision.allowed:
             self._abandon(attempt, outcome)
-            return self._deny(decided)
+            return self._standing.deny(decided, self._progress)
         closed = replace(attempt, status=AttemptStatus.COMMITTED, contributed=outcome.contributed)
         return self._commit(closed, outcome, decided, intake)
 
@@ -337,7 +322,8 @@ class RoundDriver:
             taken = self._work.take(closed, intake.unmasked(), after)
         except (PrivacyError, ValueError) as error:
             self._abandon(closed, outcome)
-            return self._fail(FailureCode.SUM_REFUSED, f"the sum was refused ({type(error).__name__})")
+            detail = f"the sum was refused ({type(error).__name__})"
+            return self._standing.fail(FailureCode.SUM_REFUSED, detail, self._progress)
         ended = taken.becomes in ENDED
         with transaction(self._appliance.engine) as session:
             self._require_active(session)
@@ -346,7 +332,7 @@ class RoundDriver:
             self._journal.committed(session, committed, after)
             taken.keep(session)
             if taken.becomes is not None:
-                self._become(session, taken.becomes, ended=ended)
+                self._standing.become(session, taken.becomes, ended=ended)
         self._progress = after
         taken.adopt()
         return taken.becomes if ended else None
@@ -361,52 +347,19 @@ class RoundDriver:
             self._require_active(session)
             taken.keep(session)
             if taken.becomes is not None:
-                self._become(session, taken.becomes, ended=taken.becomes in ENDED)
+                self._standing.become(session, taken.becomes, ended=taken.becomes in ENDED)
         taken.adopt()
         return taken.becomes
 
     def _fail_without(self, action: Fail) -> StudyState:
-        """The study cannot go on; where sites are left out by policy, that is why, and who they are."""
+        """The study cannot go on, unless it is the papers of sites that keep them out: these can be renewed."""
         left_out = self._left_out()
-        if action.code is not FailureCode.TOO_FEW_SITES or not left_out:
-            return self._fail(action.code, action.detail)
-        with transaction(self._appliance.engine) as session:
-            self._journal.judged(session, self._site_decisions)
-        named = ", ".join(f"{site} ({reasons(decided.decision)[0].rule})" for site, decided in left_out.items())
-        detail = f"{action.detail}; left out by policy: {named}"
-        return self._fail(FailureCode.POLICY_DENIED, detail, dict.fromkeys(left_out, GATE_SHUT))
-
-    def _deny(self, decided: Decided) -> StudyState:
-        with transaction(self._appliance.engine) as session:
-            self._journal.denied(session, decided)
-        first = reasons(decided.decision)[0]
-        return self._fail(FailureCode.POLICY_DENIED, f"{first.rule} ({first.citation}): {first.message}")
-
-    def _fail(self, code: FailureCode, detail: str, excluded: dict[str, str] | None = None) -> StudyState:
-        with transaction(self._appliance.engine) as session:
-            self._require_active(session)
-            self._become(session, StudyState.FAILED, reason=code.value, detail=detail, ended=True)
-            self._journal.failed(session, code, self._progress, excluded or {})
-        return StudyState.FAILED
-
-    def _become(
-        self,
-        session: Session,
-        state: StudyState,
-        *,
-        reason: str | None = None,
-        detail: str | None = None,
-        ended: bool = False,
-    ) -> None:
-        studies = StudyRepository(session)
-        row = studies.get(self._running.study)
-        studies.set_state(row, state, reason=reason, detail=detail, ended_at=self._now() if ended else None)
+        if action.code is FailureCode.TOO_FEW_SITES and left_out:
+            raise waiting.lapsed(left_out, action.detail, GATE_SHUT)
+        return self._standing.fail(action.code, action.detail, self._progress)
 
     def _require_active(self, session: Session) -> None:
-        state = StudyState(StudyRepository(session).get(self._running.study).state)
-        if state not in ACTIVE:
-            raise StudyEnded(f"Study {self._running.study} is {state.value}.", "The driver ends.")
-        require_thawed(session, self._running.study)
+        self._standing.require_active(session)
 
     @property
     def _seconds(self) -> float | None:

@@ -18,8 +18,9 @@ from coordinator.policy.decisions import index, record
 from coordinator.rounds.attempts import Outcome, request_of
 from coordinator.rounds.checks import Verdict
 from coordinator.rounds.repository import RecordedAttempt, RoundRepository
-from coordinator.rounds.states import TRAIN, Attempt, Design, FailureCode, Progress
+from coordinator.rounds.states import TRAIN, WITHHELD, Attempt, Design, FailureCode, Progress, withholds
 from coordinator.rounds.tables import Candidate, ModelCheck, StudyRound
+from coordinator.rounds.waiting import StudyWaits
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository
 from coordinator.studies.states import StudyState
@@ -101,7 +102,7 @@ class Journal:
         excluded = {site: code for recorded in tried for site, code in recorded.attempt.excluded.items()}
         shut_out, frozen = StudyRepository(session).excluded(self._running.study), frozen_sites(session)
         excluded |= {
-            site: "shut-out" if site in shut_out else "incident" if site in frozen else self._absent(site)
+            site: "shut-out" if site in shut_out else "incident" if site in frozen else self._absent(site, after)
             for site in after.established
             if site not in invited
         }
@@ -205,6 +206,19 @@ class Journal:
         subject = self._running.study
         record(session, self._appliance, decided, actor=COORDINATOR, subject=subject, digests=digests)
 
+    def waits(self, session: Session, wait: StudyWaits) -> None:
+        """study.waiting: why, and whom it waits for."""
+        self._append(
+            session,
+            EventType.STUDY_WAITING,
+            labels={"reason": wait.reason.value},
+            groups={"absent": wait.sites} if wait.sites else {},
+        )
+
+    def resumed(self, session: Session, reason: str) -> None:
+        """study.resumed: what it waited for is there."""
+        self._append(session, EventType.STUDY_RESUMED, labels={"reason": reason})
+
     def failed(self, session: Session, code: FailureCode, progress: Progress, excluded: Mapping[str, str]) -> None:
         """study.stopped, with what was spent until then."""
         self._append(
@@ -265,8 +279,11 @@ class Journal:
         if decided is not None:
             index(session, decided, entry=number, subject=self._running.study)
 
-    def _absent(self, site: str) -> str:
-        return GATE_SHUT if site in self._shut else "not-invited"
+    def _absent(self, site: str, progress: Progress) -> str:
+        """Why a site was not invited; one that withheld what it announced too often is named for it."""
+        if site in self._shut:
+            return GATE_SHUT
+        return WITHHELD if withholds(progress, site) else "not-invited"
 
 
 def _with_codes(excluded: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 An attempt is one message to one cohort. It is recorded before it is sent; it is committed when every site of its
 cohort contributed, and abandoned otherwise: without all of them the masked sum is noise. An abandoned attempt is
-followed by one on the smaller cohort; the plan says how many attempts of each phase its noise is calibrated for.
+followed by one on the smaller cohort, or, where that is too small, by one with everybody who was merely not heard; the
+plan says how many attempts of each phase its noise is calibrated for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ OPTIONAL = frozenset({MEMBERSHIP})
 """Phases that come last and without which there is a candidate all the same."""
 PASSED_OVER = frozenset({"refused:expired"})
 """Codes that say nothing about the site: it is invited to the next attempt although it did not contribute."""
+WITHHELD = "upload-incomplete"
+"""The code of a site that announced a vector and did not send all of it."""
+NOT_HEARD = PASSED_OVER | {"no-answer", "offline", "refused:consumed", WITHHELD}
+"""Codes of a site that was away, slow, or killed at work: with too few others it is invited once more, since the next
+attempt has another number."""
+MOST_WITHHELD = 2
+"""A site that has withheld so many announced vectors of a study is invited only where the minimum needs it."""
 
 
 class AttemptStatus(StrEnum):
@@ -104,7 +112,8 @@ class Progress:
     """Everything that the next decision rests on; `after` folds one attempt in.
 
     established: the sites that share keys, empty before. committed, abandoned: closed attempts by phase. evaluated: the
-    sites that gave to the last committed evaluation.
+    sites that gave to the last committed evaluation. withheld: announced vectors that never came, by site, over the
+    whole study.
     """
 
     established: tuple[str, ...] = ()
@@ -113,6 +122,7 @@ class Progress:
     evaluated: tuple[str, ...] = ()
     open: Attempt | None = None
     latest: Attempt | None = None
+    withheld: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     absences: Mapping[str, Absence] = field(default_factory=lambda: MappingProxyType({}))
 
     def done(self, phase: Phase) -> int:
@@ -147,9 +157,14 @@ class Progress:
             if code not in PASSED_OVER:
                 earlier = absences[site].count if site in absences else 0
                 absences[site] = Absence(earlier + 1, self.position)
+        withheld = dict(self.withheld)
+        for site, code in attempt.excluded.items():
+            if code == WITHHELD:
+                withheld[site] = withheld.get(site, 0) + 1
         committed = attempt.status is AttemptStatus.COMMITTED
         return replace(
             self,
+            withheld=MappingProxyType(withheld),
             committed=_counted(self.committed, attempt.phase) if committed else self.committed,
             abandoned=self.abandoned if committed else _counted(self.abandoned, attempt.phase),
             evaluated=attempt.contributed if committed and attempt.phase == EVALUATE else self.evaluated,
@@ -217,6 +232,14 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Suspend:
+    """Too few sites are connected, and the driver's own patience has ended: the study waits for these, uncharged."""
+
+    sites: tuple[str, ...]
+    detail: str
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """The optional phase can't be carried out: make the candidate without it, saying why."""
 
@@ -224,7 +247,7 @@ class GiveUp:
     detail: str
 
 
-Action = Await | EstablishKeys | Begin | Resend | Finish | GiveUp | Fail
+Action = Await | EstablishKeys | Begin | Resend | Finish | GiveUp | Suspend | Fail
 
 
 def next_action(
@@ -242,7 +265,7 @@ def next_action(
         if patient and len(here) < len(granted):
             return Await(granted, len(granted))
         if len(here) < design.minimum_sites:
-            return _too_few(len(here), design, "are connected for the key set-up")
+            return _suspend(granted, here, design, "are connected for the key set-up")
         return EstablishKeys(here)
     if progress.open is not None:
         return Resend(progress.open)
@@ -263,8 +286,8 @@ def next_action(
     return _or_without(stage.phase, _begin(design, members, progress, present, patient, stage.phase))
 
 
-def _or_without(phase: Phase, action: Await | Begin | Fail) -> Await | Begin | GiveUp | Fail:
-    return GiveUp(phase, action.detail) if isinstance(action, Fail) and phase in OPTIONAL else action
+def _or_without(phase: Phase, action: Await | Begin | Suspend | Fail) -> Await | Begin | GiveUp | Suspend | Fail:
+    return GiveUp(phase, action.detail) if isinstance(action, Suspend | Fail) and phase in OPTIONAL else action
 
 
 def _exhausted(phase: Phase, abandoned: int, design: Design) -> Fail:
@@ -284,19 +307,23 @@ def _begin(
     present: frozenset[str],
     patient: bool,
     phase: Phase,
-) -> Await | Begin | Fail:
-    latest, round_number = progress.latest, progress.done(phase) + 1
+) -> Await | Begin | Suspend | Fail:
+    latest, round_number, attempt = progress.latest, progress.done(phase) + 1, 1
     where = f"could take part in {phase} round {round_number}"
     if latest is not None and (latest.phase, latest.round) == (phase, round_number):
+        attempt = latest.attempt + 1
         keep = {site for site, code in latest.excluded.items() if code in PASSED_OVER} | set(latest.contributed)
         cohort = tuple(site for site in latest.cohort if site in keep and site in members)
-        if len(cohort) < design.minimum_sites:
-            return _too_few(len(cohort), design, where)
-        return Begin(phase, round_number, latest.attempt + 1, cohort)
+        if len(cohort) >= design.minimum_sites:
+            return Begin(phase, round_number, attempt, cohort)
+        # Who sent something wrong will again; who was not heard may be back.
+        members = tuple(site for site in members if latest.excluded.get(site, "no-answer") in NOT_HEARD)
+        if len(members) < design.minimum_sites:
+            return _too_few(len(members), design, where)
     here = tuple(site for site in members if site in present)
     if len(here) < design.minimum_sites:
-        return Await(members, design.minimum_sites) if patient else _too_few(len(here), design, where)
-    return Begin(phase, round_number, 1, due(design, here, progress, progress.position))
+        return Await(members, design.minimum_sites) if patient else _suspend(members, here, design, where)
+    return Begin(phase, round_number, attempt, due(design, here, progress, progress.position))
 
 
 def due(design: Design, here: tuple[str, ...], progress: Progress, position: int) -> tuple[str, ...]:
@@ -304,10 +331,18 @@ def due(design: Design, here: tuple[str, ...], progress: Progress, position: int
 
     A site that missed one attempt is invited to the next round. After m misses in a row it sits 2^(m-1) - 1 rounds
     out, so that a failing site costs a logarithm of the rounds and not all the retries. With fewer than the agreed
-    minimum left, everybody is invited.
+    minimum left, everybody is invited. A site that has withheld MOST_WITHHELD announced vectors, each an attempt that
+    everybody was charged for, is not invited any more unless it takes it to reach the minimum.
     """
-    ready = tuple(site for site in here if _is_due(progress.absences.get(site), position))
+    ready = tuple(
+        site for site in here if _is_due(progress.absences.get(site), position) and not withholds(progress, site)
+    )
     return ready if len(ready) >= design.minimum_sites else here
+
+
+def withholds(progress: Progress, site: str) -> bool:
+    """Whether the site has announced and not sent as often as the others put up with."""
+    return progress.withheld.get(site, 0) >= MOST_WITHHELD
 
 
 def _is_due(absence: Absence | None, position: int) -> bool:
@@ -316,3 +351,8 @@ def _is_due(absence: Absence | None, position: int) -> bool:
 
 def _too_few(count: int, design: Design, what: str) -> Fail:
     return Fail(FailureCode.TOO_FEW_SITES, f"{count} sites {what}; the study agreed on at least {design.minimum_sites}")
+
+
+def _suspend(wanted: tuple[str, ...], here: tuple[str, ...], design: Design, what: str) -> Suspend:
+    away = tuple(site for site in wanted if site not in here)
+    return Suspend(away, f"{_too_few(len(here), design, what).detail}; not connected: {', '.join(away)}")

@@ -1,7 +1,8 @@
 """Keeps one driver process at work while any study needs one; a part of `serve`.
 
 Studies run one after another in the order in which they were started: drivers share the SuperLink, and a run there
-belongs to one process. A driver that ends abnormally is started again after a growing pause, and resumes.
+belongs to one process. A driver that ends abnormally is started again after a growing pause, and resumes. A study that
+waits (coordinator.rounds.waiting) is looked at now and then, when no other needs a driver.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from coordinator.appliance import Appliance
 from coordinator.database import reading
 from coordinator.rounds.freeze import StudyFrozen, free_participants
 from coordinator.rounds.process import ENDED, WRONG
+from coordinator.rounds.waiting import waiting
 from coordinator.studies.repository import StudyRepository, plan_of
 from coordinator.studies.tables import Study
 from protocol.errors import CloisterError
@@ -28,6 +30,8 @@ POLL_SECONDS = 0.3
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STOP_SECONDS = 5.0
+LOOK_AGAIN_SECONDS = 20.0
+"""Between two looks at a study that waits."""
 _log = structlog.get_logger()
 
 
@@ -45,6 +49,7 @@ class DriverSupervisor:
         self._thread = threading.Thread(target=self._run, name="round-drivers", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
+        self._looked: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin to look for studies."""
@@ -73,6 +78,7 @@ class DriverSupervisor:
             if study is None or address is None:
                 continue
             code = self._drive(study, address)
+            self._looked[study] = time.monotonic()
             if self._stop.is_set() or code == ENDED:
                 pause, self._failure = FIRST_PAUSE, None
                 continue
@@ -87,11 +93,17 @@ class DriverSupervisor:
         try:
             with reading(self._appliance.engine) as session:
                 active = [row for row in StudyRepository(session).active() if row.id not in skipped]
-                waiting = [row.id for row in active if not _held_up(session, row)]
+                able = [row.id for row in active if not _held_up(session, row)]
+                waits = waiting(session)
         except CloisterError as error:
             self._failure = error.code
             return None
-        return waiting[0] if waiting else None
+        due = (study for study in able if study not in waits or self._is_due(study))
+        return min(due, key=lambda study: study in waits, default=None)
+
+    def _is_due(self, study: str) -> bool:
+        looked = self._looked.get(study)
+        return looked is None or time.monotonic() - looked >= LOOK_AGAIN_SECONDS
 
     def _drive(self, study: str, address: str) -> int:
         command = [
@@ -115,7 +127,10 @@ class DriverSupervisor:
 
 
 def _held_up(session: Session, row: Study) -> bool:
-    """Whether incidents freeze the study: others go on, and it does once they are closed."""
+    """Whether incidents freeze the study, and it is on record that it waits: others go on, and it does once they are
+    closed."""
+    if row.id not in waiting(session):
+        return False
     try:
         free_participants(session, row.id, plan_of(row))
     except StudyFrozen:

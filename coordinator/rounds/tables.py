@@ -159,3 +159,16 @@ class Candidate(Table, table=True):
     epsilon: str
     membership: str | None = None
     created_at: str
+
+
+class StudyWait(Table, table=True):
+    """A study that waits: rounds.waiting.WaitReason, for whom (JSON list of sites), since when its patience runs."""
+
+    __tablename__ = "study_wait"
+
+    study: str = Field(primary_key=True, foreign_key="study.id")
+    reason: str
+    sites: str
+    detail: str
+    remedy: str
+    since: str

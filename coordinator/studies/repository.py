@@ -117,16 +117,21 @@ class StudyRepository:
         self._session.flush()
 
     def excluded(self, study: str) -> frozenset[str]:
-        """The sites that were shut out of the study."""
-        return frozenset(self._session.exec(select(StudyExclusion.site).where(col(StudyExclusion.study) == study)))
+        """The sites that two people have shut out of the study."""
+        return frozenset(row.site for row in self.exclusions(study) if row.confirmed_by is not None)
+
+    def exclusions(self, study: str) -> list[StudyExclusion]:
+        """What was asked for, confirmed or not, by site."""
+        query = select(StudyExclusion).where(col(StudyExclusion.study) == study)
+        return list(self._session.exec(query.order_by(col(StudyExclusion.site))))
 
     def participants(self, study: str, planned: tuple[str, ...]) -> tuple[str, ...]:
-        """The planned sites whose grant stands and which nobody shut out, in plan order."""
+        """The planned sites whose grant stands and which were not shut out, in plan order."""
         gone = self.excluded(study)
         return tuple(site for site in cohort(planned, self.answers(study)) if site not in gone)
 
-    def add_exclusion(self, row: StudyExclusion) -> None:
-        """Store one."""
+    def save_exclusion(self, row: StudyExclusion) -> None:
+        """Store one, or what became of it."""
         self._session.add(row)
         self._session.flush()
 

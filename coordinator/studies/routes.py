@@ -21,7 +21,7 @@ from coordinator.releases.routes import installable_for
 from coordinator.studies import views
 from coordinator.studies.consent import answer
 from coordinator.studies.control import approve_plan, start, stop
-from coordinator.studies.exclude import exclude
+from coordinator.studies.exclude import ask, confirm
 from coordinator.studies.policy import proposal_facts
 from coordinator.studies.propose import ProposalDenied, Proposed, prepare, propose, state_of
 from coordinator.studies.repository import StudyRepository, plan_of
@@ -102,7 +102,8 @@ def get_studies(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]
 @router.get("/studies/{study}")
 def get_study(study: str, person: _Reader, appliance: ApplianceOf) -> dict[str, Any]:
     with reading(appliance.engine) as session:
-        return views.status(session, _shown_to(person, session, study))
+        row = _shown_to(person, session, study)
+        return views.status(session, row, patience=appliance.settings.patience)
 
 
 @router.get("/studies/{study}/plan")
@@ -159,9 +160,17 @@ class Exclusion(BaseModel):
 
 @router.post("/studies/{study}/exclusions", status_code=201)
 def post_exclusion(study: str, person: _Stopper, appliance: ApplianceOf, asked: Exclusion) -> dict[str, Any]:
+    """Ask; another person confirms."""
     with transaction(appliance.engine) as session:
-        left = exclude(session, appliance, person, study, asked.site, reason=asked.reason)
-    return {"study": study, "excluded": asked.site, "left": list(left)}
+        row = ask(session, appliance, person, study, asked.site, reason=asked.reason)
+        return {"study": study, "site": asked.site, "asked_at": row.asked_at}
+
+
+@router.post("/studies/{study}/exclusions/{site}/confirmation")
+def post_exclusion_confirmation(study: str, site: SiteName, person: _Stopper, appliance: ApplianceOf) -> dict[str, Any]:
+    with transaction(appliance.engine) as session:
+        left = confirm(session, appliance, person, study, site)
+    return {"study": study, "excluded": site, "left": list(left)}
 
 
 @router.get("/sites/me/studies")

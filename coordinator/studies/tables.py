@@ -63,14 +63,19 @@ class StudyConsent(Table, table=True):
 
 
 class StudyExclusion(Table, table=True):
-    """A site that a person shut out of a running study. The reason stands in the log's erasable payload."""
+    """A site that one person asks to have shut out of a running study, and that is once another has confirmed it. The
+    reason stands in the log's erasable payload."""
 
     __tablename__ = "study_exclusion"
 
     study: str = Field(primary_key=True, foreign_key="study.id")
     site: str = Field(primary_key=True)
-    person: str
-    at: str
+    asked_by: str
+    asked_role: str
+    asked_at: str
+    confirmed_by: str | None = None
+    confirmed_role: str | None = None
+    confirmed_at: str | None = None
 
 
 class PlanApprovalRecord(Table, table=True):

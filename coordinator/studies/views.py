@@ -10,11 +10,12 @@ from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.incidents.facts import frozen_sites, is_frozen
+from coordinator.rounds import waiting
 from coordinator.rounds.repository import CandidateRepository, RoundRepository, round_record
 from coordinator.rounds.states import Design
 from coordinator.studies.plan import spent
 from coordinator.studies.repository import StudyRepository, forecast_of, plan_of
-from coordinator.studies.states import StudyState
+from coordinator.studies.states import ACTIVE, StudyState
 from coordinator.studies.tables import DeniedProposal, Study
 from protocol.study import StudyPlan
 from protocol.study_kind import AnyPlan
@@ -49,8 +50,9 @@ def denied(row: DeniedProposal) -> dict[str, Any]:
     }
 
 
-def status(session: Session, row: Study) -> dict[str, Any]:
-    """Everything about a study but its rounds' records: sites with their answers, what was spent, how far it is."""
+def status(session: Session, row: Study, *, patience: float) -> dict[str, Any]:
+    """Everything about a study but its rounds' records: sites with their answers, what was spent, how far it is,
+    and why it waits. patience: seconds that a study waits before it fails."""
     studies, rounds = StudyRepository(session), RoundRepository(session)
     plan = plan_of(row)
     consents = studies.consents(row.id)
@@ -61,6 +63,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
     trained = design.on_training
     evaluated = plan.epsilon_evaluation_worst_site if isinstance(plan, StudyPlan) else None
     shut_out, frozen = studies.excluded(row.id), frozen_sites(session)
+    asked = {found.site for found in studies.exclusions(row.id) if found.confirmed_by is None}
     joined = set(json.loads(setup.joined)) if setup is not None else set()
     if setup is not None and setup.established_at is not None:
         joined = set(json.loads(setup.cohort))
@@ -86,6 +89,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
             "retries_planned": sum(design.retries(phase) for phase in trained),
             "latest": round_record(latest) if latest is not None else None,
         },
+        "waiting": waiting.shown(session, row.id, patience) if StudyState(row.state) in ACTIVE else None,
         "frozen": is_frozen(session, row.id),
         "minimum_sites": plan.spec.minimum_sites,
         "sites": [
@@ -98,6 +102,7 @@ def status(session: Session, row: Study) -> dict[str, Any]:
                 "reason": consents[site.name].reason if site.name in consents else None,
                 "joined": site.name in joined,
                 "shut_out": site.name in shut_out,
+                "shut_out_asked": site.name in asked,
                 "frozen": site.name in frozen,
             }
             for site in plan.sites

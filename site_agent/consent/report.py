@@ -143,7 +143,8 @@ def _training_lines(plan: StudyPlan) -> list[str]:
         f"of {spec.dataset.name}",
         f"  training      {training.rounds} rounds (+ {spec.privacy.retries} retries), sampling rate "
         f"{training.sampling_rate:g}, clip {training.clip:g}",
-        *_mode_lines(plan), *_subgroup_lines(plan),
+        *_mode_lines(plan),
+        *_subgroup_lines(plan),
         *_tuning_lines(plan),
         f"  released to   {', '.join(spec.recipients)}",
     ]

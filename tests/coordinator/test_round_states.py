@@ -23,6 +23,7 @@ from coordinator.rounds.states import (
     Finish,
     Progress,
     Resend,
+    Suspend,
     due,
     next_action,
     replay,
@@ -59,8 +60,8 @@ def test_keys_come_first_and_wait_for_everybody() -> None:
     assert decide(Progress(), present=frozenset("abc")) == Await(SITES, 4)
     assert decide(Progress(), present=frozenset("abc"), patient=False) == EstablishKeys(("a", "b", "c"))
     action = decide(Progress(), present=frozenset("ab"), patient=False)
-    assert isinstance(action, Fail)
-    assert action.code is FailureCode.TOO_FEW_SITES
+    assert isinstance(action, Suspend)
+    assert action.sites == ("c", "d")
 
 
 def test_rounds_follow_each_other_then_the_evaluation_then_the_end() -> None:
@@ -81,10 +82,47 @@ def test_an_open_attempt_is_sent_again_before_anything_else() -> None:
 def test_a_retry_takes_those_who_contributed() -> None:
     history = [abandoned(1, 1, SITES, {"b": "no-answer"})]
     assert decide(replay(SITES, history)) == Begin(TRAIN, 1, 2, ("a", "c", "d"))
-    history.append(abandoned(1, 2, ("a", "c", "d"), {"a": "malformed"}))
-    action = decide(replay(SITES, history))
+    spoiled = [*history, abandoned(1, 2, ("a", "c", "d"), {"a": "malformed"})]
+    # Two are too few, and b may be back; who sent something wrong would again.
+    assert decide(replay(SITES, spoiled)) == Begin(TRAIN, 1, 3, ("b", "c", "d"))
+    twice = [abandoned(1, 1, SITES, {"a": "malformed", "b": "bad-signature"})]
+    action = decide(replay(SITES, twice))
     assert isinstance(action, Fail)
     assert action.code is FailureCode.TOO_FEW_SITES
+
+
+def test_a_killed_site_and_a_slow_one_in_one_attempt_do_not_end_the_study() -> None:
+    """A site that was killed between charge and answer refuses that attempt for good, and another is still starting:
+    the next attempt has another number, so both are invited once more, within the retries."""
+    both = [abandoned(1, 1, SITES, {"a": "refused:consumed", "d": "no-answer"})]
+    assert decide(replay(SITES, both)) == Begin(TRAIN, 1, 2, SITES)
+    assert decide(replay(SITES, both), present=frozenset("bcd")) == Begin(TRAIN, 1, 2, ("b", "c", "d"))
+    assert decide(replay(SITES, both), present=frozenset("bc")) == Await(SITES, 3)
+    waits = decide(replay(SITES, both), present=frozenset("bc"), patient=False)
+    assert isinstance(waits, Suspend)
+    assert waits.sites == ("a", "d")
+    again = [abandoned(1, number, SITES, {"a": "refused:consumed", "d": "no-answer"}) for number in (1, 2, 3)]
+    action = decide(replay(SITES, again))
+    assert isinstance(action, Fail)
+    assert action.code is FailureCode.RETRIES_EXHAUSTED
+
+
+def test_a_site_that_announces_and_never_sends_costs_two_attempts_of_the_study() -> None:
+    design = replace(DESIGN, stages=(Stage("train", 1, 9),), attempts={"train": 12})
+    history: list[Attempt] = []
+    for number in (1, 2):
+        history += [
+            abandoned(number, 1, SITES, {"b": "upload-incomplete"}),
+            committed(TRAIN, number, 2, ("a", "c", "d")),
+        ]
+        invited = decide(replay(SITES, history), design=design)
+        assert invited == Begin(TRAIN, number + 1, 1, SITES if number == 1 else ("a", "c", "d"))
+    # A contribution in between, with the others away, does not wash it clean; the minimum still brings it in.
+    assert decide(replay(SITES, history), design=design, present=frozenset("abc")) == Begin(
+        TRAIN, 3, 1, ("a", "b", "c")
+    )
+    history.append(committed(TRAIN, 3, 1, ("a", "b", "c")))
+    assert decide(replay(SITES, history), design=design) == Begin(TRAIN, 4, 1, ("a", "c", "d"))
 
 
 def test_a_site_that_found_the_request_expired_is_asked_again() -> None:
@@ -110,7 +148,7 @@ def test_abandoned_attempts_beyond_the_retries_end_the_study() -> None:
 def test_a_site_that_is_not_connected_is_not_invited() -> None:
     assert decide(replay(SITES, []), present=frozenset("abd")) == Begin(TRAIN, 1, 1, ("a", "b", "d"))
     assert decide(replay(SITES, []), present=frozenset("ab")) == Await(SITES, 3)
-    assert isinstance(decide(replay(SITES, []), present=frozenset("ab"), patient=False), Fail)
+    assert isinstance(decide(replay(SITES, []), present=frozenset("ab"), patient=False), Suspend)
 
 
 def test_only_sites_that_hold_patients_out_are_asked_to_evaluate() -> None:

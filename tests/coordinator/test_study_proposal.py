@@ -333,7 +333,7 @@ def test_status_says_who_answered_what_and_how_far_it_is(federation: Federation,
     begin(federation, asked, "rosa")
     federation.driver(asked).run()
     with reading(federation.appliance.engine) as session:
-        shown = views.status(session, StudyRepository(session).get(asked))
+        shown = views.status(session, StudyRepository(session).get(asked), patience=60)
         rounds = views.round_records(session, asked)
     assert shown["state"] == "candidate"
     assert {site["name"]: (site["answer"], site["joined"]) for site in shown["sites"]} == dict.fromkeys(

@@ -232,7 +232,7 @@ def test_another_dictionary_than_the_study_s_is_refused(file: SpecFile, tmp_path
 def test_a_study_that_always_fails_ends_with_an_error_and_says_why(study: Path) -> None:
     result = run(study, "--synthetic", 400, "--epsilons", "1", "--seeds", 1, "--missing", 0.95)
     assert result.exit_code == 1
-    assert "failed: too-few-sites" in result.stdout
+    assert "failed: retries-exhausted" in result.stdout
 
 
 def test_the_command_runs_what_the_study_declares_and_audits_the_sum(study: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.demonstration
 
 DEMO = Path(__file__).resolve().parents[2] / "packaging" / "demo"
 ROUND_DEADLINE, KEY_DEADLINE = 15, 30  # a worker starts in the first round: some seconds on a busy machine
+WAITS_AT_MOST = 10
 PATIENCE = 240.0
 SITES = ("clinic-a", "clinic-b", "clinic-c", "clinic-d")
 MINIMUM = 3
@@ -42,8 +43,13 @@ class Federation:
                 answer = super().admin(*arguments)
                 if arguments[0] == "init":
                     settings = self.coordinator / "coordinator.toml"
-                    kept = [line for line in settings.read_text().splitlines() if "_deadline" not in line]
+                    kept = [
+                        line
+                        for line in settings.read_text().splitlines()
+                        if "_deadline" not in line and not line.startswith("patience")
+                    ]
                     kept += [f"round_deadline = {ROUND_DEADLINE}", f"key_deadline = {KEY_DEADLINE}"]
+                    kept += [f"patience = {WAITS_AT_MOST}"]
                     settings.write_text("\n".join(kept) + "\n")
                 return answer
 

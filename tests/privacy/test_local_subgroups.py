@@ -39,7 +39,13 @@ class Scorer:
 
 def histogram(patients: Group, *subgroups: Banding) -> np.ndarray:
     return score_histogram(
-        patients, Scorer(), np.zeros(1), cells=8, noise_std=None, entropy=bytes, subgroups=subgroups  # type: ignore[arg-type]
+        patients,
+        Scorer(),
+        np.zeros(1),
+        cells=8,
+        noise_std=None,
+        entropy=bytes,
+        subgroups=subgroups,  # type: ignore[arg-type]
     )
 
 

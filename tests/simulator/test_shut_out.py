@@ -9,9 +9,12 @@ from sqlmodel import select
 
 from coordinator.audit.tables import LogEntry
 from coordinator.database import reading, transaction
+from coordinator.errors import Conflict, NotFound
+from coordinator.people.repository import PersonRepository
 from coordinator.rounds.exchange import Answer
-from coordinator.studies.exclude import exclude
+from coordinator.studies.exclude import ask, confirm
 from coordinator.studies.states import StudyConflict, StudyState
+from protocol.audit_event import EventType
 from protocol.errors import Malformed, Refused
 from tests.simulator import invariants
 from tests.simulator.federation import PASS, Delivery, Federation
@@ -20,9 +23,21 @@ Begin = Callable[..., str]
 WHY = "Its export turned out to hold another column"
 
 
-def shut_out(federation: Federation, study: str, site: str, reason: str = WHY) -> tuple[str, ...]:
+def asked(federation: Federation, study: str, site: str, reason: str = WHY) -> None:
     with transaction(federation.appliance.engine) as session:
-        return exclude(session, federation.appliance, federation.researcher, study, site, reason=reason)
+        ask(session, federation.appliance, federation.researcher, study, site, reason=reason)
+
+
+def confirmed(federation: Federation, study: str, site: str, by: str = "carl") -> tuple[str, ...]:
+    with transaction(federation.appliance.engine) as session:
+        person = PersonRepository(session).get(by)
+        assert person is not None
+        return confirm(session, federation.appliance, person, study, site)
+
+
+def shut_out(federation: Federation, study: str, site: str, reason: str = WHY) -> tuple[str, ...]:
+    asked(federation, study, site, reason)
+    return confirmed(federation, study, site)
 
 
 def after(federation: Federation, group: str, action: Callable[[], object]) -> None:
@@ -93,4 +108,23 @@ def test_it_takes_a_person_of_the_study_and_a_reason(federation: Federation, beg
         shut_out(federation, study, "cologne", reason="")
     other = federation.researcher.model_copy(update={"name": "ruth"})
     with pytest.raises(Refused), transaction(federation.appliance.engine) as session:
-        exclude(session, federation.appliance, other, study, "cologne", reason=WHY)
+        ask(session, federation.appliance, other, study, "cologne", reason=WHY)
+
+
+def test_one_person_or_one_role_shuts_nobody_out(federation: Federation, begin: Begin) -> None:
+    """An insider alone takes no hospital out of a study; asking changes nothing."""
+    study = begin()
+    with pytest.raises(NotFound, match="Nobody asked"):
+        confirmed(federation, study, "cologne")
+    asked(federation, study, "cologne")
+    with pytest.raises(Conflict, match="already"):
+        asked(federation, study, "cologne")
+    with pytest.raises(Refused, match="another person"):
+        confirmed(federation, study, "cologne", by="rosa")
+    twin = federation.researcher.model_copy(update={"role": "administrator"})
+    with pytest.raises(Refused, match="another person"), transaction(federation.appliance.engine) as session:
+        confirm(session, federation.appliance, twin, study, "cologne")
+    assert federation.driver(study).run() is StudyState.CANDIDATE
+    assert all("cologne" in record["contributed"] for record in federation.records(study))
+    assert [event.event for event in federation.events(study)].count(EventType.SHUT_OUT_ASKED) == 1
+    assert EventType.SITE_SHUT_OUT not in {event.event for event in federation.events(study)}

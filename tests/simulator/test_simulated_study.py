@@ -124,10 +124,28 @@ def test_a_site_that_never_answers_costs_a_logarithm_of_the_rounds(federation: F
     assert attempts == [2, 2, 1, 2, 1, 1, 1, 2, 1]
 
 
-def test_fewer_than_the_minimum_is_never_success(federation: Federation, begin: Begin) -> None:
+def test_an_attempt_with_fewer_than_the_minimum_counts_for_nothing_and_all_are_asked_again(
+    federation: Federation, begin: Begin
+) -> None:
     study = begin()
     for site in ("aachen", "berlin"):
         federation.exchange.faults.append(silent("train-2-1", site=site))
+    assert federation.driver(study).run() is StudyState.CANDIDATE
+    invariants.check(federation, study)
+    second = federation.records(study)[1]
+    assert (second["attempts"], second["contributed"]) == (2, list(federation.sites))
+
+
+def test_fewer_than_the_minimum_is_never_success(federation: Federation, begin: Begin) -> None:
+    study = begin()
+
+    def leave() -> None:
+        if federation.exchange.requests[-1][1] == "train-1-1":
+            federation.exchange.absent |= {"aachen", "berlin"}
+
+    federation.exchange.after_request = leave
+    assert federation.driver(study).run() is StudyState.RUNNING
+    federation.clock.seconds += federation.appliance.settings.patience
     assert federation.driver(study).run() is StudyState.FAILED
     invariants.check(federation, study)
     row = federation.row(study)
@@ -300,6 +318,9 @@ def test_no_round_is_asked_while_the_log_lacks_a_quorum(federation: Federation, 
         federation.appliance, study, federation.exchange, watch=Unwitnessed(),
         monotonic=federation.clock.monotonic,
     )  # fmt: skip
+    assert driver.run() is StudyState.RUNNING
+    assert [event.event for event in federation.events(study)][-2:] == ["policy.decided", "study.waiting"]
+    federation.clock.seconds += federation.appliance.settings.patience
     assert driver.run() is StudyState.FAILED
     row = federation.row(study)
     assert row.reason == "policy-denied"

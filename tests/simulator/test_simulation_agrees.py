@@ -136,5 +136,5 @@ def test_lost_answers_cost_attempts_and_too_many_of_them_the_study(federation: F
     assert (one.failure, one.rounds, one.attempts) == (None, 3, 4)
     none = simulate(plan, COHORTS, seeded_entropy(1), answers=lambda: False)
     assert none.failure is not None
-    assert none.failure.startswith("too-few-sites")
+    assert none.failure.startswith("retries-exhausted")
     assert none.weights is None

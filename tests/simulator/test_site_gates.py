@@ -14,11 +14,13 @@ from coordinator.database import reading, transaction
 from coordinator.evidence.record import revoke
 from coordinator.people.tables import Person
 from coordinator.rounds.site_gates import SiteGates
+from coordinator.rounds.waiting import shown
 from coordinator.sites.repository import SiteRepository
 from coordinator.sites.statements import renew_statement
 from coordinator.studies.states import StudyState
 from policies.packs import builtin_policy
 from policies.replay import coordinators_part, sites_part
+from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
 from protocol.evidence import EvidenceRecord
 from site_agent.database import transaction as at_site
@@ -155,7 +157,10 @@ def test_what_an_officer_revokes_counts_in_the_next_attempt(federation: Federati
         assert gates.decide(session, ["cologne"])["cologne"].decision.allowed
 
 
-def test_below_the_agreed_minimum_the_study_ends_and_names_the_sites(federation: Federation, begin: Begin) -> None:
+@pytest.mark.parametrize("renewed_in_time", [True, False])
+def test_below_the_agreed_minimum_the_study_waits_and_names_the_sites(
+    federation: Federation, begin: Begin, renewed_in_time: bool
+) -> None:
     study = begin()
 
     def two_lapse() -> None:
@@ -163,6 +168,24 @@ def test_below_the_agreed_minimum_the_study_ends_and_names_the_sites(federation:
             state(federation, name, records=without(federation, name, "dpa"))
 
     at(federation, "train-1-1", two_lapse)
+    for _ in range(2):  # and looking again changes nothing, and tells the log nothing new
+        assert federation.driver(study).run() is StudyState.RUNNING
+    assert len(federation.attempts(study)) == 1, "nobody is charged while it waits"
+    assert [event.event for event in federation.events(study)].count(EventType.STUDY_WAITING) == 1
+    with reading(federation.appliance.engine) as session:
+        told = shown(session, study, federation.appliance.settings.patience)
+    assert told is not None
+    assert (told["reason"], told["sites"]) == ("papers-lapsed", ["berlin", "cologne"])
+    assert "berlin: " in told["remedy"]
+    if renewed_in_time:
+        state(federation, "berlin", records=without(federation, "berlin"))
+        assert federation.driver(study).run() is StudyState.CANDIDATE
+        invariants.check(federation, study)
+        resumed = next(event for event in federation.events(study) if event.event is EventType.STUDY_RESUMED)
+        assert resumed.labels == {"reason": "papers-lapsed"}
+        assert [record["invited"] for record in federation.records(study)][1] == ["aachen", "berlin", "dresden"]
+        return
+    federation.clock.seconds += federation.appliance.settings.patience
     assert federation.driver(study).run() is StudyState.FAILED
     row = federation.row(study)
     assert row.reason == "policy-denied"

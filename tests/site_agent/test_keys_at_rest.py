@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from sqlmodel import select
@@ -15,7 +16,7 @@ from privacy.secagg.sealed_state import unseal
 from protocol.round import CONTRIBUTION_TYPE, Packet
 from site_agent.consent.plans import SignedPlan
 from site_agent.database import transaction
-from site_agent.keystore import load_keys
+from site_agent.keystore import KeysUnusable, load_keys, renew_state_key
 from site_agent.training.budget_store import BudgetStore
 from site_agent.training.tables import CohortCharge, ConsumedAttempt, SecureSumKeys
 from tests.site_agent.federation_of_sites import Federation, Hospital, refusal_in
@@ -129,7 +130,10 @@ def test_a_lost_key_is_refused_at_no_charge_and_a_damaged_one_is_named(running: 
     home = site.settings.home
     shutil.copy(home.keys / "secure-sum.key", home.path / "kept")
     (home.keys / "secure-sum.key").unlink()
-    site.keys = load_keys(home)  # a new key is made, and opens nothing that is here
+    with pytest.raises(KeysUnusable, match=f"lost.*{signed.plan.spec.study}"):
+        load_keys(home)
+    assert not (home.keys / "secure-sum.key").exists(), "none is made in silence"
+    site.keys = replace(site.keys, state=bytes(32))  # another key opens nothing that is here
     assert (
         refusal_in(site.participant().answer("train.contribute", world.round_request(signed)), site) == "keys-damaged"
     )
@@ -139,3 +143,9 @@ def test_a_lost_key_is_refused_at_no_charge_and_a_damaged_one_is_named(running: 
     answer = site.participant().answer("train.contribute", world.round_request(signed))
     assert Packet.from_bytes(answer).envelope.payload_type == CONTRIBUTION_TYPE
     assert BudgetStore(site.engine).studies_with_keys() == [signed.plan.spec.study]
+    with pytest.raises(KeysUnusable, match="is there"):
+        renew_state_key(home)
+    (home.keys / "secure-sum.key").unlink()
+    assert renew_state_key(home) == (signed.plan.spec.study,)
+    assert load_keys(home).state != (home.path / "kept").read_bytes()
+    assert BudgetStore(site.engine).studies_with_keys() == []

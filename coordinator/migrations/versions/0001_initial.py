@@ -495,11 +495,26 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_site_statement_site"), "site_statement", ["site"], unique=False)
     op.create_table(
+        "study_wait",
+        sa.Column("study", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("sites", sa.String(), nullable=False),
+        sa.Column("detail", sa.String(), nullable=False),
+        sa.Column("remedy", sa.String(), nullable=False),
+        sa.Column("since", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_study_wait_study_study")),
+        sa.PrimaryKeyConstraint("study", name=op.f("pk_study_wait")),
+    )
+    op.create_table(
         "study_exclusion",
         sa.Column("study", sa.String(), nullable=False),
         sa.Column("site", sa.String(), nullable=False),
-        sa.Column("person", sa.String(), nullable=False),
-        sa.Column("at", sa.String(), nullable=False),
+        sa.Column("asked_by", sa.String(), nullable=False),
+        sa.Column("asked_role", sa.String(), nullable=False),
+        sa.Column("asked_at", sa.String(), nullable=False),
+        sa.Column("confirmed_by", sa.String(), nullable=True),
+        sa.Column("confirmed_role", sa.String(), nullable=True),
+        sa.Column("confirmed_at", sa.String(), nullable=True),
         sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_study_exclusion_study_study")),
         sa.PrimaryKeyConstraint("study", "site", name=op.f("pk_study_exclusion")),
     )
@@ -698,6 +713,7 @@ def downgrade() -> None:
     op.drop_table("study_round")
     op.drop_table("study_consent")
     op.drop_table("study_exclusion")
+    op.drop_table("study_wait")
     op.drop_index(op.f("ix_site_statement_site"), table_name="site_statement")
     op.drop_table("site_statement")
     op.drop_index(op.f("ix_site_invitation_site"), table_name="site_invitation")
