@@ -34,10 +34,14 @@ class CompiledStep:
             trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor, seed: Tensor
         ) -> tuple[Tensor, Tensor]:
             gradients = per_record(trained, fixed, x, y)
-            squares = [gradients[name].flatten(1).float().square().sum(1) for name in self._names]
-            norms = torch.stack(squares).sum(0)
-            weights = norms.rsqrt().mul(clip).clamp(max=1.0) * seed
-            sums = [torch.mv(gradients[name].flatten(1).float().t(), weights) for name in self._names]
+            # Autocast would round the products to half precision, which takes the sum past the clip.
+            with torch.autocast(x.device.type, enabled=False):
+                rows = [gradients[name].flatten(1).float() for name in self._names]
+                norms = torch.stack([row.square().sum(1) for row in rows]).sum(0)
+                weights = norms.rsqrt().mul(clip).clamp(max=1.0) * seed
+                # A product of matrices is left to the BLAS, which streams the rows; one by a vector would be fused into
+                # a loop that strides over them, at three times the cost.
+                sums = [torch.mm(weights.unsqueeze(0), row).squeeze(0) for row in rows]
             return norms, torch.cat(sums)
 
         self._step = torch.compile(step, dynamic=False)

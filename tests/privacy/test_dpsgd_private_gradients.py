@@ -321,6 +321,19 @@ def test_the_compiled_step_agrees_before_it_is_compiled(monkeypatch: pytest.Monk
         assert gradients.clipped_sum(inputs_bad, targets).refused == 1
 
 
+def test_the_compiled_step_s_sum_stays_within_the_clip_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of the sum in bfloat16 would be off by thousandths, upwards too."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    inputs, targets = batch(40)
+    clip = 0.01
+    gradients = PrivateGradients(network(), losses, clip=clip, engine="compiled", autocast=torch.bfloat16)
+    lengths = []
+    for record in range(40):
+        one = gradients.clipped_sum(inputs[record : record + 1], targets[record : record + 1])
+        lengths.append(float(one.total.double().norm()) / clip)
+    assert 0.9999 < min(lengths) <= max(lengths) <= 1.0
+
+
 def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no compiler")
