@@ -34,6 +34,8 @@ from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.routes import describe, seen_by
 from coordinator.releases.states import ReleaseState, words
+from policies.findings import Kind
+from policies.waivers import waivable
 from protocol.errors import CloisterError, Refused
 from protocol.evaluation import figures
 from protocol.identifiers import Role
@@ -136,18 +138,20 @@ def _releases(caller: Caller, appliance: Appliance) -> Response:
 
 def _release(caller: Caller, appliance: Appliance, name: str) -> Response:
     with reading(appliance.engine) as session:
-        releases = ReleaseRepository(session)
+        releases, policy = ReleaseRepository(session), active_policy(session, appliance)
         row = releases.get(name)
         if not seen_by(caller.person, row):
             raise NotFound(f"There is no release {name}.", "Choose one of the list.")
         subject, plan = review.subject_of_release(row), review.plan_of_release(row)
-        gate = seal.preview(session, appliance, active_policy(session, appliance), caller.actor, name)
+        gate = seal.preview(session, appliance, policy, caller.actor, name)
         planned = next((entry for entry in plan.approvers if entry.person == caller.person.name), None)
         standing = {held.credential for held in PasskeyRepository(session).of(caller.person.name)}
         told = describe(row, releases)
         card = releases.files(name)["model_card.md"].decode()
     usable = planned is not None and any(held.credential in standing for held in planned.passkeys)
     decided = any(vote["person"] == caller.person.name for vote in told["approvals"])
+    may_decide = planned is not None and row.state == ReleaseState.IN_REVIEW.value and not decided
+    broken = {(found.pack, found.rule) for found in gate.findings if found.kind is Kind.VIOLATED}
     return page(
         "release.html",
         caller=caller,
@@ -158,7 +162,8 @@ def _release(caller: Caller, appliance: Appliance, name: str) -> Response:
         review=plan.spec.review,
         card=card,
         gate=gate,
-        may_decide=planned is not None and row.state == ReleaseState.IN_REVIEW.value and not decided,
+        may_decide=may_decide,
+        waivable=sorted(broken & waivable(policy.packs)) if may_decide and usable and not told["approvals"] else [],
         approves=Role(caller.person.role) in APPROVING_ROLES,
         usable=usable,
     )

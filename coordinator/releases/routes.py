@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from coordinator.appliance import Appliance
 from coordinator.audit.append import append, site_label
@@ -47,6 +47,15 @@ class Asked(Frozen):
     """A decision that a passkey is to sign."""
 
     decision: Literal["approve", "reject"]
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=review.MAX_REASON)]
+
+
+class AskedWaiver(Frozen):
+    """A waiver that a passkey is to sign; it holds for `days`, at most 90."""
+
+    pack: Label
+    rule: Label
+    days: Annotated[int, Field(ge=1, le=90)]
     reason: Annotated[str, StringConstraints(min_length=1, max_length=review.MAX_REASON)]
 
 
@@ -128,6 +137,15 @@ def decide(release: str, body: Decision, person: Approver, appliance: ApplianceO
     with transaction(appliance.engine) as session:
         row = review.decide(session, appliance, person, release, envelope=_bytes(body.envelope), reason=body.reason)
         return describe(row, ReleaseRepository(session))
+
+
+@router.post("/{release}/waivers/passkey-challenge")
+def passkey_waiver(release: str, body: AskedWaiver, person: Approver, appliance: ApplianceOf) -> dict[str, Any]:
+    """The waiver that the person's passkey is to sign, and what the browser needs for it."""
+    _settle(appliance, release)
+    with transaction(appliance.engine) as session:
+        policy = active_policy(session, appliance)
+        return by_passkey.ask_waiver(session, appliance, policy, person, release, **body.model_dump())
 
 
 @router.post("/{release}/waivers", status_code=201)

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from sqlmodel import Session
 
 from coordinator.appliance import Appliance
+from coordinator.passkeys.register import count_use
 from coordinator.people.tables import Person
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.review import log, plan_of_release, planned, require_reason
@@ -17,6 +18,7 @@ from protocol.approver_signature import document_of, read_signed, verify_signed
 from protocol.audit_event import EventType
 from protocol.canonical import sha256_hex
 from protocol.errors import Malformed, Refused
+from protocol.passkey import PasskeySignature
 from protocol.release import WAIVER_TYPE, ReleaseWaiver
 from protocol.timestamp import timestamp
 
@@ -36,6 +38,10 @@ def grant_waiver(
     verify_signed(signed, WAIVER_TYPE, approver, appliance.settings.address)
     if (waiver.person, waiver.release, waiver.subject_digest) != (person.name, name, release.subject_digest):
         raise Refused("The waiver is signed for another person, release or digest.", "Sign your own, on this one.")
+    if waiver.role.value != person.role:
+        raise Refused("The waiver is signed in a role that you no longer have.", "Ask somebody who has it.")
+    if isinstance(signed, PasskeySignature):
+        count_use(session, appliance, person.name, signed)
     if sha256_hex(require_reason(reason).encode()) != waiver.reason_hash:
         raise Malformed("The reason is not the one that was signed.", "Give --reason in words.")
     require_waivable(policy.packs, waiver.pack, waiver.rule)

@@ -19,13 +19,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.database import reading, transaction
 from coordinator.people import local_sign_in
+from coordinator.releases import review
 from coordinator.releases.repository import ReleaseRepository
 from protocol.bundle import unpack
+from protocol.canonical import parse
+from protocol.passkey import is_passkey_signature
 from protocol.release import BUNDLE_FILES
 from site_agent.releases.trusted_release import verify
 from tests.coordinator.appliances import Served, served_coordinator
 from tests.coordinator.test_passkey_approval import plan_anew, site_root
-from tests.coordinator.test_release_review import RELEASE, Federation, federation
+from tests.coordinator.test_release_review import RELEASE, STUDY, Federation, federation
+from tests.coordinator.test_release_stopping import PACK
 
 __all__ = ["federation"]
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -194,3 +198,33 @@ def test_a_revoked_passkey_is_gone_and_a_page_says_what_to_do_instead(
     playwright.expect(bo.page.get_by_role("heading", name="Sign in")).to_be_visible()
     bo.page.goto(f"/console/releases/{RELEASE}")
     playwright.expect(bo.page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_one_rule_is_answered_for_in_the_browser_before_anybody_decided(
+    federation: Federation, local: Served, chromium: playwright.Browser
+) -> None:
+    bo = Visitor("bo", local, chromium)
+    bo.sign_in()
+    bo.register()
+    plan_anew(federation)
+    with transaction(federation.appliance.engine) as session:
+        review.draft(
+            session, federation.appliance, federation.people["ada"], study=STUDY, intended_use="research.heart",
+            use_mode="decision-support",
+        )  # fmt: skip
+    with transaction(federation.appliance.engine) as session:
+        review.submit(session, federation.appliance, federation.people["ada"], RELEASE)
+    bo.page.goto(f"/console/releases/{RELEASE}")
+    bo.page.get_by_label("Rule").select_option(f"{PACK} A03")
+    bo.page.get_by_label("Why you answer for it").fill("until the audit in spring")
+    bo.knows_them(False)
+    bo.page.get_by_role("button", name="Waive and sign").click()
+    playwright.expect(bo.page.get_by_role("status")).to_contain_text("gave no signature")
+    bo.knows_them(True)
+    bo.page.get_by_role("button", name="Waive and sign").click()
+    playwright.expect(bo.page.locator("#decisions")).to_contain_text(f"bo answers for {PACK} A03 until")
+    assert bo.troubles == []
+    with reading(federation.appliance.engine) as session:
+        (row,) = ReleaseRepository(session).waivers(RELEASE)
+        assert (row.person, row.rule, row.reason) == ("bo", "A03", "until the audit in spring")
+        assert is_passkey_signature(parse(row.envelope))

@@ -56,6 +56,22 @@ async function decide(form, decision) {
   const approval = JSON.parse(new TextDecoder().decode(decode(asked.payload)));
   if (approval.subject_digest !== digest || approval.decision !== decision)
     throw new Refused("The release changed while you read it. Load the page again.");
+  await post(`/v1/releases/${release}/approvals`, { envelope: await sign(asked), reason });
+}
+
+async function waive(form) {
+  const { release, digest } = form.dataset;
+  const reason = form.elements.why.value;
+  const [pack, rule] = form.elements.rule.value.split(" ");
+  const days = Number(form.elements.days.value);
+  const asked = await post(`/v1/releases/${release}/waivers/passkey-challenge`, { pack, rule, days, reason });
+  const waiver = JSON.parse(new TextDecoder().decode(decode(asked.payload)));
+  if (waiver.subject_digest !== digest || waiver.pack !== pack || waiver.rule !== rule)
+    throw new Refused("The release changed while you read it. Load the page again.");
+  await post(`/v1/releases/${release}/waivers`, { envelope: await sign(asked), reason });
+}
+
+async function sign(asked) {
   const given = await navigator.credentials.get({
     publicKey: {
       ...asked.options,
@@ -63,7 +79,7 @@ async function decide(form, decision) {
       allowCredentials: named(asked.options.allowCredentials),
     },
   });
-  const envelope = {
+  return {
     kind: "passkey",
     credential: given.id,
     payload_type: asked.payload_type,
@@ -72,7 +88,6 @@ async function decide(form, decision) {
     client_data: encode(given.response.clientDataJSON),
     signature: encode(given.response.signature),
   };
-  await post(`/v1/releases/${release}/approvals`, { envelope, reason });
 }
 
 async function run(work) {
@@ -95,4 +110,8 @@ for (const button of document.querySelectorAll("button.revoke"))
 document.getElementById("decide")?.addEventListener("submit", (event) => {
   event.preventDefault();
   run(() => decide(event.target, event.submitter.value));
+});
+document.getElementById("waive")?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  run(() => waive(event.target));
 });
