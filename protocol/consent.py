@@ -31,7 +31,7 @@ class Consent(Frozen):
 
 
 class PlanApproval(Frozen):
-    """Signed by a planned approver's own key, where policy asks for it before sites are asked (a larger epsilon)."""
+    """Signed by a planned approver's own key or passkey, where policy asks for it before sites are asked."""
 
     study: StudyId
     plan_digest: Digest

@@ -10,6 +10,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import COORDINATOR, append, person_label
 from coordinator.evidence.facts import study_papers
+from coordinator.passkeys.register import count_use
 from coordinator.people.facts import Actor, actor_facts
 from coordinator.people.states import Permission, allowed
 from coordinator.people.tables import Person
@@ -29,12 +30,12 @@ from coordinator.studies.tables import PlanApprovalRecord, Study
 from policies.decided import decide
 from policies.findings import Decision
 from policies.packs import Policy
+from protocol.approver_signature import Signed, document_of, read_signed, verify_signed
 from protocol.audit_event import EventType
 from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
-from protocol.envelope import Envelope, open_json
 from protocol.errors import Malformed, Refused
+from protocol.passkey import PasskeySignature
 from protocol.plan import Plan
-from protocol.signing import VerifyingKey
 from protocol.timestamp import timestamp
 
 
@@ -51,12 +52,14 @@ def approve_plan(
     if StudyState(row.state) is not StudyState.HELD:
         raise StudyConflict(f"Study {study} is {row.state}: no approval is owed.", "Look at `cloister study status`.")
     plan = plan_of(row)
-    approval = _read(data, plan, person)
+    approval, signed = _read(appliance, data, plan, person)
     if (approval.study, approval.plan_digest) != (study, row.plan_digest):
         raise StudyConflict(
             f"The approval is for plan {approval.plan_digest}; the plan of study {study} is {row.plan_digest}.",
             "Read the plan again and sign that one.",
         )
+    if isinstance(signed, PasskeySignature):
+        count_use(session, appliance, person.name, signed)
     studies.add_approval(
         PlanApprovalRecord(
             study=study,
@@ -160,22 +163,19 @@ def _stop(session: Session, appliance: Appliance, row: Study, person: Person, re
     )
 
 
-def _read(data: bytes, plan: Plan, person: Person) -> PlanApproval:
+def _read(appliance: Appliance, data: bytes, plan: Plan, person: Person) -> tuple[PlanApproval, Signed]:
     planned = next((approver for approver in plan.approvers if approver.person == person.name), None)
     if planned is None:
         raise Refused(f"{person.name} is not an approver of this plan.", "Ask one of the plan's approvers.")
-    if planned.key is None:
-        raise Refused(f"{person.name} has no Ed25519 key.", "A plan is approved with a key: run `cloister login`.")
-    key = VerifyingKey.from_text(planned.key)
-    envelope = Envelope.from_bytes(data)
-    open_json(envelope, PLAN_APPROVAL_TYPE, {key.key_id: key})
+    signed = read_signed(data)
+    verify_signed(signed, PLAN_APPROVAL_TYPE, planned, appliance.settings.address)
     try:
-        approval = PlanApproval.model_validate_json(envelope.payload)
+        approval = PlanApproval.model_validate_json(document_of(signed))
     except ValidationError:
         raise Malformed("The approval is not of the agreed form.", "Sign it with `cloister study approve`.") from None
     if (approval.person, approval.role) != (planned.person, planned.role) or person.role != planned.role.value:
         raise Refused("The approval is signed for another person or role.", "Sign your own decision.")
-    return approval
+    return approval, signed
 
 
 def _verified(studies: StudyRepository, study: str, row: Study) -> list[dict[str, str]]:
