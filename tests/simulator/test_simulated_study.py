@@ -119,7 +119,7 @@ def test_a_site_that_never_answers_costs_a_logarithm_of_the_rounds(federation: F
         lambda d: None if d.site.name == "dresden" and d.kind in ("train.contribute", "evaluate.histogram") else PASS
     )
     assert federation.driver(study).run() is StudyState.CANDIDATE
-    invariants.check(federation, study)
+    invariants.check(federation, study, rounding=1e-5)  # nine rounds of full steps
     attempts = [record["attempts"] for record in federation.records(study) if record["phase"] == "train"]
     assert attempts == [2, 2, 1, 2, 1, 1, 1, 2, 1]
 
