@@ -103,9 +103,9 @@ def coordinator(folder: Path, entries: int) -> Iterator[Any]:
     initialise(folder / "home", address="127.0.0.1:8443")
     appliance = open_appliance(folder / "home")
     keys = {f"site-{number}/witness": SigningKey.generate() for number in range(WITNESSES)}
-    policy = build_policy(appliance, [cosigner_key(name, key).text for name, key in keys.items()])
-    assert policy is not None
     with transaction(appliance.engine) as session:
+        policy = build_policy(session, appliance, [cosigner_key(name, key).text for name, key in keys.items()])
+        assert policy is not None
         enrolment.invite(session, appliance, "bench-site")
         entry = append(
             session, appliance, EventType.SITE_ENROLLED, actor=COORDINATOR, subject="site:bench-site",
