@@ -62,6 +62,9 @@ from protocol.timestamp import timestamp
 
 LOOK_SECONDS = 5.0
 """How long a driver looks whether a study that waits can go on: others are driven between two looks."""
+REJOIN_SECONDS = 30.0
+"""How long a driver that starts anew holds a round for sites that its end cut off: the longest that an agent waits
+before it tries again."""
 INCIDENT = "incident"
 """Why a site was left out: an open incident freezes it."""
 
@@ -92,6 +95,7 @@ class RoundDriver:
         self._progress = Progress()
         self._work: Work = work_of(self._running, self._journal, self._now)
         self._round_began: float | None = None
+        self._rejoined_by = monotonic()
         self._uploads = Uploads(appliance)
 
     def run(self) -> StudyState:
@@ -134,6 +138,8 @@ class RoundDriver:
             self._require_active(session)
             self._progress = RoundRepository(session).progress(self._running.study)
             self._work.resume(session)
+        if self._progress.established and not self._waits:
+            self._rejoined_by = self._monotonic() + min(REJOIN_SECONDS, self._appliance.settings.key_deadline)
 
     def _act(self) -> StudyState | None:
         began = self._monotonic()
@@ -145,6 +151,7 @@ class RoundDriver:
                 self._progress,
                 here,
                 patient=self._monotonic() < began + self._patience(len(here)),
+                rejoining=self._monotonic() < self._rejoined_by,
             )
             if not isinstance(action, Await):
                 break

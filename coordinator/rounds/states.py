@@ -251,10 +251,17 @@ Action = Await | EstablishKeys | Begin | Resend | Finish | GiveUp | Suspend | Fa
 
 
 def next_action(
-    design: Design, granted: tuple[str, ...], progress: Progress, present: frozenset[str], *, patient: bool
+    design: Design,
+    granted: tuple[str, ...],
+    progress: Progress,
+    present: frozenset[str],
+    *,
+    patient: bool,
+    rejoining: bool = False,
 ) -> Action:
     """What to do now. granted: the sites whose consent stands, in name order. present: those connected now.
-    patient: whether waiting for absent sites is still an option.
+    patient: whether waiting for absent sites is still an option. rejoining: the driver started anew a moment ago, and
+    sites that it dropped are on their way back: a round is worth waiting for all of them.
 
     A site that is not connected is not invited, for its absence would cost everybody's patients a step.
     """
@@ -268,7 +275,8 @@ def next_action(
             return _suspend(granted, here, design, "are connected for the key set-up")
         return EstablishKeys(here)
     if progress.open is not None:
-        return Resend(progress.open)
+        asked = tuple(site for site in progress.open.cohort if site in granted)
+        return Await(asked, len(asked)) if rejoining and not present.issuperset(asked) else Resend(progress.open)
     stage = progress.stage(design)
     if stage is None:
         return Finish()
@@ -283,6 +291,9 @@ def next_action(
         # A site attacks no model that it did not evaluate.
         and (site in progress.evaluated or stage.phase != MEMBERSHIP)
     )
+    expected = tuple(site for site in members if site not in progress.absences)
+    if rejoining and not present.issuperset(expected):
+        return Await(expected, len(expected))
     return _or_without(stage.phase, _begin(design, members, progress, present, patient, stage.phase))
 
 

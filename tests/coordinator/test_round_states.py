@@ -79,6 +79,22 @@ def test_an_open_attempt_is_sent_again_before_anything_else() -> None:
     assert decide(replay(SITES, [committed(TRAIN, 1), open_])) == Resend(open_)
 
 
+def test_a_driver_that_starts_anew_waits_for_the_sites_that_its_end_cut_off() -> None:
+    here = frozenset("abc")
+    between = replay(SITES, [committed(TRAIN, 1)])
+    assert next_action(DESIGN, SITES, between, here, patient=True, rejoining=True) == Await(SITES, 4)
+    assert next_action(DESIGN, SITES, between, here, patient=True) == Begin(TRAIN, 2, 1, ("a", "b", "c"))
+    assert next_action(DESIGN, SITES, between, EVERYBODY, patient=True, rejoining=True) == Begin(TRAIN, 2, 1, SITES)
+    open_ = Attempt(TRAIN, 2, 1, SITES)
+    amid = replay(SITES, [committed(TRAIN, 1), open_])
+    assert next_action(DESIGN, SITES, amid, here, patient=True, rejoining=True) == Await(SITES, 4)
+    assert next_action(DESIGN, SITES, amid, here, patient=True) == Resend(open_)
+    # Neither for a site that was away before, nor for one whose consent was withdrawn.
+    missed = replay(SITES, [abandoned(1, 1, SITES, {"d": "no-answer"}), committed(TRAIN, 1, 2, ("a", "b", "c"))])
+    assert isinstance(next_action(DESIGN, SITES, missed, here, patient=True, rejoining=True), Begin)
+    assert next_action(DESIGN, ("a", "b", "c"), amid, here, patient=True, rejoining=True) == Resend(open_)
+
+
 def test_a_retry_takes_those_who_contributed() -> None:
     history = [abandoned(1, 1, SITES, {"b": "no-answer"})]
     assert decide(replay(SITES, history)) == Begin(TRAIN, 1, 2, ("a", "c", "d"))
