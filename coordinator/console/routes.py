@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -9,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from sqlmodel import Session
 
 from coordinator.appliance import Appliance
 from coordinator.console.join import form
@@ -34,12 +36,17 @@ from coordinator.releases import review, seal
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.routes import describe, seen_by
 from coordinator.releases.states import ReleaseState, words
+from coordinator.studies import routes as studies_routes
+from coordinator.studies.repository import StudyRepository, plan_of
+from coordinator.studies.states import StudyState
+from coordinator.studies.views import summary
 from policies.findings import Kind
 from policies.waivers import waivable
 from protocol.errors import CloisterError, Refused
 from protocol.evaluation import figures
 from protocol.identifiers import Role
 from protocol.passkey import relying_party
+from protocol.plan import PlannedApprover
 from protocol.review import APPROVING_ROLES
 
 router = APIRouter(prefix="/console", tags=["console"], include_in_schema=False)
@@ -56,6 +63,18 @@ def releases(request: Request, appliance: ApplianceOf) -> Response:
 def one_release(release: str, request: Request, appliance: ApplianceOf) -> Response:
     """A release as approvers judge it, and where they sign."""
     return _shown(request, lambda caller, made: _release(caller, made, release), appliance)
+
+
+@router.get("/studies")
+def studies(request: Request, appliance: ApplianceOf) -> Response:
+    """Every study that concerns the person, those that wait for an approval first."""
+    return _shown(request, _studies, appliance)
+
+
+@router.get("/studies/{study}")
+def one_study(study: str, request: Request, appliance: ApplianceOf) -> Response:
+    """A plan as approvers judge it, and where they sign."""
+    return _shown(request, lambda caller, made: _study(caller, made, study), appliance)
 
 
 @router.get("/passkeys")
@@ -145,10 +164,9 @@ def _release(caller: Caller, appliance: Appliance, name: str) -> Response:
         subject, plan = review.subject_of_release(row), review.plan_of_release(row)
         gate = seal.preview(session, appliance, policy, caller.actor, name)
         planned = next((entry for entry in plan.approvers if entry.person == caller.person.name), None)
-        standing = {held.credential for held in PasskeyRepository(session).of(caller.person.name)}
+        usable = planned is not None and _has_passkey(session, planned)
         told = describe(row, releases)
         card = releases.files(name)["model_card.md"].decode()
-    usable = planned is not None and any(held.credential in standing for held in planned.passkeys)
     decided = any(vote["person"] == caller.person.name for vote in told["approvals"])
     may_decide = planned is not None and row.state == ReleaseState.IN_REVIEW.value and not decided
     broken = {(found.pack, found.rule) for found in gate.findings if found.kind is Kind.VIOLATED}
@@ -165,6 +183,43 @@ def _release(caller: Caller, appliance: Appliance, name: str) -> Response:
         may_decide=may_decide,
         waivable=sorted(broken & waivable(policy.packs)) if may_decide and usable and not told["approvals"] else [],
         approves=Role(caller.person.role) in APPROVING_ROLES,
+        usable=usable,
+    )
+
+
+def _has_passkey(session: Session, planned: PlannedApprover) -> bool:
+    """Whether one of the passkeys that the plan fixes for the person still stands."""
+    standing = {held.credential for held in PasskeyRepository(session).of(planned.person)}
+    return any(passkey.credential in standing for passkey in planned.passkeys)
+
+
+def _studies(caller: Caller, appliance: Appliance) -> Response:
+    with reading(appliance.engine) as session:
+        rows = [summary(row) for row in StudyRepository(session).all() if studies_routes.seen_by(caller.person, row)]
+    rows.sort(key=lambda row: row["state"] != StudyState.HELD.value)
+    return page("studies.html", caller=caller, studies=rows)
+
+
+def _study(caller: Caller, appliance: Appliance, name: str) -> Response:
+    with reading(appliance.engine) as session:
+        found = StudyRepository(session)
+        row = found.get(name)
+        if not studies_routes.seen_by(caller.person, row):
+            raise NotFound(f"There is no study {name}.", "Choose one of the list.")
+        plan, told, approvals = plan_of(row), summary(row), found.approvals(name)
+        planned = next((entry for entry in plan.approvers if entry.person == caller.person.name), None)
+        usable = planned is not None and _has_passkey(session, planned)
+        votes = [vote.model_dump(include={"person", "role", "decision", "signed_at"}) for vote in approvals]
+        decision = json.loads(row.decision)
+    return page(
+        "study.html",
+        caller=caller,
+        study=told,
+        plan=plan,
+        whole=json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        approvals=votes,
+        decision=decision,
+        may_decide=planned is not None and told["state"] == StudyState.HELD.value,
         usable=usable,
     )
 

@@ -124,7 +124,8 @@ def signing_options(
     if not usable:
         raise Refused(
             "The plan fixes no passkey of yours that still stands.",
-            "Sign with your key (`cloister release approve`); a passkey counts in plans made after its registration.",
+            "Sign with your key (`cloister release approve`, `cloister study approve`); a passkey counts in plans made "
+            "after its registration.",
         )
     options = generate_authentication_options(
         rp_id=relying_party(appliance.settings.address),

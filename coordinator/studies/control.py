@@ -35,7 +35,7 @@ from protocol.audit_event import EventType
 from protocol.consent import PLAN_APPROVAL_TYPE, PlanApproval
 from protocol.errors import Malformed, Refused
 from protocol.passkey import PasskeySignature
-from protocol.plan import Plan
+from protocol.plan import Plan, PlannedApprover
 from protocol.timestamp import timestamp
 
 
@@ -49,8 +49,7 @@ def approve_plan(
     """
     studies, person = StudyRepository(session), who.person
     row = studies.get(study)
-    if StudyState(row.state) is not StudyState.HELD:
-        raise StudyConflict(f"Study {study} is {row.state}: no approval is owed.", "Look at `cloister study status`.")
+    require_held(row)
     plan = plan_of(row)
     approval, signed = _read(appliance, data, plan, person)
     if (approval.study, approval.plan_digest) != (study, row.plan_digest):
@@ -163,10 +162,22 @@ def _stop(session: Session, appliance: Appliance, row: Study, person: Person, re
     )
 
 
-def _read(appliance: Appliance, data: bytes, plan: Plan, person: Person) -> tuple[PlanApproval, Signed]:
+def require_held(row: Study) -> None:
+    """Raises StudyConflict unless the plan waits for an approval."""
+    if StudyState(row.state) is not StudyState.HELD:
+        raise StudyConflict(f"Study {row.id} is {row.state}: no approval is owed.", "Look at `cloister study status`.")
+
+
+def planned_approver(plan: Plan, person: Person) -> PlannedApprover:
+    """Somebody's entry in the plan's roster. Raises Refused."""
     planned = next((approver for approver in plan.approvers if approver.person == person.name), None)
     if planned is None:
         raise Refused(f"{person.name} is not an approver of this plan.", "Ask one of the plan's approvers.")
+    return planned
+
+
+def _read(appliance: Appliance, data: bytes, plan: Plan, person: Person) -> tuple[PlanApproval, Signed]:
+    planned = planned_approver(plan, person)
     signed = read_signed(data)
     verify_signed(signed, PLAN_APPROVAL_TYPE, planned, appliance.settings.address)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +18,7 @@ from coordinator.people.tables import Person
 from coordinator.policy.active import active_policy
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.routes import installable_for
-from coordinator.studies import views
+from coordinator.studies import by_passkey, views
 from coordinator.studies.consent import answer
 from coordinator.studies.control import approve_plan, start, stop
 from coordinator.studies.exclude import ask, confirm
@@ -94,7 +94,7 @@ def _proposed(proposed: Proposed) -> dict[str, Any]:
 def get_studies(person: _Reader, appliance: ApplianceOf) -> list[dict[str, Any]]:
     with reading(appliance.engine) as session:
         studies = StudyRepository(session)
-        rows = [views.summary(row) for row in studies.all() if _seen(person, row)]
+        rows = [views.summary(row) for row in studies.all() if seen_by(person, row)]
         rows += [views.denied(row) for row in studies.denied() if sees(person.role, person.site, ())]
     return sorted(rows, key=lambda row: (row["proposed_at"], row["study"]))
 
@@ -135,6 +135,23 @@ def post_approval(study: str, _: _Approver, caller: CallerOf, appliance: Applian
         decision = approve_plan(session, appliance, active_policy(session, appliance), caller.actor, study, body)
         state = StudyRepository(session).get(study).state
     return {"study": study, "state": state, "decision": decision.to_dict() if decision else None}
+
+
+class AskedDecision(BaseModel):
+    """What the person's passkey is to sign."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decision: Literal["approve", "reject"]
+
+
+@router.post("/studies/{study}/passkey-challenge")
+def post_passkey_challenge(
+    study: str, person: _Approver, appliance: ApplianceOf, asked: AskedDecision
+) -> dict[str, Any]:
+    """The decision on a held plan that the person's passkey is to sign, and what the browser needs for it."""
+    with transaction(appliance.engine) as session:
+        return by_passkey.ask(session, appliance, person, study, decision=asked.decision)
 
 
 @router.post("/studies/{study}/start")
@@ -200,13 +217,14 @@ def post_consent(study: str, site: CurrentSite, appliance: ApplianceOf, body: _B
         return {"study": study, "state": answer(session, appliance, site.name, study, body).value}
 
 
-def _seen(person: Person, row: Study) -> bool:
+def seen_by(person: Person, row: Study) -> bool:
+    """Whether the study concerns this person: everybody's, but for the people of sites that it does not name."""
     return sees(person.role, person.site, plan_of(row).names)
 
 
 def _shown_to(person: Person, session: Session, study: str) -> Study:
     """The study; like one that does not exist for the people of a site that it does not concern."""
     row = StudyRepository(session).get(study)
-    if not _seen(person, row):
+    if not seen_by(person, row):
         raise NotFound(f"There is no study {study}.", "See `cloister study list`.")
     return row

@@ -5,20 +5,12 @@ Chromium is the system's; where none is installed these tests are skipped.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyotp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.database import reading, transaction
-from coordinator.people import local_sign_in
 from coordinator.releases import review
 from coordinator.releases.repository import ReleaseRepository
 from protocol.bundle import unpack
@@ -26,20 +18,14 @@ from protocol.canonical import parse
 from protocol.passkey import is_passkey_signature
 from protocol.release import BUNDLE_FILES
 from site_agent.releases.trusted_release import verify
+from tests.browser.visitor import IN_A_BROWSER, Visitor, browser_that_trusts, playwright
 from tests.coordinator.appliances import Served, served_coordinator
 from tests.coordinator.test_passkey_approval import plan_anew, site_root
 from tests.coordinator.test_release_review import RELEASE, STUDY, Federation, federation
 from tests.coordinator.test_release_stopping import PACK
 
 __all__ = ["federation"]
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.processes,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed on this machine"),
-]
-PASSWORD = "twelve plums and a kite"
-SECONDS = 15
+pytestmark = IN_A_BROWSER
 
 
 @pytest.fixture
@@ -51,74 +37,12 @@ def local(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def chromium(local: Served) -> Iterator[playwright.Browser]:
-    """A browser that trusts this one server's key, as it would trust the authority once that was imported."""
-    certificate = x509.load_pem_x509_certificate(local.appliance.keys.server_certificate_path.read_bytes())
-    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    pin = base64.b64encode(hashlib.sha256(key).digest()).decode()
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=[f"--ignore-certificate-errors-spki-list={pin}", "--no-proxy-server"]
-        )
+    with browser_that_trusts(local.appliance) as browser:
         yield browser
-        browser.close()
 
 
-@dataclass
-class Visitor:
-    """A person at a browser of their own, with an authenticator that knows them."""
-
-    name: str
-    served: Served
-    browser: playwright.Browser
-
-    def __post_init__(self) -> None:
-        made = local_sign_in.begin(self.served.appliance, self.name, PASSWORD)
-        self.secret = made.secret
-        with transaction(self.served.appliance.engine) as session:
-            local_sign_in.confirm(session, self.served.appliance, self.name, self._code())
-        self.served.clock.move(seconds=30)  # a code counts once
-        context = self.browser.new_context(base_url=f"https://{self.served.address}")
-        self.page = context.new_page()
-        self.page.set_default_timeout(1000 * SECONDS)
-        self.troubles: list[str] = []
-        self.page.on("console", lambda said: self.troubles.append(said.text) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.protocol = context.new_cdp_session(self.page)
-        self.protocol.send("WebAuthn.enable")
-        options = {
-            "protocol": "ctap2",
-            "transport": "internal",
-            "hasResidentKey": True,
-            "hasUserVerification": True,
-            "isUserVerified": True,
-            "automaticPresenceSimulation": True,
-        }
-        added = self.protocol.send("WebAuthn.addVirtualAuthenticator", {"options": options})
-        self.authenticator = added["authenticatorId"]
-
-    def _code(self) -> str:
-        return pyotp.TOTP(self.secret).at(self.served.clock())
-
-    def knows_them(self, verified: bool) -> None:
-        """Whether the authenticator recognises the person: finger, face, PIN."""
-        told = {"authenticatorId": self.authenticator, "isUserVerified": verified}
-        self.protocol.send("WebAuthn.setUserVerified", told)
-
-    def sign_in(self) -> None:
-        self.page.goto("/console")
-        self.page.get_by_label("Name").fill(self.name)
-        self.page.get_by_label("Password").fill(PASSWORD)
-        self.page.get_by_label("One-time code").fill(self._code())
-        self.page.get_by_role("button", name="Sign in").click()
-        playwright.expect(self.page.get_by_role("heading", name="Releases")).to_be_visible()
-
-    def register(self) -> str:
-        """The new passkey's fingerprint, as the page shows it."""
-        self.page.goto("/console/passkeys")
-        self.page.get_by_role("button", name="Register a passkey").click()
-        shown = self.page.locator("code.fingerprint")
-        playwright.expect(shown).to_have_count(1)
-        return str(shown.text_content())
+class Reviewer(Visitor):
+    """Somebody who decides on the release."""
 
     def decide(self, decision: str, reason: str) -> None:
         self.page.goto(f"/console/releases/{RELEASE}")
@@ -134,7 +58,7 @@ def recorded(made: Federation) -> list[tuple[str, bool, str | None]]:
 def test_two_people_approve_in_the_browser_and_a_site_installs_what_they_signed(
     federation: Federation, local: Served, chromium: playwright.Browser
 ) -> None:
-    bo, cy = (Visitor(name, local, chromium) for name in ("bo", "cy"))
+    bo, cy = (Reviewer(name, local, chromium) for name in ("bo", "cy"))
     fingerprints = set()
     for visitor in (bo, cy):
         visitor.sign_in()
@@ -161,7 +85,7 @@ def test_two_people_approve_in_the_browser_and_a_site_installs_what_they_signed(
 def test_an_authenticator_that_does_not_know_the_person_signs_nothing(
     federation: Federation, local: Served, chromium: playwright.Browser
 ) -> None:
-    bo = Visitor("bo", local, chromium)
+    bo = Reviewer("bo", local, chromium)
     bo.sign_in()
     bo.knows_them(False)
     bo.page.goto("/console/passkeys")
@@ -184,7 +108,7 @@ def test_an_authenticator_that_does_not_know_the_person_signs_nothing(
 def test_a_revoked_passkey_is_gone_and_a_page_says_what_to_do_instead(
     federation: Federation, local: Served, chromium: playwright.Browser
 ) -> None:
-    bo = Visitor("bo", local, chromium)
+    bo = Reviewer("bo", local, chromium)
     bo.sign_in()
     bo.register()
     plan_anew(federation)
@@ -203,7 +127,7 @@ def test_a_revoked_passkey_is_gone_and_a_page_says_what_to_do_instead(
 def test_one_rule_is_answered_for_in_the_browser_before_anybody_decided(
     federation: Federation, local: Served, chromium: playwright.Browser
 ) -> None:
-    bo = Visitor("bo", local, chromium)
+    bo = Reviewer("bo", local, chromium)
     bo.sign_in()
     bo.register()
     plan_anew(federation)

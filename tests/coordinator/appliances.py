@@ -107,17 +107,24 @@ def served_coordinator(
     with bound_socket() as listener:
         address = f"{host}:{listener.getsockname()[1]}"
         made = make_coordinator(folder, address=address, database=database)
-        ready = threading.Event()
-        server = build_server(made.appliance, tls_context(made.appliance.keys), beside, ready=ready.set)
-        thread = threading.Thread(target=server.serve_on, args=(listener,))
-        thread.start()
-        try:
-            assert ready.wait(20), "the server did not start"
-            yield Served(made.appliance, made.clock, made.token, address, server.config.app)
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            made.appliance.engine.dispose()
+        with serving(made.appliance, listener, beside) as app:
+            yield Served(made.appliance, made.clock, made.token, address, app)
+
+
+@contextlib.contextmanager
+def serving(appliance: Appliance, listener: socket.socket, beside: Sequence[Part] = ()) -> Iterator[FastAPI]:
+    """Its own server, answering on the socket."""
+    ready = threading.Event()
+    server = build_server(appliance, tls_context(appliance.keys), beside, ready=ready.set)
+    thread = threading.Thread(target=server.serve_on, args=(listener,))
+    thread.start()
+    try:
+        assert ready.wait(20), "the server did not start"
+        yield server.config.app
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        appliance.engine.dispose()
 
 
 def trusting(ca: Path) -> ssl.SSLContext:

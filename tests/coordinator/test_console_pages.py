@@ -21,7 +21,7 @@ from protocol.enrolment import Token
 from protocol.errors import Malformed
 from protocol.identifiers import Role
 from tests.coordinator.appliances import Served, served_coordinator
-from tests.coordinator.test_release_review import RELEASE, Federation, federation
+from tests.coordinator.test_release_review import RELEASE, STUDY, Federation, federation
 
 __all__ = ["federation"]
 pytestmark = pytest.mark.processes
@@ -52,7 +52,10 @@ def send(served: Served, path: str, **fields: str) -> httpx.Response:
         return client.post(path, data=fields, headers={"origin": f"https://{served.address}"})
 
 
-@pytest.mark.parametrize("path", ["/console", "/console/passkeys", f"/console/releases/{RELEASE}"])
+@pytest.mark.parametrize(
+    "path",
+    ["/console", "/console/passkeys", "/console/studies", f"/console/studies/{STUDY}", f"/console/releases/{RELEASE}"],
+)
 def test_a_stranger_is_sent_to_sign_in_and_learns_nothing(local: Served, path: str) -> None:
     answer = get(local, path)
     assert (answer.status_code, answer.headers["location"]) == (303, "/console/sign-in")
@@ -62,7 +65,17 @@ def test_a_stranger_is_sent_to_sign_in_and_learns_nothing(local: Served, path: s
 def test_every_page_forbids_scripts_frames_and_caches_of_others(federation: Federation, local: Served) -> None:
     federation.to_review()
     token = opened(local, "bo")
-    for path in ("", "/sign-in", "/join", "/passkeys", f"/releases/{RELEASE}", "/releases/nothing", "/console.js"):
+    for path in (
+        "",
+        "/sign-in",
+        "/join",
+        "/passkeys",
+        "/studies",
+        f"/studies/{STUDY}",
+        f"/releases/{RELEASE}",
+        "/releases/nothing",
+        "/console.js",
+    ):
         answer = get(local, f"/console{path}", token)
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'")
@@ -90,6 +103,16 @@ def test_the_page_of_a_release_shows_what_would_be_signed(federation: Federation
     assert "bo, compliance officer: approve" in shown
     assert "cloister release approve" in shown, "this plan fixes no passkeys"
     assert "Approve and sign" not in shown
+
+
+def test_the_page_of_a_study_shows_its_plan_and_asks_nobody_once_it_was_decided(
+    federation: Federation, local: Served
+) -> None:
+    answer = get(local, f"/console/studies/{STUDY}", opened(local, "bo"))
+    assert answer.status_code == 200
+    assert federation.plan_digest in answer.text
+    assert "Approve and sign" not in answer.text
+    assert get(local, "/console/studies/nothing", opened(local, "bo")).status_code == 404
 
 
 def test_no_value_becomes_markup(local: Served) -> None:

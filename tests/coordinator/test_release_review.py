@@ -226,7 +226,7 @@ def federation(local: Made, tmp_path: Path, request: pytest.FixtureRequest) -> F
                 proposal_digest=HASH,
                 plan=envelope.to_bytes(),
                 plan_digest=made.plan_digest,
-                decision="{}",
+                decision='{"outcome": "allow", "findings": []}',
                 proposed_at="2026-11-23T00:00:00Z",
             )
         )

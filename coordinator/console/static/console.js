@@ -71,6 +71,17 @@ async function waive(form) {
   await post(`/v1/releases/${release}/waivers`, { envelope: await sign(asked), reason });
 }
 
+async function decidePlan(form, decision) {
+  const { study, digest } = form.dataset;
+  const asked = await post(`/v1/studies/${study}/passkey-challenge`, { decision });
+  const approval = JSON.parse(new TextDecoder().decode(decode(asked.payload)));
+  if (approval.plan_digest !== digest || approval.study !== study || approval.decision !== decision)
+    throw new Refused("The plan changed while you read it. Load the page again.");
+  // Kept as it is sent, so in canonical JSON: the names in order.
+  const signed = Object.fromEntries(Object.entries(await sign(asked)).sort());
+  await post(`/v1/studies/${study}/approvals`, signed);
+}
+
 async function sign(asked) {
   const given = await navigator.credentials.get({
     publicKey: {
@@ -110,6 +121,10 @@ for (const button of document.querySelectorAll("button.revoke"))
 document.getElementById("decide")?.addEventListener("submit", (event) => {
   event.preventDefault();
   run(() => decide(event.target, event.submitter.value));
+});
+document.getElementById("decide-plan")?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  run(() => decidePlan(event.target, event.submitter.value));
 });
 document.getElementById("waive")?.addEventListener("submit", (event) => {
   event.preventDefault();
