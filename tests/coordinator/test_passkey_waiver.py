@@ -12,14 +12,16 @@ from coordinator.policy.active import active_policy
 from coordinator.releases import by_passkey, waivers
 from coordinator.releases.repository import ReleaseRepository
 from protocol.approver_signature import verify_signed
+from protocol.bundle import unpack
 from protocol.canonical import canonical, parse, sha256_hex
 from protocol.errors import BadSignature, CloisterError, Refused
 from protocol.identifiers import Role
 from protocol.passkey import PasskeySignature, encode
 from protocol.plan import PlannedApprover
-from protocol.release import APPROVAL_TYPE, WAIVER_TYPE
+from protocol.release import APPROVAL_TYPE, BUNDLE_FILES, WAIVER_TYPE
+from site_agent.releases.trusted_release import verify
 from tests.authenticator import PRESENT, Authenticator
-from tests.coordinator.test_passkey_approval import ADDRESS, answer, ask, caller, hers, local
+from tests.coordinator.test_passkey_approval import ADDRESS, answer, ask, caller, decide, hers, local, site_root
 from tests.coordinator.test_release_review import RELEASE, Federation, federation
 from tests.coordinator.test_release_stopping import PACK
 
@@ -59,6 +61,23 @@ def test_a_waiver_is_signed_by_passkey_and_verifies_from_its_bytes_alone(
     assert verify_signed(signed, WAIVER_TYPE, approver, ADDRESS) == "passkey"
     with pytest.raises(BadSignature, match="another address"):
         verify_signed(signed, WAIVER_TYPE, approver, "coordinator.example.org:8443")
+
+
+def test_a_site_verifies_the_passkeys_waiver_out_of_the_sealed_bundle(
+    federation: Federation, hers: dict[str, Authenticator]
+) -> None:
+    federation.to_review()
+    send(federation, "bo", answer(ask_waiver(federation, "bo"), hers["bo"]))
+    for name in ("bo", "cy"):
+        decide(federation, name, hers[name])
+    federation.seal()
+    federation.witness()
+    assert federation.seal()
+    files = unpack(federation.bundle(), BUNDLE_FILES)
+    approved = verify(files, site_root(federation, ADDRESS)).logged.approved
+    assert (approved.waived, approved.methods) == ((f"{PACK} A03",), ("passkey",))
+    with pytest.raises(CloisterError, match="another address"):
+        verify(files, site_root(federation, "coordinator.example.org:8443"))
 
 
 def test_a_waiver_moves_to_no_other_rule_digest_person_or_day(
