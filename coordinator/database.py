@@ -26,6 +26,12 @@ from protocol.errors import CloisterError
 
 BUSY_SECONDS = 10
 _WRITE_LOCK = 0x636C6F69  # "cloi": the advisory lock that makes PostgreSQL's writers take turns
+_LOCK_NOT_AVAILABLE = "55P03"
+_READERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+    "AND backend_type = 'client backend' AND backend_xmin IS NOT NULL"
+)
+"""Transactions that may still see what was erased: a table that is written anew keeps it for them."""
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 metadata = MetaData(
@@ -138,15 +144,26 @@ def database_problem(error: DBAPIError) -> CloisterError:
 
 def forget_erased(engine: Engine) -> bool:
     """Rid the database's files of what was erased: SQLite overwrites it as it is freed, and its journal is emptied
-    here; PostgreSQL's dead rows are vacuumed, and its archived journal is its operator's. False while a reader keeps
-    the journal in use."""
+    here; PostgreSQL leaves a dead row's bytes in its page, so each table is written anew, one after the other, while
+    others wait for it; its journal is recycled by the server, and what is archived of it is its operator's. False
+    while a reader keeps the journal in use, the old rows in sight, or a table from being written anew."""
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
             raw = connection.connection.cursor()
             return int(raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]) == 0
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.exec_driver_sql("VACUUM")
-    return True
+        readers = int(connection.exec_driver_sql(_READERS).scalar_one())
+        connection.exec_driver_sql(f"SET lock_timeout = '{BUSY_SECONDS}s'")
+        try:
+            for name in sorted(metadata.tables):
+                connection.exec_driver_sql(f'VACUUM (FULL) "{name}"')
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            return False
+        finally:
+            connection.exec_driver_sql("RESET lock_timeout")
+    return readers == 0
 
 
 def upgrade(engine: Engine) -> None:
