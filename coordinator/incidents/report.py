@@ -86,6 +86,7 @@ def update(
         settled_of(row), told, state=IncidentState(row.state), aware_at=row.aware_at, now=appliance.clock()
     )
     incidents.settle(row, settled)
+    incidents.void_closings(row)
     said = {name: value for name, value in told.model_dump().items() if value is not None}
     append(
         session,

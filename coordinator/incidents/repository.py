@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import and_, or_, update
+from sqlalchemy import and_, delete, or_, update
 from sqlmodel import Session, col, select
 
 from coordinator.database import one_row
@@ -70,6 +70,10 @@ class IncidentRepository:
             col(IncidentClosing.incident) == row.id, col(IncidentClosing.facts) == facts_of(row)
         )
         return [closing_of(said) for said in self._session.exec(query.order_by(col(IncidentClosing.said_at)))]
+
+    def void_closings(self, row: IncidentRecord) -> None:
+        """What was said before an update counts no more, whatever the facts become."""
+        self._session.connection().execute(delete(IncidentClosing).where(col(IncidentClosing.incident) == row.id))
 
     def add_closing(self, row: IncidentRecord, closing: Closing, *, at: str) -> None:
         """Store one."""

@@ -36,7 +36,7 @@ MOST_PASSKEYS = 5
 
 def registration_options(session: Session, appliance: Appliance, caller: Caller) -> dict[str, Any]:
     """What the browser's `create` needs, as JSON. Raises Forbidden in an old session, Refused without a host name."""
-    require_fresh(caller.started_at, now=appliance.clock())
+    require_fresh(caller.started_at, caller.level, now=appliance.clock())
     host = relying_party(appliance.settings.address)
     held = PasskeyRepository(session).of(caller.person.name)
     if len(held) >= MOST_PASSKEYS:
@@ -71,7 +71,7 @@ def register(
     Raises BadSignature, ChallengeRefused, Conflict for one that is somebody's already.
     """
     now = appliance.clock()
-    require_fresh(caller.started_at, now=now)
+    require_fresh(caller.started_at, caller.level, now=now)
     expires = check_challenge(appliance.keys.challenge_secret, _purpose(caller), challenge, now=now)
     try:
         made = verify_registration_response(
@@ -106,7 +106,7 @@ def register(
 
 def revoke(session: Session, appliance: Appliance, caller: Caller, credential: str) -> None:
     """The passkey signs nothing here any more. Raises NotFound for one that is not the caller's."""
-    require_fresh(caller.started_at, now=appliance.clock())
+    require_fresh(caller.started_at, caller.level, now=appliance.clock())
     passkeys = PasskeyRepository(session)
     row = passkeys.get(credential)
     if row is None or row.person != caller.person.name or row.revoked_at is not None:

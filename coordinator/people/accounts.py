@@ -10,6 +10,7 @@ from sqlmodel import Session
 from coordinator.appliance import Appliance
 from coordinator.audit.append import LOCAL_ADMINISTRATOR, append, person_label
 from coordinator.errors import Conflict, Forbidden
+from coordinator.passkeys.repository import PasskeyRepository, passkey_of
 from coordinator.people.challenge import ChallengeRefused, challenge_hash, check_challenge
 from coordinator.people.repository import PersonRepository
 from coordinator.people.reviews import actor_label, known_person, require_known_site
@@ -57,6 +58,7 @@ def invite(
         person.organisation = require_name(organisation, "The organisation")
     people.save(person)
     people.drop_credentials(name)
+    _revoke_passkeys(session, appliance, name)
     secret = new_secret(appliance.entropy)
     people.invite(name, secret_hash(secret), timestamp(now + timedelta(hours=TOKEN_HOURS)))
     append(
@@ -70,6 +72,18 @@ def invite(
         ca=appliance.keys.authority.fingerprint,
         secret=secret,
     )
+
+
+def _revoke_passkeys(session: Session, appliance: Appliance, name: str) -> None:
+    """What somebody under this name held before signs nothing from now on."""
+    passkeys = PasskeyRepository(session)
+    for row in passkeys.of(name):
+        row.revoked_at = timestamp(appliance.clock())
+        passkeys.save(row)
+        append(
+            session, appliance, EventType.PASSKEY_REVOKED, actor=LOCAL_ADMINISTRATOR,
+            subject=person_label(appliance, name), digests={"key": passkey_of(row).key_id},
+        )  # fmt: skip
 
 
 def register(session: Session, appliance: Appliance, *, secret: str, name: str, key: str, proof: bytes) -> Person:
@@ -142,8 +156,9 @@ def invited_person(session: Session, appliance: Appliance, hashed: str, name: st
         used_at=invitation.used_at if invitation else None, expires_at=invitation.expires_at if invitation else "",
         now=appliance.clock(),
     )  # fmt: skip
-    if person is None:
-        raise TokenRefused("The token has been used already.", "Ask the coordinator's administrator for a new one.")
+    if person is None or person.status != "invited":
+        # Disabled since, or registered another way: nothing makes that undone but a new invitation.
+        raise TokenRefused("The token does not count any more.", "Ask the coordinator's administrator for a new one.")
     return person
 
 
@@ -160,6 +175,7 @@ def disable(session: Session, appliance: Appliance, name: str, *, by: Person | N
     person.status = "disabled"
     people.save(person)
     people.end_sessions(name)
+    people.drop_invitations(name)
     append(
         session, appliance, EventType.PERSON_DISABLED, actor=actor_label(appliance, by),
         subject=person_label(appliance, name),

@@ -64,6 +64,7 @@ def sign_in(session: Session, appliance: Appliance, proved: Proved) -> tuple[Per
     if invited and invitation is not None:
         if now >= moment(invitation.expires_at):
             raise ProviderRefused("nobody here is bound to you")
+        people.use_invitation(invitation.secret_hash, timestamp(now))  # its token is worth nothing from now on
         person.status, person.registered_at = "active", timestamp(now)
         people.save(person)
         label = person_label(appliance, person.name)

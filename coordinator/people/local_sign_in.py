@@ -33,6 +33,7 @@ from coordinator.people.states import (
     LocalAttempt,
     Medium,
     SignInRefused,
+    TokenRefused,
     decide_local,
     require_password,
 )
@@ -93,7 +94,8 @@ def confirm(session: Session, appliance: Appliance, name: str, code: str, *, inv
             labels={"credential": "password-and-code"},
         )  # fmt: skip
         return person
-    people.use_invitation(invitation, timestamp(now))
+    if not people.use_invitation(invitation, timestamp(now)):
+        raise TokenRefused("The token has been used already.", "Ask the coordinator's administrator for a new one.")
     person.status, person.registered_at = "active", timestamp(now)
     people.save(person)
     append(

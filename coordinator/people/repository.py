@@ -91,6 +91,10 @@ class PersonRepository:
         )
         return self._session.exec(query).one_or_none()
 
+    def drop_invitations(self, person: str) -> None:
+        """No token that was given out for the person counts any more."""
+        self._session.exec(delete(PersonInvitation).where(col(PersonInvitation.person) == person))
+
     def credential(self, person: str) -> LocalCredential | None:
         return self._session.get(LocalCredential, person)
 

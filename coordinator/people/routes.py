@@ -244,14 +244,14 @@ def post_disable(name: PersonName, by: _Disabler, appliance: ApplianceOf) -> Non
 @router.post("/me/password")
 def change_password(body: Password, caller: CallerOf, appliance: ApplianceOf) -> dict[str, str]:
     """A new password and a new code secret, which count once a code is shown at …/confirm."""
-    require_fresh(caller.started_at, now=appliance.clock())
+    require_fresh(caller.started_at, caller.level, now=appliance.clock())
     made = local_sign_in.begin(appliance, caller.person.name, body.password.get_secret_value())
     return {"secret": made.secret, "uri": made.uri}
 
 
 @router.post("/me/password/confirm", status_code=204)
 def confirm_password(body: Code, caller: CallerOf, appliance: ApplianceOf) -> None:
-    require_fresh(caller.started_at, now=appliance.clock())
+    require_fresh(caller.started_at, caller.level, now=appliance.clock())
     with transaction(appliance.engine) as session:
         local_sign_in.confirm(session, appliance, caller.person.name, body.code)
 

@@ -274,9 +274,14 @@ def require_password(password: str, name: str) -> None:
         raise Malformed("The password repeats few characters or holds your name.", "Choose words that nobody guesses.")
 
 
-def require_fresh(started_at: str, *, now: datetime) -> None:
-    """Raise Forbidden unless the session began within ten minutes: a session that was left open, or stolen, does not
-    change how its person signs in."""
+def require_fresh(started_at: str, level: AuthLevel, *, now: datetime) -> None:
+    """Raise Forbidden unless the session began within ten minutes, and by more than one factor: a session that was left
+    open or stolen, or that a password alone opened, does not change how its person signs in."""
+    if level is AuthLevel.FEDERATED:
+        raise Forbidden(
+            "You signed in by one factor: that changes no way of signing in, and no passkey.",
+            "Sign in by key, by password and code, or through a provider that asks for a second factor.",
+        )
     if now >= moment(started_at) + FRESH:
         raise Forbidden("You signed in too long ago for this.", "Sign in again, then repeat it within ten minutes.")
 

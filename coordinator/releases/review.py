@@ -21,6 +21,7 @@ from coordinator.releases.states import OPEN, OVER, ReleaseState, Vote, admit, m
 from coordinator.releases.tables import Release, ReleaseChallenge, ReleaseVote
 from coordinator.rounds.repository import CandidateRepository
 from coordinator.studies.repository import StudyRepository, training_plan_of
+from coordinator.studies.states import StudyState
 from protocol.approver_signature import Signed, document_of, read_signed, verify_signed
 from protocol.audit_event import EventType
 from protocol.canonical import canonical, parse, sha256_hex
@@ -64,6 +65,7 @@ def draft(
         raise Conflict(f"Study {study} already has a release.", "See `cloister release list`.")
     if plan.membership is not None and candidate.membership is None:
         raise Conflict(f"The membership audit of study {study} is under way.", "Wait for it: `cloister study status`.")
+    require_candidate(session, study)
     if not candidate.weights:
         raise ModelPurged(
             f"The candidate of study {study} was erased: the study's last day for checkpoints has passed.",
@@ -99,6 +101,7 @@ def submit(session: Session, appliance: Appliance, person: Person, name: str) ->
     release = releases.get(name)
     if release.submitter != person.name:
         raise Refused("Only the submitter puts a release into review.", "Ask the researcher who drafted it.")
+    require_candidate(session, release.study)
     releases.set_state(release, move(ReleaseState(release.state), ReleaseState.CHECKING))
     until = appliance.clock() + timedelta(days=plan_of_release(release).spec.review.days)
     release.review_until = timestamp(until)
@@ -117,6 +120,16 @@ def submit(session: Session, appliance: Appliance, person: Person, name: str) ->
     else:
         releases.set_state(release, move(ReleaseState.CHECKING, ReleaseState.IN_REVIEW))
     return release
+
+
+def require_candidate(session: Session, study: str) -> None:
+    """Raises Conflict once the study has lost its candidate: a hospital that withdraws takes what it gave with it."""
+    row = StudyRepository(session).get(study)
+    if StudyState(row.state) is not StudyState.CANDIDATE:
+        why = f"{row.state} ({row.reason})" if row.reason else row.state
+        raise Conflict(
+            f"Study {study} is {why}: its candidate is not for release.", "See `cloister study status`; study anew."
+        )
 
 
 def settle(session: Session, appliance: Appliance, name: str) -> None:
@@ -179,6 +192,8 @@ def decide(
         raise Refused("The decision is signed in a role that you no longer have.", "Ask somebody who has it.")
     if not 1 <= len(reason) <= MAX_REASON or sha256_hex(reason.encode()) != approval.reason_hash:
         raise Malformed("The reason is missing, too long or not the one that was signed.", "Give --reason in words.")
+    if approval.decision == "approve":
+        require_candidate(session, release.study)
     now = timestamp(appliance.clock())
     if isinstance(signed, PasskeySignature):
         count_use(session, appliance, person.name, signed)

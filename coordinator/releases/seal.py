@@ -20,18 +20,21 @@ from coordinator.audit.tables import LogEntry
 from coordinator.audit.witnessing import proof_for
 from coordinator.errors import Unavailable
 from coordinator.evidence.facts import release_papers, study_papers
-from coordinator.incidents.facts import incident_facts, invalidated, is_frozen
+from coordinator.incidents.facts import incident_facts, invalidated
+from coordinator.incidents.repository import IncidentRepository
 from coordinator.people.facts import Actor, actor_facts
 from coordinator.policy.decisions import record
 from coordinator.releases.build import bundle_files, statement_of
 from coordinator.releases.facts import release_facts
 from coordinator.releases.repository import ReleaseRepository, votes_of
-from coordinator.releases.review import plan_of_release, read_approval, subject_of_release
+from coordinator.releases.review import plan_of_release, read_approval, require_candidate, subject_of_release
 from coordinator.releases.states import ReleaseState, move, outcome
 from coordinator.releases.tables import Release
 from coordinator.releases.waivers import standing_waivers
 from coordinator.reviews.repository import ReviewRepository
 from coordinator.rounds.repository import CandidateRepository
+from coordinator.studies.repository import StudyRepository
+from coordinator.studies.states import StudyState
 from policies.decided import Decided, decide
 from policies.findings import Decision
 from policies.packs import Policy
@@ -72,6 +75,7 @@ def seal(session: Session, appliance: Appliance, policy: Policy, who: Actor, nam
     if ReleaseState(release.state) in (ReleaseState.SEALING, ReleaseState.RELEASED):
         return None
     move(ReleaseState(release.state), ReleaseState.SEALING)
+    require_candidate(session, release.study)
     decided = _evaluate(session, appliance, policy, who, release)
     decision = decided.decision
     record(
@@ -124,14 +128,14 @@ def seal(session: Session, appliance: Appliance, policy: Policy, who: Actor, nam
 
 
 def finish(session: Session, appliance: Appliance, name: str) -> bool:
-    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing, no incident freezes the
-    study and no review of its model is open. False until then."""
+    """sealing -> released, once a quorum has cosigned a checkpoint that holds the sealing, no incident about the
+    study or a hospital of its plan and no review of its model is open, and no hospital withdrew. False until then."""
     releases = ReleaseRepository(session)
     release = releases.get(name)
     if ReleaseState(release.state) is ReleaseState.RELEASED:
         return True
     move(ReleaseState(release.state), ReleaseState.RELEASED)
-    if release.entry is None or _is_held(session, release.study):
+    if release.entry is None or _is_held(session, release):
         return False
     try:
         release.proof = proof_for(session, appliance, release.entry)
@@ -145,7 +149,7 @@ def finish(session: Session, appliance: Appliance, name: str) -> bool:
 
 def bundle(session: Session, name: str, *, now: datetime) -> bytes:
     """The sealed bundle. Raises Refused before the release is sealed, cosigned and not suspended, and once a waiver
-    that it rests on has ended."""
+    that it rests on has ended. Raises Conflict once a hospital has withdrawn from the study."""
     releases = ReleaseRepository(session)
     release = releases.get(name)
     statement, event, proof = release.statement, release.event, release.proof
@@ -154,6 +158,7 @@ def bundle(session: Session, name: str, *, now: datetime) -> bytes:
             f"Release {name} is {release.state.replace('_', ' ')}: there is nothing to fetch.",
             "A release can be fetched once it is approved, sealed and cosigned by a quorum of sites.",
         )
+    require_candidate(session, release.study)
     if lapsed := [row.rule for row in releases.waivers(name) if row.expires_at <= timestamp(now)]:
         raise Refused(
             f"The waiver of {', '.join(lapsed)}, on which release {name} rests, has ended.",
@@ -210,6 +215,12 @@ def _is_first(session: Session, release: Release) -> bool:
     )
 
 
-def _is_held(session: Session, study: str) -> bool:
-    """Whether an incident, or a review after patients withdrew, came between the sealing and the quorum."""
-    return is_frozen(session, study) or bool(ReviewRepository(session).open_of(study))
+def _is_held(session: Session, release: Release) -> bool:
+    """Whether an incident about the study or a hospital of its plan, a review after patients withdrew, or a hospital's
+    own withdrawal came between the sealing and the quorum."""
+    study, sites = release.study, plan_of_release(release).names
+    return (
+        StudyState(StudyRepository(session).get(study).state) is not StudyState.CANDIDATE
+        or bool(IncidentRepository(session).open_about(study=study, sites=sites))
+        or bool(ReviewRepository(session).open_of(study))
+    )

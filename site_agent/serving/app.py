@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import Body, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -67,6 +68,15 @@ def create_app(
         return JSONResponse(
             {"error": error.message, "code": error.code, "remedy": error.remedy}, _STATUS.get(error.code, 400)
         )
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(_: Request, __: RequestValidationError) -> JSONResponse:
+        # The framework's own answer repeats what was sent, which is a patient's.
+        told = Malformed(
+            "The request does not have the form that this address takes.",
+            "Send JSON as application/json, a file as application/octet-stream; GET /v2/models/NAME tells the input.",
+        )
+        return JSONResponse({"error": told.message, "code": told.code, "remedy": told.remedy}, 422)
 
     @app.middleware("http")
     async def cap(request: Request, call_next: Any) -> Any:

@@ -96,6 +96,44 @@ def test_one_factor_at_the_provider_is_told_as_one(served: Served, provider: Pro
         assert browser.get("/v1/people/me").json()["level"] == "federated"
 
 
+def test_one_factor_makes_itself_no_second(served: Served, provider: Provider) -> None:
+    invite(served, "bo", provider.user, Role.COMPLIANCE_OFFICER)
+    provider.methods = ["pwd"]
+    with served.client() as browser:
+        browser.get(begin(browser, provider))
+        csrf = csrf_of(browser)
+        headers = {"x-cloister-csrf": csrf, "origin": f"https://{served.address}"}
+        for path, body in (
+            ("/v1/people/me/password", {"password": "twelve plums and a kite"}),
+            ("/v1/people/me/password/confirm", {"code": "123456"}),
+            ("/v1/passkeys/options", {}),
+            ("/v1/passkeys/revoke", {"credential": "AAAA"}),
+        ):
+            refused = browser.post(path, json=body, headers=headers)
+            assert refused.status_code == 403, (path, refused.text)
+            assert "one factor" in refused.json()["detail"], path
+
+
+def test_the_token_of_somebody_who_came_by_the_provider_is_worth_nothing(served: Served, provider: Provider) -> None:
+    with transaction(served.appliance.engine) as session:
+        token = accounts.invite(session, served.appliance, "bo", Role.COMPLIANCE_OFFICER)
+        federated_sign_in.bind(session, served.appliance, "bo", provider.user)
+    with served.client() as browser:
+        assert browser.get(begin(browser, provider)).status_code == 200
+    with served.client() as client:
+        answer = client.post("/v1/people/register", json=TestPerson("bo").registration(token))
+    assert answer.status_code == 403
+    with reading(served.appliance.engine) as session:
+        held = PersonRepository(session).get("bo")
+        assert held is not None
+        assert (held.status, held.key) == ("active", None)
+
+
+def csrf_of(browser: httpx.Client) -> str:
+    """The page's own token, as its script reads it."""
+    return browser.get("/console").text.split('name="csrf" content="')[1].split('"')[0]
+
+
 def test_nobody_gets_an_account_by_having_one_at_the_provider(served: Served, provider: Provider) -> None:
     invite(served, "ada", "another-subject")
     with served.client() as browser:

@@ -184,3 +184,11 @@ def test_no_secret_is_stored(served: Served) -> None:
 def _same_bytes(text: str) -> str:
     """Another base64 text that lax decoders read as the same bytes."""
     return text + "===="
+
+
+def test_a_token_does_not_bring_a_disabled_account_back(served: Served) -> None:
+    token = invite(served, "ada")
+    with transaction(served.appliance.engine) as session:
+        accounts.disable(session, served.appliance, "ada")
+    assert register(served, TestPerson("ada"), token).status_code == 403
+    assert register(served, TestPerson("ada"), invite(served, "ada")).status_code == 201
